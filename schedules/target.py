@@ -1,0 +1,31 @@
+"""What a schedule must know of a machine: one record per target, each number with its reason."""
+
+from dataclasses import dataclass
+
+from tvm.target import Target
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """An x86 micro-architecture level.
+
+    ``lanes`` counts fp32 values per register, ``registers`` the architectural vector registers.
+    Cache sizes are the smallest of the machines of that level that are sold today, in bytes.
+    """
+
+    name: str
+    mcpu: str
+    lanes: int
+    registers: int
+    l1: int = 32 * 1024
+    l2: int = 512 * 1024
+
+    def tvm_target(self) -> Target:
+        return Target({"kind": "llvm", "mcpu": self.mcpu, "mtriple": "x86_64-unknown-linux-gnu"})
+
+
+X86_LEVELS = {
+    "v2": Cpu("v2", "x86-64-v2", lanes=4, registers=16),
+    "v3": Cpu("v3", "x86-64-v3", lanes=8, registers=16),
+    "v4": Cpu("v4", "x86-64-v4", lanes=16, registers=32),
+}
