@@ -1,0 +1,71 @@
+"""What every test may use: markers for what a machine has, the shared models, a single-threaded oracle."""
+
+import os
+import sys
+from pathlib import Path
+
+# Timings and oracles are single-threaded; these are read when the libraries are first loaded.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# `import zoo` in tests and in benchmarks.  Appended, so that it shadows nothing.
+sys.path.append(str(ROOT / "tests"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes many seconds; runs with --run-slow (make test-full)")
+    config.addinivalue_line(
+        "markers", "isa(*features): needs these CPU features, as /proc/cpuinfo spells them"
+    )
+
+
+def cpu_features() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def pytest_collection_modifyitems(config, items):
+    features = cpu_features()
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+        missing = [f for mark in item.iter_markers("isa") for f in mark.args if f not in features]
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"this CPU has no {', '.join(missing)}"))
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """The folder of trained models that are not part of the project."""
+    folder = Path(os.environ.get("SPARSEC_MODELS", ROOT.parent / "shared" / "models"))
+    if not folder.is_dir():
+        pytest.skip("no folder of shared models: set SPARSEC_MODELS to one")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ort_run():
+    """``ort_run(model, feeds) -> {output: array}``: ONNX Runtime, one thread; model is a path or bytes."""
+    import onnxruntime
+
+    def run(model: str | Path | bytes, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        source = model if isinstance(model, bytes) else str(model)
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    return run
