@@ -1,0 +1,180 @@
+"""The artifact: manifest, libraries and weights in one file that is published by one rename.
+
+``base_manifest`` gathers what the rest of the compiler knows, ``write_artifact`` adds the members'
+sizes and hashes and writes the bytes.  The format is described in docs/artifact-format.md; the zip
+headers are those of ``sparsec.runtime.container``, which also reads them.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from sparsec.runtime import container
+from sparsec.runtime.manifest import FORMAT
+
+from .errors import CompileError
+from .plan import Plan, Port
+
+WEIGHTS = "weights.bin"
+
+
+def library_member(level: str) -> str:
+    """The name of the member that holds the library of a CPU level: ``v3`` -> ``model.v3.so``."""
+    return f"model.{level}.so"
+
+
+def base_manifest(
+    plan: Plan,
+    *,
+    sparsec_version: str,
+    tvm_version: str,
+    source_sha256: str,
+    libraries: Mapping[str, Sequence[str]],
+    architecture: str = "x86_64",
+    passes: str = "",
+    layers: Iterable[Mapping] = (),
+    choices: Mapping | None = None,
+    receipt: Mapping | None = None,
+) -> dict:
+    """The manifest of an artifact, all but its ``members``, which ``write_artifact`` fills in.
+
+    ``libraries``: CPU level -> the features its code needs, spelled as in ``runtime/cpu.py``
+    (``LEVEL_FEATURES`` has those of v2, v3, v4), best level first: a loader takes the first that
+    the CPU can run.  ``passes``: the pass pipeline as text.  ``layers``: one dict per layer with
+    ``name``, ``op``, ``pattern``, ``kernel``, ``dense_bytes``, ``packed_bytes``.  ``choices``: what
+    ``--choices`` replays.  ``receipt``: the comparison with ONNX Runtime: ``input`` (kind and
+    seed), ``tolerance``, ``max_error`` (output name -> largest error).
+    """
+    return {
+        "format": FORMAT,
+        "sparsec_version": sparsec_version,
+        "tvm_version": tvm_version,
+        "source_sha256": source_sha256,
+        "target": {"architecture": architecture, "system": "linux"},
+        "libraries": [
+            {"member": library_member(level), "level": level, "features": sorted(features)}
+            for level, features in libraries.items()
+        ],
+        "inputs": [_port(p) for p in plan.inputs],
+        "outputs": [_port(p) for p in plan.outputs],
+        "arena_size": plan.arena_size,
+        "weights_size": len(plan.weights),
+        "passes": passes,
+        "layers": [dict(layer) for layer in layers],
+        "choices": dict(choices or {}),
+        "receipt": dict(receipt or {}),
+    }
+
+
+def _port(port: Port) -> dict:
+    return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape), "dims": list(port.dims)}
+
+
+def write_artifact(path: str | os.PathLike, manifest: Mapping, members: Mapping[str, bytes]) -> None:
+    """Write ``manifest`` and ``members`` (name -> content) to the artifact ``path``.
+
+    Same arguments, same bytes: members go in name order after ``manifest.json``, and no clock, user
+    or machine enters.  The new file takes the old one's place by one rename, after it has reached
+    the disk; whatever happens before that, the old file stays and nothing is left beside it.
+
+    Raises CompileError (one line) if a member's name or the total size is not allowed, or if the
+    file cannot be written.
+    """
+    path = Path(path)
+    pieces = _layout(_canonical(manifest, members), members)
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise CompileError(f"cannot write {str(path)!r}: it exists and is not a regular file; choose another name")
+    try:
+        _publish(path, pieces)
+    except OSError as e:
+        what = os.strerror(e.errno) if e.errno else str(e)
+        raise CompileError(f"cannot write {str(path)!r}: {what}; what was there before is unchanged") from e
+
+
+def _canonical(manifest: Mapping, members: Mapping[str, bytes]) -> bytes:
+    """The manifest's one spelling: sorted keys, UTF-8, one field a line, a newline at the end."""
+    for name in members:
+        if not container.valid_name(name) or name == container.MANIFEST:
+            raise CompileError(f"cannot write a member named {name!r}: use letters, digits, '.', '_' and '-'")
+    if len(members) >= container.MAX_MEMBERS:
+        raise CompileError(f"cannot write {len(members)} members: at most {container.MAX_MEMBERS - 1} are allowed")
+    table = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in members.items()}
+    text = json.dumps({**manifest, "members": table}, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _layout(manifest: bytes, members: Mapping[str, bytes]) -> list[bytes]:
+    """The file's bytes, in pieces."""
+    pieces: list[bytes] = []
+    placed: list[container.Member] = []
+    at = 0
+    for name, data in [(container.MANIFEST, manifest), *sorted(members.items())]:
+        member = container.place(name, len(data), zlib.crc32(data), at)
+        at = member.offset + member.size
+        if at > container.MAX_SIZE:
+            raise CompileError(f"the artifact would be larger than 4 GiB ({at} bytes at {name}), the format's limit")
+        pieces += [container.local_header(member), data]
+        placed.append(member)
+    directory = b"".join(map(container.central_entry, placed))
+    return [*pieces, directory, container.end_record(len(placed), len(directory), at)]
+
+
+def _publish(path: Path, pieces: Iterable[bytes]) -> None:
+    with _new_file(path.parent) as (fd, take_name):
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(fd, view) :]
+        os.fsync(fd)
+        temporary = take_name()
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    with contextlib.suppress(OSError):  # the rename is done; some file systems cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _new_file(folder: Path) -> Iterator[tuple]:
+    """A new file in ``folder`` as (descriptor, function that gives it a name and returns that).
+
+    The file has no name while it is written where the file system allows that, so that even SIGKILL
+    leaves nothing behind; elsewhere it has a hidden one, which is removed on every exception.
+    """
+    name = folder / f".sparsec-{secrets.token_hex(8)}.tmp"
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        anonymous = True
+    except OSError as e:
+        if e.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+            raise
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        anonymous = False
+
+    def take_name() -> Path:
+        if anonymous:
+            os.link(f"/proc/self/fd/{fd}", name, follow_symlinks=True)
+        return name
+
+    try:
+        yield fd, take_name
+    except BaseException:
+        if not anonymous:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        raise
+    finally:
+        os.close(fd)
