@@ -1,4 +1,65 @@
-"""sparsec.passes."""
+"""Graph passes: recognise sparsity that is in a model, and insert it on request.
+
+Recognisers always run and never change numbers; inserters run only when the pipeline text names them.
+Every decision is a :class:`Finding`.
+"""
 
 if __name__ != "sparsec.passes":
     raise ImportError("import sparsec.passes, not passes: one file under two names gives two classes")
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from sparsec.passes import spec
+from sparsec.passes.base import PassError, SparsecPass, SparsecResult
+from sparsec.passes.findings import Finding
+
+# In the order in which they run: always, each exact, before any inserter.
+RECOGNISERS: tuple[type[SparsecPass], ...] = ()
+
+# In the order in which they are listed to the user; they run in the order of the pipeline text.
+INSERTERS: tuple[type[SparsecPass], ...] = ()
+
+
+def parse_pipeline(text: str) -> list[SparsecPass]:
+    """The inserters that ``text`` spells, e.g. ``nm{n=2,m=4},sparsemax``; PassError says what is wrong."""
+    known = {p.NAME: p for p in INSERTERS}
+    for recogniser in RECOGNISERS:
+        if recogniser.NAME in text:
+            raise PassError(
+                f"{recogniser.NAME} always runs and takes no options; leave it out of the pipeline"
+            )
+    return spec.parse(text, known)
+
+
+def print_pipeline(passes: Sequence[SparsecPass]) -> str:
+    """The text that :func:`parse_pipeline` turns back into ``passes``."""
+    return spec.unparse(passes)
+
+
+def run_pipeline(model: ir.Model, passes: Sequence[SparsecPass] | str = ()) -> list[Finding]:
+    """Run every recogniser and then ``passes`` (or the pipeline text) on ``model``, in place.
+
+    Returns the findings of all in the order in which they were made.  Raises PassError where a pass cannot
+    do what its options ask of this model; the model may then be changed in part.
+    """
+    if isinstance(passes, str):
+        passes = parse_pipeline(passes)
+    findings: list[Finding] = []
+    for pass_ in (*(recogniser() for recogniser in RECOGNISERS), *passes):
+        findings.extend(pass_(model).findings)
+    return findings
+
+
+__all__ = [
+    "INSERTERS",
+    "RECOGNISERS",
+    "Finding",
+    "PassError",
+    "SparsecPass",
+    "SparsecResult",
+    "parse_pipeline",
+    "print_pipeline",
+    "run_pipeline",
+]

@@ -1,0 +1,241 @@
+"""Which N:M pattern a weight has, and if none, how near it is.
+
+Everything here works on the canonical form `[out, taps, in]` (a matrix has one tap, a 3x3 convolution nine) and
+looks only at which weights are zero: -0.0 is zero, NaN and infinities are not. `groups` is that of a grouped
+convolution: `out` then holds `groups` runs of channels, and no block of channels crosses from one run to the next.
+
+A pattern fits when, in every full group of m inputs, the union of the non-zeros over each block of channels has
+at most n members. Of all that fit we take the one that keeps least (the dense tail counts as kept), then the
+largest block, then the shortest group.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsec.passes.base import PassError
+from sparsec.passes.nm_pattern import BLOCKS, MAX_M, NM
+
+# Trained weights have zeros beside the pattern, so 30:64 may fit where 2:4 was meant. A longer group or a smaller
+# block has to save this much more before it is preferred; a pattern that is filled exactly needs no such doubt.
+SLACK = 1.1
+# A pattern that leaves more than half of the zeros unused is an accident of scattered zeros, not a structure.
+USED_ZEROS = 0.5
+# A near miss is a pattern plus few outliers: at most this share of the groups, and nearly all zeros explained.
+NEAR_GROUPS = 0.01
+NEAR_USED_ZEROS = 0.9
+# Short powers of two first: they are what people prune to, and an early good bound rejects the rest from a sample.
+_GROUP_LENGTHS = (4, 8, 2, 16, 32, 64, *(m for m in range(3, MAX_M) if m & (m - 1)))
+_SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """`violations` of `groups` groups have more than `nm.n` non-zeros, `worst` at most."""
+
+    nm: NM
+    violations: int
+    groups: int
+    worst: int
+
+    def __str__(self) -> str:
+        # Rounded down: 99.999 must not read as 100.00.
+        percent = np.floor((1 - self.violations / self.groups) * 1e4) / 100
+        have = "has" if self.violations == 1 else "have"
+        up_to = "" if self.worst == self.nm.n + 1 else "up to "
+        plural = "" if self.violations == 1 else "s"
+        return (
+            f"{percent:.2f} % of groups are {self.nm}; {self.violations:,} group{plural} of {self.groups:,} "
+            f"{have} {up_to}{self.worst} non-zeros"
+        )
+
+
+def nonzero_mask(weight: np.ndarray, groups: int = 1) -> np.ndarray:
+    """uint8 `[groups, out / groups, taps, in]`: 1 where the weight is not zero."""
+    if weight.ndim != 3 or weight.size == 0:
+        raise PassError(
+            f"N:M structure: a non-empty weight [out, taps, in] is required, found {weight.shape}"
+        )
+    out, taps, k = weight.shape
+    if groups < 1 or out % groups:
+        raise PassError(f"N:M structure: out must be a multiple of groups, found out={out}, groups={groups}")
+    return np.ascontiguousarray(weight != 0).view(np.uint8).reshape(groups, out // groups, taps, k)
+
+
+def find(weight: np.ndarray, groups: int = 1) -> NM | None:
+    """The tightest pattern that `weight` `[out, taps, in]` has exactly, or None."""
+    return _find(nonzero_mask(weight, groups))
+
+
+def fits(weight: np.ndarray, nm: NM, groups: int = 1) -> bool:
+    """Whether every group of `weight` keeps to `nm`."""
+    mask = nonzero_mask(weight, groups)
+    if nm.m > mask.shape[-1]:
+        return False
+    return int(_counts(_union(mask, nm.block), nm.m).max()) <= nm.n
+
+
+def near_miss(weight: np.ndarray, groups: int = 1) -> NearMiss | None:
+    """The tightest pattern that all but a few groups (1 %) keep to, or None."""
+    return _near_miss(nonzero_mask(weight, groups))
+
+
+def explain(weight: np.ndarray, groups: int = 1) -> str:
+    """Why `find` gave None, with what to do where something can be done."""
+    mask = nonzero_mask(weight, groups)
+    k = mask.shape[-1]
+    zeros = mask.size - int(np.count_nonzero(mask))
+    if zeros == mask.size:
+        return "every weight is zero: there is no pattern to tell"
+    if k < 2:
+        return "the reduction axis has 1 input channel: an N:M group needs 2"
+    if near := _near_miss(mask):
+        option = f",block={near.nm.block}" if near.nm.block > 1 else ""
+        return f"{near}: prune them with nm{{n={near.nm.n},m={near.nm.m}{option}}} or retrain"
+    if across := _find(np.ascontiguousarray(mask.transpose(0, 3, 2, 1))):
+        return f"the pattern {across} runs along output channels; it must run along the input channels"
+    if mask.shape[2] > 1 and (flat := _find(_taps_last(mask))):
+        return (
+            f"the pattern {flat} runs along the input channels and the kernel taps flattened together; "
+            "it must run along the input channels of each tap"
+        )
+    share = f"{zeros / mask.size:.1%} of the weights are zero".replace("%", " %")
+    if loose := _tightest(mask):
+        return f"{share}, but scattered: the tightest pattern that fits, {loose}, keeps {loose.kept_fraction(k):.1%}"
+    return f"{share}, but no n:m with m up to {min(k, MAX_M)} fits"
+
+
+def kept_positions(weight: np.ndarray, nm: NM, groups: int = 1) -> np.ndarray:
+    """The input channels that are stored: int32 `[blocks, taps, nm.kept(in)]`, ascending along the last axis.
+
+    `blocks` counts the blocks of output channels, `groups * ceil(out / groups / block)`; the last one of each
+    group may be short. A group with fewer than n non-zeros is filled up with its lowest unused positions, so that
+    each has exactly n. Raises `PassError` when the weight does not have the pattern.
+    """
+    mask = nonzero_mask(weight, groups)
+    k = mask.shape[-1]
+    full = k // nm.m * nm.m
+    union = _union(mask, nm.block)
+    chosen = union.astype(bool)
+    chosen[..., full:] = True
+    in_groups = chosen[..., :full].reshape(*chosen.shape[:-1], -1, nm.m)
+    missing = nm.n - np.count_nonzero(in_groups, axis=-1, keepdims=True)
+    if full == 0 or missing.min() < 0:
+        raise PassError(
+            f"N:M structure: a weight with the pattern {nm} is required; {_shortfall(missing, k, nm)}"
+        )
+    # uint8 holds it: a group has at most 64 members.
+    in_groups |= np.cumsum(~in_groups, axis=-1, dtype=np.uint8) <= missing
+    chosen[..., :full] = in_groups.reshape(*chosen.shape[:-1], full)
+    index = np.flatnonzero(chosen) % k
+    return index.reshape(-1, mask.shape[2], nm.kept(k)).astype(np.int32)
+
+
+def _shortfall(missing: np.ndarray, k: int, nm: NM) -> str:
+    if missing.size == 0:
+        return f"its {k} input channels are fewer than m={nm.m}"
+    return f"{np.count_nonzero(missing < 0):,} of {missing.size:,} groups have more than {nm.n} non-zeros"
+
+
+def _find(mask: np.ndarray) -> NM | None:
+    """The tightest pattern, if it is a structure rather than an accident of scattered zeros."""
+    nm = _tightest(mask)
+    k = mask.shape[-1]
+    zeros = 1 - np.count_nonzero(mask) / mask.size
+    return nm if nm and 1 - nm.kept_fraction(k) >= USED_ZEROS * zeros else None
+
+
+def _tightest(mask: np.ndarray) -> NM | None:
+    """The selection rule of the module's docstring over all patterns that fit exactly."""
+    nonzeros = int(np.count_nonzero(mask))
+    if nonzeros == 0:
+        return None
+    k = mask.shape[-1]
+    zeros_per_row = (mask.size - nonzeros) / (mask.size // k)
+    sample = np.ascontiguousarray(mask[:, :_SAMPLE])
+    fitting: list[tuple[float, NM]] = []
+    best = 1.0
+    for m in _GROUP_LENGTHS:
+        if m > k or zeros_per_row < k // m:
+            continue  # n < m takes at least one zero in every group
+        least = max(1, int(_counts(sample, m).max()))
+        if least == m or NM(least, m).kept_fraction(k) > best * SLACK:
+            continue
+        for block, union in _unions(mask):
+            n = max(1, int(_counts(union, m).max()))
+            if n == m or (kept := NM(n, m).kept_fraction(k)) > best * SLACK:
+                break  # a larger block keeps more still
+            fitting.append((kept, NM(n, m, block)))
+            best = min(best, kept)
+    if not fitting:
+        return None
+    exact = round(best * mask.size) == nonzeros
+    limit = best * (1 if exact else SLACK) + 1e-9
+    return min((nm for kept, nm in fitting if kept <= limit), key=lambda nm: (-nm.block, nm.m))
+
+
+def _near_miss(mask: np.ndarray) -> NearMiss | None:
+    k = mask.shape[-1]
+    density = np.count_nonzero(mask) / mask.size
+    near: list[tuple[float, NearMiss]] = []
+    for m in _GROUP_LENGTHS:
+        if m > k:
+            continue
+        for block, union in _unions(mask):
+            counts = _counts(union, m)
+            # Outliers raise the density above n:m by at most their share, so nothing smaller can be meant.
+            lowest = max(1, int(np.floor((density - NEAR_GROUPS) * m)))
+            for n in range(lowest, m):
+                nm = NM(n, m, block)
+                kept = nm.kept_fraction(k)
+                if 1 - kept < NEAR_USED_ZEROS * (1 - density):
+                    break
+                violations = int(np.count_nonzero(counts > n))
+                if violations <= NEAR_GROUPS * counts.size:
+                    near.append((kept, NearMiss(nm, violations, counts.size, int(counts.max()))))
+                    break
+    if not near:
+        return None
+    limit = min(kept for kept, _ in near) * SLACK
+    best = min((miss for kept, miss in near if kept <= limit), key=lambda miss: (-miss.nm.block, miss.nm.m))
+    return best if best.violations else None
+
+
+def _unions(mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(block, non-zeros shared by block) for every block up to the first that holds all channels."""
+    union, size = mask, 1
+    for block in BLOCKS:
+        union, size = _union(union, block // size), block
+        yield block, union
+        if block >= mask.shape[1]:
+            return
+
+
+def _union(mask: np.ndarray, block: int) -> np.ndarray:
+    """`[groups, ceil(out / block), taps, in]`: 1 where any channel of the block is non-zero."""
+    if block == 1:
+        return mask
+    groups, out, taps, k = mask.shape
+    if out % block:
+        mask = np.concatenate([mask, np.zeros((groups, -out % block, taps, k), np.uint8)], axis=1)
+    return np.bitwise_or.reduce(mask.reshape(groups, -1, block, taps, k), axis=2)
+
+
+def _counts(mask: np.ndarray, m: int) -> np.ndarray:
+    """Non-zeros in each full group of `m` along the last axis, uint8."""
+    full = mask.shape[-1] // m * m
+    lanes = {2: np.uint16, 4: np.uint32, 8: np.uint64}.get(m)
+    if lanes and full == mask.shape[-1] and mask.flags.c_contiguous:
+        # Bytes are 0 or 1, so the population count of the whole group read as one integer is the sum.
+        return np.bitwise_count(mask.view(lanes))
+    # Summed one column at a time: numpy's reduction over a short last axis is ten times slower.
+    total = mask[..., 0:full:m].copy()
+    for column in range(1, m):
+        total += mask[..., column:full:m]
+    return total
+
+
+def _taps_last(mask: np.ndarray) -> np.ndarray:
+    groups, out, taps, k = mask.shape
+    return np.ascontiguousarray(mask.transpose(0, 1, 3, 2)).reshape(groups, out, 1, k * taps)
