@@ -4,12 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-# Timings and oracles are single-threaded; these are read when the libraries are first loaded.
+import pytest
+
+# Timings and oracles are single-threaded; these are read when the libraries are first loaded,
+# so nothing above may import numpy.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
-
-import numpy as np
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,7 +59,7 @@ def ort_run():
     """``ort_run(model, feeds) -> {output: array}``: ONNX Runtime, one thread; model is a path or bytes."""
     import onnxruntime
 
-    def run(model: str | Path | bytes, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(model: str | Path | bytes, feeds: dict) -> dict:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
