@@ -1,0 +1,106 @@
+"""ONNX to Relax: TVM's importer, with our own converters in front of its table.
+
+An operator of ours, or one whose TVM conversion is missing, slow or not exact, has a row in
+``relax_ops.CONVERTERS``; every other operator of the standard domain goes through TVM.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+import numpy as np
+import onnx_ir as ir
+import tvm
+from tvm import relax
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+
+from sparsec.compiler import relax_ops
+from sparsec.compiler.errors import CompileError
+from sparsec.compiler.planner import address
+
+
+class _Values(dict):
+    """Importer values by name; an initializer becomes a Relax constant when somebody asks for it."""
+
+    def __init__(self, initializers: Mapping[str, ir.Value]):
+        super().__init__()
+        self.initializers = initializers
+
+    def __missing__(self, name: str):
+        self[name] = relax.const(np.ascontiguousarray(self.initializers[name].const_value.numpy()))
+        return self[name]
+
+
+class Importer(ONNXGraphImporter):
+    """Builds the Relax module of ``model``; every value must have a static shape and a dtype.
+
+    ``choices`` says per node name whether its N:M weight is run "sparse" or "dense".
+    ``labels`` maps the address of each packed weight to its node's name, ``layers`` collects one
+    record per layer with weights: what it is, which kernel, how large before and after packing.
+    """
+
+    def __init__(self, model: ir.Model, choices: Mapping[str, str]):
+        super().__init__(shape_dict={}, dtype_dict={}, sanitize=False)
+        self.model = model
+        self.choices = choices
+        self.labels: dict[int, str] = {}
+        self.layers: list[dict] = []
+        self._kernels: dict[str, tvm.ir.GlobalVar] = {}
+        self._nodes = _Values(model.graph.initializers)
+        self._by_name = {node.name: node for node in model.graph}
+
+    def run(self) -> tvm.IRModule:
+        graph = self.model.graph
+        self.opset = graph.opset_imports[""]
+        params = []
+        for index, value in enumerate(graph.inputs):
+            shape = [int(d) for d in value.shape]
+            param = relax.Var(f"input_{index}", relax.TensorType(shape, str(value.dtype.numpy())))
+            self._nodes[value.name] = param
+            params.append(param)
+        with self.bb.function("main", params), contextlib.ExitStack() as stack:
+            stack.enter_context(self.bb.dataflow())
+            self._construct_nodes(SimpleNamespace(node=[ir.to_proto(node) for node in graph]))
+            outputs = [self._nodes[value.name] for value in graph.outputs]
+            result = self.bb.emit_output(relax.Tuple(outputs))
+            stack.close()
+            self.bb.emit_func_output(result)
+        return self.bb.get()
+
+    def _convert_operator(self, op_name, inputs, attrs, opset):
+        node = self._by_name[attrs["tvm_custom"]["name"]]
+        convert = relax_ops.CONVERTERS.get((node.domain, op_name))
+        try:
+            if convert is not None:
+                result = convert(self, node, list(inputs))
+                if result is not None:
+                    return self.bb.normalize(result)
+            if node.domain not in ("", "ai.onnx"):
+                raise CompileError(
+                    f"{node.domain}::{op_name} '{node.name}' has no kernel; expand its function first"
+                )
+            return super()._convert_operator(op_name, inputs, attrs, opset)
+        except CompileError:
+            raise
+        except Exception as error:
+            line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise CompileError(f"{op_name} '{node.name}' could not be imported: {line}") from error
+
+    # What converters use --------------------------------------------------------------------------
+
+    def kernel(self, name: str, prim_func, args, shape, dtype="float32"):
+        """A call of ``prim_func``; ``shape`` may be a list of shapes for several outputs."""
+        prim_func = prim_func.without_attr("global_symbol")
+        var = self.bb.add_func(prim_func, name)
+        if shape and isinstance(shape[0], (list, tuple)):
+            dtypes = dtype if isinstance(dtype, (list, tuple)) else [dtype] * len(shape)
+            out = [relax.TensorType(s, d) for s, d in zip(shape, dtypes, strict=True)]
+        else:
+            out = relax.TensorType(shape, dtype)
+        return self.bb.emit(relax.call_tir(var, args, out))
+
+    def weight(self, array: np.ndarray, node: ir.Node):
+        """A constant that belongs to ``node``."""
+        constant = relax.const(np.ascontiguousarray(array))
+        self.labels[address(constant.value)] = node.name
+        return constant
