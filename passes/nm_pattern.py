@@ -16,10 +16,10 @@ _TEXT = re.compile(r"(\d+):(\d+)(?:x(\d+))?")
 
 @dataclass(frozen=True, order=True)
 class NM:
-    """Each group of `m` consecutive input channels keeps `n`; `block` consecutive output channels agree on which.
+    """Each group of `m` consecutive inputs keeps `n`; `block` consecutive output channels agree on which.
 
-    Groups never straddle the end of the axis: a tail shorter than `m` is dense. Raises `PassError` for numbers
-    that make no pattern.
+    Groups never straddle the end of the axis: a tail shorter than `m` is dense. Raises `PassError` for
+    numbers that make no pattern.
     """
 
     n: int
@@ -33,7 +33,7 @@ class NM:
                 raise PassError(f"N:M pattern: {name} must be an integer, found {value!r}")
         if not 1 <= self.n < self.m:
             raise PassError(
-                f"N:M pattern: 1 <= n < m is required, found n={self.n}, m={self.m}; 2:4 keeps 2 of every 4 weights"
+                f"N:M pattern: 1 <= n < m is required, found n={self.n}, m={self.m}; 2:4 keeps 2 of every 4"
             )
         if self.m > MAX_M:
             raise PassError(f"N:M pattern: m is at most {MAX_M}, found m={self.m}; choose shorter groups")
@@ -44,7 +44,7 @@ class NM:
 
     @classmethod
     def parse(cls, text: str) -> "NM":
-        """`"2:4x32"` -> `NM(2, 4, 32)`; without `x...` the block is 1. Raises `PassError` on anything else."""
+        """`"2:4x32"` -> `NM(2, 4, 32)`; without `x...` the block is 1. Raises `PassError` on other text."""
         match = _TEXT.fullmatch(text.strip())
         if match is None:
             raise PassError(f"N:M pattern: required n:m or n:mxblock, found {text!r}; write 2:4 or 2:4x32")

@@ -1,15 +1,17 @@
 """Which N:M pattern a weight has, and if none, how near it is.
 
-Everything here works on the canonical form `[out, taps, in]` (a matrix has one tap, a 3x3 convolution nine) and
-looks only at which weights are zero: -0.0 is zero, NaN and infinities are not. `groups` is that of a grouped
-convolution: `out` then holds `groups` runs of channels, and no block of channels crosses from one run to the next.
+Everything here works on the canonical form `[out, taps, in]` (a matrix has one tap, a 3x3 convolution nine)
+and looks only at which weights are zero: -0.0 is zero, NaN and infinities are not. `groups` is that of a
+grouped convolution: `out` then holds `groups` runs of channels, and no block crosses from one to the next.
 
-A pattern fits when, in every full group of m inputs, the union of the non-zeros over each block of channels has
-at most n members. Of all that fit we take the one that keeps least (the dense tail counts as kept), then the
-largest block, then the shortest group.
+A pattern fits when, in every full group of m inputs, the union of the non-zeros over each block of channels
+has at most n members. Of all that fit we take the one that keeps least (the dense tail counts as kept), then
+the largest block, then the shortest group. It is *tight* when it explains nearly all zeros; where nothing is
+tight and nothing else explains the zeros (few outliers, another axis), a loose fit is taken for what it is
+worth.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +19,18 @@ import numpy as np
 from sparsec.passes.base import PassError
 from sparsec.passes.nm_pattern import BLOCKS, MAX_M, NM
 
-# Trained weights have zeros beside the pattern, so 30:64 may fit where 2:4 was meant. A longer group or a smaller
-# block has to save this much more before it is preferred; a pattern that is filled exactly needs no such doubt.
+# Trained weights have zeros beside the pattern, so 30:64 may fit where 2:4 was meant. A longer group or a
+# smaller block has to save this much more to be preferred; an exactly filled pattern needs no such doubt.
 SLACK = 1.1
-# A pattern that leaves more than half of the zeros unused is an accident of scattered zeros, not a structure.
-USED_ZEROS = 0.5
-# A near miss is a pattern plus few outliers: at most this share of the groups, and nearly all zeros explained.
+# Tight: at least this share of the zeros is skipped, and of the kept positions is non-zero. Scattered zeros
+# come nowhere near both, so any m may be tried without seeing patterns in noise.
+TIGHT_USED, TIGHT_FILLED = 0.9, 0.75
+# Loose: below this share of skipped zeros the fit is an accident; and only groups that are common.
+LOOSE_USED, LOOSE_M = 0.5, (4, 8, 16, 2, 32)
+# A near miss is a tight pattern but for at most this share of the groups.
 NEAR_GROUPS = 0.01
-NEAR_USED_ZEROS = 0.9
-# Short powers of two first: they are what people prune to, and an early good bound rejects the rest from a sample.
-_GROUP_LENGTHS = (4, 8, 2, 16, 32, 64, *(m for m in range(3, MAX_M) if m & (m - 1)))
+# Short powers of two first: people prune to them, and an early good bound rejects the rest from a sample.
+_ALL_M = (4, 8, 2, 16, 32, 64, *(m for m in range(3, MAX_M) if m & (m - 1)))
 _SAMPLE = 64
 
 
@@ -45,9 +49,11 @@ class NearMiss:
         have = "has" if self.violations == 1 else "have"
         up_to = "" if self.worst == self.nm.n + 1 else "up to "
         plural = "" if self.violations == 1 else "s"
+        block = f",block={self.nm.block}" if self.nm.block > 1 else ""
         return (
             f"{percent:.2f} % of groups are {self.nm}; {self.violations:,} group{plural} of {self.groups:,} "
-            f"{have} {up_to}{self.worst} non-zeros"
+            f"{have} {up_to}{self.worst} non-zeros: prune them with nm{{n={self.nm.n},m={self.nm.m}{block}}} "
+            "or retrain"
         )
 
 
@@ -63,9 +69,38 @@ def nonzero_mask(weight: np.ndarray, groups: int = 1) -> np.ndarray:
     return np.ascontiguousarray(weight != 0).view(np.uint8).reshape(groups, out // groups, taps, k)
 
 
-def find(weight: np.ndarray, groups: int = 1) -> NM | None:
-    """The tightest pattern that `weight` `[out, taps, in]` has exactly, or None."""
-    return _find(nonzero_mask(weight, groups))
+def find(weight: np.ndarray, groups: int = 1) -> NM | NearMiss | str:
+    """The pattern that `weight` `[out, taps, in]` has exactly, or why it has none (in `str`, one line)."""
+    mask = nonzero_mask(weight, groups)
+    k = mask.shape[-1]
+    nonzeros = int(np.count_nonzero(mask))
+    density = nonzeros / mask.size
+    if nonzeros == 0:
+        return "every weight is zero: there is no pattern to tell"
+    if k < 2:
+        return "the reduction axis has 1 input channel: an N:M group needs 2"
+    nm = _tight(mask)
+    if nm and nm.kept_fraction(k) == density:
+        return nm
+    # 33:64 fits what is 2:4 but for one group: the short pattern is the one that was meant.
+    near = _near_miss(mask, nm.m if nm else MAX_M)
+    if nm and not (near and near.nm.kept_fraction(k) < nm.kept_fraction(k)):
+        return nm
+    if near:
+        return near
+    if across := _tight(np.ascontiguousarray(mask.transpose(0, 3, 2, 1))):
+        return f"the pattern {across} runs along output channels; it must run along the input channels"
+    if mask.shape[2] > 1 and (flat := _tight(_taps_last(mask))):
+        return (
+            f"the pattern {flat} runs along input channels and kernel taps flattened together; "
+            "it must run along the input channels of each tap"
+        )
+    if loose := _tightest(mask, LOOSE_M, 1 - LOOSE_USED * (1 - density)):
+        return loose
+    zeros = f"{100 * (1 - density):.1f} % of the weights are zero, but scattered"
+    if best := _tightest(mask, LOOSE_M, 1.0):
+        return f"{zeros}: {best}, the tightest pattern that fits, keeps {100 * best.kept_fraction(k):.1f} %"
+    return f"{zeros}: no n:m fits"
 
 
 def fits(weight: np.ndarray, nm: NM, groups: int = 1) -> bool:
@@ -76,42 +111,12 @@ def fits(weight: np.ndarray, nm: NM, groups: int = 1) -> bool:
     return int(_counts(_union(mask, nm.block), nm.m).max()) <= nm.n
 
 
-def near_miss(weight: np.ndarray, groups: int = 1) -> NearMiss | None:
-    """The tightest pattern that all but a few groups (1 %) keep to, or None."""
-    return _near_miss(nonzero_mask(weight, groups))
-
-
-def explain(weight: np.ndarray, groups: int = 1) -> str:
-    """Why `find` gave None, with what to do where something can be done."""
-    mask = nonzero_mask(weight, groups)
-    k = mask.shape[-1]
-    zeros = mask.size - int(np.count_nonzero(mask))
-    if zeros == mask.size:
-        return "every weight is zero: there is no pattern to tell"
-    if k < 2:
-        return "the reduction axis has 1 input channel: an N:M group needs 2"
-    if near := _near_miss(mask):
-        option = f",block={near.nm.block}" if near.nm.block > 1 else ""
-        return f"{near}: prune them with nm{{n={near.nm.n},m={near.nm.m}{option}}} or retrain"
-    if across := _find(np.ascontiguousarray(mask.transpose(0, 3, 2, 1))):
-        return f"the pattern {across} runs along output channels; it must run along the input channels"
-    if mask.shape[2] > 1 and (flat := _find(_taps_last(mask))):
-        return (
-            f"the pattern {flat} runs along the input channels and the kernel taps flattened together; "
-            "it must run along the input channels of each tap"
-        )
-    share = f"{zeros / mask.size:.1%} of the weights are zero".replace("%", " %")
-    if loose := _tightest(mask):
-        return f"{share}, but scattered: the tightest pattern that fits, {loose}, keeps {loose.kept_fraction(k):.1%}"
-    return f"{share}, but no n:m with m up to {min(k, MAX_M)} fits"
-
-
 def kept_positions(weight: np.ndarray, nm: NM, groups: int = 1) -> np.ndarray:
     """The input channels that are stored: int32 `[blocks, taps, nm.kept(in)]`, ascending along the last axis.
 
     `blocks` counts the blocks of output channels, `groups * ceil(out / groups / block)`; the last one of each
-    group may be short. A group with fewer than n non-zeros is filled up with its lowest unused positions, so that
-    each has exactly n. Raises `PassError` when the weight does not have the pattern.
+    group may be short. A group with fewer than n non-zeros is filled up with its lowest unused positions, so
+    that each has exactly n. Raises `PassError` when the weight does not have the pattern.
     """
     mask = nonzero_mask(weight, groups)
     k = mask.shape[-1]
@@ -138,67 +143,82 @@ def _shortfall(missing: np.ndarray, k: int, nm: NM) -> str:
     return f"{np.count_nonzero(missing < 0):,} of {missing.size:,} groups have more than {nm.n} non-zeros"
 
 
-def _find(mask: np.ndarray) -> NM | None:
-    """The tightest pattern, if it is a structure rather than an accident of scattered zeros."""
-    nm = _tightest(mask)
-    k = mask.shape[-1]
-    zeros = 1 - np.count_nonzero(mask) / mask.size
-    return nm if nm and 1 - nm.kept_fraction(k) >= USED_ZEROS * zeros else None
+def _tight_limit(density: float) -> float:
+    """The largest kept fraction that is still tight."""
+    return min(1 - TIGHT_USED * (1 - density), density / TIGHT_FILLED)
 
 
-def _tightest(mask: np.ndarray) -> NM | None:
-    """The selection rule of the module's docstring over all patterns that fit exactly."""
+def _tight(mask: np.ndarray) -> NM | None:
+    return _tightest(mask, _ALL_M, _tight_limit(np.count_nonzero(mask) / mask.size))
+
+
+def _tightest(mask: np.ndarray, lengths: Sequence[int], limit: float) -> NM | None:
+    """The selection rule of the module's docstring over all that fits exactly and keeps at most `limit`."""
     nonzeros = int(np.count_nonzero(mask))
-    if nonzeros == 0:
-        return None
     k = mask.shape[-1]
     zeros_per_row = (mask.size - nonzeros) / (mask.size // k)
     sample = np.ascontiguousarray(mask[:, :_SAMPLE])
+    filled = nonzeros / mask.size
     fitting: list[tuple[float, NM]] = []
-    best = 1.0
-    for m in _GROUP_LENGTHS:
+    for m in lengths:
         if m > k or zeros_per_row < k // m:
             continue  # n < m takes at least one zero in every group
-        least = max(1, int(_counts(sample, m).max()))
-        if least == m or NM(least, m).kept_fraction(k) > best * SLACK:
+        # Once a pattern is filled exactly, a longer group can win by a larger block only.
+        beaten = max((nm.block for kept, nm in fitting if kept == filled and nm.m < m), default=0)
+        if beaten == BLOCKS[-1]:
+            continue
+        block_from = min(b for b in BLOCKS if b > beaten)
+        least = max(1, int(_counts(_union(sample, block_from), m).max()))
+        if least == m or NM(least, m).kept_fraction(k) > limit:
             continue
         for block, union in _unions(mask):
+            if block < block_from:
+                continue
             n = max(1, int(_counts(union, m).max()))
-            if n == m or (kept := NM(n, m).kept_fraction(k)) > best * SLACK:
+            if n == m or (kept := NM(n, m).kept_fraction(k)) > limit:
                 break  # a larger block keeps more still
             fitting.append((kept, NM(n, m, block)))
-            best = min(best, kept)
+            limit = min(limit, kept * SLACK)
     if not fitting:
         return None
-    exact = round(best * mask.size) == nonzeros
-    limit = best * (1 if exact else SLACK) + 1e-9
-    return min((nm for kept, nm in fitting if kept <= limit), key=lambda nm: (-nm.block, nm.m))
+    best = min(kept for kept, _ in fitting)
+    if best != filled:
+        best *= SLACK
+    return min((nm for kept, nm in fitting if kept <= best + 1e-9), key=lambda nm: (-nm.block, nm.m))
 
 
-def _near_miss(mask: np.ndarray) -> NearMiss | None:
+def _near_miss(mask: np.ndarray, longest: int) -> NearMiss | None:
+    """The tightest pattern, m <= longest, that all but a few groups keep to; None where all of them do."""
     k = mask.shape[-1]
     density = np.count_nonzero(mask) / mask.size
+    limit = _tight_limit(density)
+    sample = np.ascontiguousarray(mask[:, :_SAMPLE])
     near: list[tuple[float, NearMiss]] = []
-    for m in _GROUP_LENGTHS:
-        if m > k:
+    for m in _ALL_M:
+        if m > min(k, longest):
+            continue
+        # Outliers raise the density above n:m by at most their share, so nothing smaller can be meant.
+        lowest = max(1, int((density - NEAR_GROUPS) * m))
+        patterns = [n for n in range(lowest, m) if NM(n, m).kept_fraction(k) <= limit]
+        # Outliers may sit close together, hence the allowance for the sample.
+        if not patterns or np.mean(_counts(sample, m) > patterns[-1]) > 0.5:
             continue
         for block, union in _unions(mask):
             counts = _counts(union, m)
-            # Outliers raise the density above n:m by at most their share, so nothing smaller can be meant.
-            lowest = max(1, int(np.floor((density - NEAR_GROUPS) * m)))
-            for n in range(lowest, m):
-                nm = NM(n, m, block)
-                kept = nm.kept_fraction(k)
-                if 1 - kept < NEAR_USED_ZEROS * (1 - density):
-                    break
+            for n in patterns:
                 violations = int(np.count_nonzero(counts > n))
                 if violations <= NEAR_GROUPS * counts.size:
-                    near.append((kept, NearMiss(nm, violations, counts.size, int(counts.max()))))
+                    nm = NM(n, m, block)
+                    near.append(
+                        (nm.kept_fraction(k), NearMiss(nm, violations, counts.size, int(counts.max())))
+                    )
                     break
+            else:
+                break  # a larger block violates more still
     if not near:
         return None
-    limit = min(kept for kept, _ in near) * SLACK
-    best = min((miss for kept, miss in near if kept <= limit), key=lambda miss: (-miss.nm.block, miss.nm.m))
+    tightest = min(kept for kept, _ in near) * SLACK
+    best = min((x for kept, x in near if kept <= tightest), key=lambda x: (-x.nm.block, x.nm.m))
     return best if best.violations else None
 
 
