@@ -1,0 +1,98 @@
+"""Compile commands for the C sources of ``runtime/c``: the core of every library, and libsparsec.
+
+No build system: each source is one command, and callers run them where they like.  Nothing here
+depends on time, user or folder, so the same compiler gives the same objects.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from .errors import SparsecError
+
+SOURCES = Path(__file__).resolve().parent / "c"
+CORE = ("core/backend.c", "core/context.c", "core/cpus.c", "core/pool.c")
+LIBRARY = ("lib/cpu.c", "lib/json.c", "lib/manifest.c", "lib/open.c", "lib/sha256.c", "lib/zip.c")
+
+# No fast-math in any form: it would flush denormals for the whole process as soon as it is loaded.
+FLAGS = (
+    "-std=c11",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-ident",
+    "-D_GNU_SOURCE",
+    "-DSPARSEC_BUILD",
+    "-Wall",
+    "-Wextra",
+)
+
+
+class BuildError(SparsecError):
+    """No C compiler, or one that failed; the text is one line."""
+
+
+def compiler() -> list[str]:
+    """The command of the C compiler: $CC, else the host's ``cc``, else the one in ``ziglang``.
+
+    Raises BuildError if there is none.
+    """
+    named = os.environ.get("CC", "").split()
+    if named:
+        if shutil.which(named[0]) is None:
+            raise BuildError(f"the C compiler {named[0]!r}, named by $CC, is not installed; unset CC or install it")
+        return named
+    if shutil.which("cc"):
+        return ["cc"]
+    if find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu"]
+    raise BuildError("no C compiler found: install one as 'cc', or run: python -m pip install ziglang")
+
+
+def compile_command(cc: Sequence[str], source: str, output: str) -> list[str]:
+    """The command that compiles ``source``, a file relative to the folder it runs in."""
+    here = f"-ffile-prefix-map={SOURCES}=sparsec"
+    return [*cc, *FLAGS, here, f"-I{SOURCES}", "-c", source, "-o", output]
+
+
+def run(command: Sequence[str], folder: Path) -> str:
+    """Runs ``command`` in ``folder`` and returns what it said; raises BuildError with its words."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    if done.returncode:
+        words = " | ".join(line.strip() for line in done.stderr.splitlines() if "error" in line or "undefined" in line)
+        raise BuildError(f"{command[0]} failed with exit code {done.returncode}: {words or done.stderr.strip()}"[:2000])
+    return done.stderr
+
+
+def compile_core(cc: Sequence[str], folder: Path) -> list[str]:
+    """Compiles the core into ``folder``; returns the object files' names, in link order."""
+    objects = []
+    for source in CORE:
+        name = "core_" + Path(source).stem + ".o"
+        run(compile_command(cc, str(SOURCES / source), name), folder)
+        objects.append(name)
+    return objects
+
+
+def build_library(folder: Path) -> tuple[Path, Path]:
+    """Builds ``libsparsec.a`` and ``libsparsec.so`` for C users into ``folder``, and returns them."""
+    cc = compiler()
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in LIBRARY:
+        name = "lib_" + Path(source).stem + ".o"
+        run(compile_command(cc, str(SOURCES / source), name), folder)
+        objects.append(name)
+    shared = ["-shared", "-Wl,-soname,libsparsec.so.0", "-Wl,-z,defs", "-Wl,--build-id=none", "-s"]
+    run([*cc, *shared, "-o", "libsparsec.so", *objects, "-ldl", "-lpthread"], folder)
+    archive = ["ar"] if shutil.which("ar") else [sys.executable, "-m", "ziglang", "ar"]
+    (folder / "libsparsec.a").unlink(missing_ok=True)
+    run([*archive, "rcsD", "libsparsec.a", *objects], folder)
+    for name in objects:
+        (folder / name).unlink()
+    return folder / "libsparsec.a", folder / "libsparsec.so"

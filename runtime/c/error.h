@@ -1,0 +1,31 @@
+// error.h - filling a sparsec_error; shared by the core and the library for C users
+
+#ifndef SPARSEC_ERROR_H
+#define SPARSEC_ERROR_H
+
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "sparsec.h"
+
+// Line ends inside a message (a path or a name may have some) become spaces: messages are one line.
+static inline void one_line(char *text) {
+    for (; *text; text++)
+        if (*text == '\n' || *text == '\r') *text = ' ';
+}
+
+// Fills *error, unless it is NULL, and returns `kind`.
+__attribute__((format(printf, 3, 4))) static inline sparsec_status fail(sparsec_error *error, sparsec_status kind,
+                                                                        const char *format, ...) {
+    if (error) {
+        va_list args;
+        va_start(args, format);
+        error->kind = kind;
+        vsnprintf(error->message, sizeof error->message, format, args);
+        va_end(args);
+        one_line(error->message);
+    }
+    return kind;
+}
+
+#endif

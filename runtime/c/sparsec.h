@@ -1,0 +1,160 @@
+// sparsec.h - run a compiled model (model.sparsec) from C
+//
+// Needs libc and POSIX threads, nothing else.  Link with -lsparsec -ldl -lpthread.
+//
+//     sparsec_error error;
+//     sparsec_model *model;
+//     sparsec_context *context;
+//     if (sparsec_open("model.sparsec", &model, &error) ||
+//         sparsec_context_create(model, 0, &context, &error) ||
+//         sparsec_bind_input(context, 0, pixels, sizeof pixels, &error) ||
+//         sparsec_run(context, &error))
+//         return fprintf(stderr, "%s\n", error.message), 1;
+//     const float *scores = sparsec_output_data(context, 0);
+
+#ifndef SPARSEC_H
+#define SPARSEC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Section: version
+
+#define SPARSEC_VERSION "0.1.0"
+#define SPARSEC_FORMAT 1 // the artifact format that this library reads
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(SPARSEC_BUILD)
+#define SPARSEC_API __attribute__((visibility("default")))
+#else
+#define SPARSEC_API
+#endif
+
+// The version of the library that is linked, which may be newer than the header's.
+SPARSEC_API const char *sparsec_version(void);
+
+// Section: errors
+//
+// Every function that can fail returns SPARSEC_OK (0) or the kind of the failure, and, unless
+// `error` is NULL, fills *error with the kind and a message of one line.  On success *error is left
+// alone.  There is no other error state.
+
+typedef enum sparsec_status {
+    SPARSEC_OK = 0,
+    SPARSEC_E_ARTIFACT = 1, // the bytes are damaged, cut off or cannot be read
+    SPARSEC_E_FORMAT = 2,   // not an artifact, or one of a newer format
+    SPARSEC_E_TARGET = 3,   // built for another architecture, or the CPU lacks features
+    SPARSEC_E_INPUT = 4,    // a wrong index, size or option, or an input that was never given
+    SPARSEC_E_RUN = 5,      // a kernel refused, or memory or threads ran out
+} sparsec_status;
+
+typedef struct sparsec_error {
+    sparsec_status kind;
+    char message[1020]; // UTF-8, ends with a zero byte, no newline
+} sparsec_error;
+
+// Section: models
+//
+// A model is read-only once it is open: any number of threads may use it at the same time.
+
+typedef struct sparsec_model sparsec_model;
+
+// Opens an artifact.  Nothing of it is executed before its structure, its format number, its
+// target and the SHA-256 of every member have been checked, in this order, and what is executed is
+// the very bytes that were hashed.  Weights are mapped, not read: processes share them.  So the
+// file must not be changed in place while the model is open; replacing it by rename is safe.
+SPARSEC_API sparsec_status sparsec_open(const char *path, sparsec_model **model, sparsec_error *error);
+
+// The same for an open file descriptor of a regular file.  The descriptor is not kept and not
+// closed, its position does not matter.
+SPARSEC_API sparsec_status sparsec_open_fd(int fd, sparsec_model **model, sparsec_error *error);
+
+// The same for an artifact in memory.  `data` must be aligned to 64 bytes and must stay there,
+// unchanged, until sparsec_close.
+SPARSEC_API sparsec_status sparsec_open_memory(const void *data, size_t size, sparsec_model **model,
+                                               sparsec_error *error);
+
+// Frees the model; its contexts must have been freed before.  NULL is allowed.
+SPARSEC_API void sparsec_close(sparsec_model *model);
+
+// Section: what a model takes and gives
+
+typedef struct sparsec_tensor {
+    const char *name;     // as in the source model
+    const char *dtype;    // NumPy's name: "float32", "int64", "bool", ...
+    int32_t ndim;         // number of axes; 0 for a scalar
+    const int64_t *shape; // ndim extents in elements; data are dense and row-major
+    uint64_t bytes;       // size of the data
+} sparsec_tensor;
+
+SPARSEC_API uint32_t sparsec_input_count(const sparsec_model *model);
+SPARSEC_API uint32_t sparsec_output_count(const sparsec_model *model);
+
+// The description of an input or output, owned by the model; NULL if `index` is out of range.
+SPARSEC_API const sparsec_tensor *sparsec_input(const sparsec_model *model, uint32_t index);
+SPARSEC_API const sparsec_tensor *sparsec_output(const sparsec_model *model, uint32_t index);
+
+// The CPU level of the library that was chosen, for example "v3".
+SPARSEC_API const char *sparsec_level(const sparsec_model *model);
+
+// Section: contexts
+//
+// A context holds the memory of one inference: create one per thread that runs the model.  One
+// context must not be used by two threads at once; sparsec_run notices and refuses.
+
+typedef struct sparsec_context sparsec_context;
+
+// Allocates everything that runs will need.  `threads` is the number of threads that work on one
+// inference, the caller's included: 1 for no further threads, 0 for the value of the environment
+// variable SPARSEC_NUM_THREADS or, without one, the number of CPUs that the affinity mask and the
+// cgroup's CPU quota leave to the process.
+SPARSEC_API sparsec_status sparsec_context_create(sparsec_model *model, int threads, sparsec_context **context,
+                                                  sparsec_error *error);
+
+// Ends the context's threads and frees its memory.  NULL is allowed.
+SPARSEC_API void sparsec_context_free(sparsec_context *context);
+
+// The number of threads that work on one inference.
+SPARSEC_API int sparsec_threads(const sparsec_context *context);
+
+// Copies `bytes` bytes, which must be the input's size, into the context.
+SPARSEC_API sparsec_status sparsec_set_input(sparsec_context *context, uint32_t index, const void *data,
+                                             size_t bytes, sparsec_error *error);
+
+// Makes every later run read the input from `data` itself.  Data aligned to 64 bytes are used in
+// place, others are copied at the start of each run.
+SPARSEC_API sparsec_status sparsec_bind_input(sparsec_context *context, uint32_t index, const void *data,
+                                              size_t bytes, sparsec_error *error);
+
+// Makes every later run write the output to `data`: in place if aligned to 64 bytes, else by a copy
+// at the end of the run.  NULL returns to the context's own memory.  The memory may overlap neither
+// an input nor another output.
+SPARSEC_API sparsec_status sparsec_bind_output(sparsec_context *context, uint32_t index, void *data, size_t bytes,
+                                               sparsec_error *error);
+
+// Where the last run put the output: the bound memory or the context's own, which the next run
+// overwrites.  NULL if `index` is out of range.
+SPARSEC_API const void *sparsec_output_data(const sparsec_context *context, uint32_t index);
+
+// One inference.  Allocates nothing.  The calling thread's floating-point state (rounding mode,
+// denormals, exception flags) has no influence and is the same afterwards.  After a failure the
+// outputs are undefined and the context can be used again.
+SPARSEC_API sparsec_status sparsec_run(sparsec_context *context, sparsec_error *error);
+
+// Section: profile
+
+// The number of steps of the plan, and the ONNX nodes that a step covers (NULL if out of range).
+SPARSEC_API uint32_t sparsec_step_count(const sparsec_model *model);
+SPARSEC_API const char *sparsec_step_label(const sparsec_model *model, uint32_t step);
+
+// One inference that stores the wall-clock seconds of each step in seconds[0 .. step count).
+SPARSEC_API sparsec_status sparsec_profile(sparsec_context *context, double *seconds, sparsec_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
