@@ -9,7 +9,6 @@ import re
 import tempfile
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from sparsec.runtime.manifest import DTYPES
 
 from . import elf
 from .errors import CompileError
-from .plan import Plan, Port, TensorRef
+from .plan import ALIGN, Plan, Port, TensorRef
 
 # dtype -> DLPack's type code and bits
 _DLPACK = {
@@ -59,3 +58,176 @@ def link(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, out: 
         raise CompileError(_blame(str(e))) from None
     except OSError as e:
         raise CompileError(f"cannot write the library {str(out)!r}: {e.strerror}") from e
+
+
+def _link(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, folder: Path, level: str) -> None:
+    cc = build.compiler()
+    contents = [o if isinstance(o, bytes) else Path(o).read_bytes() for o in objects]
+    _check_kernels(plan, contents)
+    names = []
+    for i, content in enumerate(contents):
+        names.append(f"kernels{i}.o")
+        (folder / names[-1]).write_bytes(content)
+    for name, content in _core_objects(tuple(cc)).items():
+        names.append(name)
+        (folder / name).write_bytes(content)
+    (folder / "plan.c").write_text(plan_source(plan, workspace_size, level))
+    (folder / "exports.map").write_text("{ global: sparsec_module_v1; local: *; };\n")
+    build.run(build.compile_command(cc, "plan.c", "plan.o"), folder)
+    build.run([*cc, *_LINK, "-o", "model.so", "plan.o", *names, "-lm", "-lpthread"], folder)
+    _check_library((folder / "model.so").read_bytes())
+
+
+@cache
+def _core_objects(cc: tuple[str, ...]) -> dict[str, bytes]:
+    """The core's objects, which are the same for every model and level of one compilation."""
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as name:
+        folder = Path(name)
+        return {o: (folder / o).read_bytes() for o in build.compile_core(cc, folder)}
+
+
+def _check_kernels(plan: Plan, contents: Sequence[bytes]) -> None:
+    defined: set[str] = set()
+    for i, content in enumerate(contents):
+        try:
+            defined |= elf.symbols(content).defined
+        except ValueError as e:
+            raise CompileError(f"kernel object {i} cannot be linked: {e}") from None
+    for step in plan.steps:
+        if f"__tvm_ffi_{step.symbol}" not in defined:
+            raise CompileError(
+                f"step {step.label!r} needs the kernel {step.symbol!r}, which no object defines"
+            )
+
+
+def _check_library(data: bytes) -> None:
+    found = elf.symbols(data)
+    if found.defined != {"sparsec_module_v1"}:
+        extra = ", ".join(sorted(found.defined - {"sparsec_module_v1"}))
+        raise CompileError(
+            f"the linked library must export sparsec_module_v1 alone, found also {extra or 'nothing'}"
+        )
+    for library in found.needed:
+        if _SYSTEM_LIBRARIES.fullmatch(library) is None:
+            raise CompileError(
+                f"the linked library needs {library}; only libc, libm and libpthread are on devices"
+            )
+
+
+def _blame(text: str) -> str:
+    """A linker's words, or, if a symbol is missing, its name."""
+    missing = re.search(r"undefined (?:reference to|symbol:?) [`'\"]?([\w.$@]+)", text)
+    if missing is None:
+        return text
+    name = missing.group(1)
+    return (
+        f"a kernel needs the symbol {name!r}, which neither libc, libm nor the runtime has; write it in TIR"
+    )
+
+
+# The tables.  dims, shapes and arguments are flat arrays with indices, so that the library needs few
+# relocations when it is loaded.
+
+
+def plan_source(plan: Plan, workspace_size: int, level: str) -> str:
+    """The plan as C: constant tables with the layout of runtime/c/core/plan.h."""
+    dims = _Dims()
+    steps, args = [], []
+    for step in plan.steps:
+        if re.fullmatch(r"[A-Za-z_]\w*", step.symbol, re.ASCII) is None:
+            raise CompileError(
+                f"step {step.label!r}: the kernel's name {step.symbol!r} must be a C identifier"
+            )
+        steps.append(
+            f"    {{__tvm_ffi_{step.symbol}, {c_string(step.label)}, {len(args)}, {len(step.args)}}},"
+        )
+        args += [_arg(plan, ref, dims) for ref in step.args]
+    ports = {"inputs": plan.inputs, "outputs": plan.outputs}
+    tables = {name: [_port(p, dims) for p in group] for name, group in ports.items()}
+    kernels = sorted({step.symbol for step in plan.steps})
+    sizes = (
+        len(plan.inputs),
+        len(plan.outputs),
+        len(steps),
+        plan.arena_size,
+        len(plan.weights),
+        workspace_size,
+    )
+    lines = [
+        "// The plan of one model, written by sparsec; see core/plan.h.",
+        '#include "core/plan.h"',
+        "",
+        *(f"extern tvm_kernel __tvm_ffi_{k};" for k in kernels),
+        "",
+        "// for each shape its extents, then its strides, in elements",
+        *_table("int64_t", "dims", dims.lines),
+        *(line for name, rows in tables.items() for line in _table("sparsec_tensor", name, rows)),
+        "// offset or index, first dim, axes, space, {DLPack type code, bits, lanes}",
+        *_table("sparsec_arg", "args", args),
+        *_table("sparsec_step", "steps", steps),
+        "const sparsec_plan sparsec_the_plan = {",
+        f"    {{SPARSEC_MODULE_ABI, {', '.join(map(str, sizes))},",
+        f"     {c_string(level)}, inputs, outputs, SPARSEC_CORE}},",
+        f"    dims, args, steps, {len(args)},",
+        "};",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class _Dims:
+    """The table of distinct shapes; ``at`` gives the index of a shape's first extent."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._places: dict[tuple[int, ...], int] = {}
+        self._next = 0
+
+    def at(self, shape: tuple[int, ...]) -> int:
+        if shape not in self._places:
+            strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
+            self._places[shape] = self._next
+            self._next += 2 * len(shape)
+            if shape:
+                self.lines.append("    " + ", ".join(map(str, [*shape, *strides])) + ",")
+        return self._places[shape]
+
+
+def _arg(plan: Plan, ref: TensorRef, dims: _Dims) -> str:
+    if ref.dtype not in _DLPACK:
+        raise CompileError(
+            f"a kernel takes dtype {ref.dtype!r}, which the runtime does not know; use a wider type"
+        )
+    code, bits = _DLPACK[ref.dtype]
+    end = ref.where + prod(ref.shape) * bits // 8
+    limits = {"input": len(plan.inputs), "output": len(plan.outputs)}
+    sizes = {"weight": len(plan.weights), "arena": plan.arena_size}
+    if ref.space not in _SPACES or ref.where < 0 or ref.where >= limits.get(ref.space, ref.where + 1):
+        raise CompileError(f"the plan refers to {ref.space} {ref.where}, which it does not have")
+    if end > sizes.get(ref.space, end) or (ref.space in sizes and ref.where % ALIGN):
+        raise CompileError(
+            f"the plan puts a tensor at {ref.space} bytes {ref.where}..{end}: outside or not aligned"
+        )
+    place = f"{ref.where}, {dims.at(ref.shape)}, {len(ref.shape)}, SPARSEC_{ref.space.upper()}"
+    return f"    {{{place}, {{{code}, {bits}, 1}}}},"
+
+
+def _port(port: Port, dims: _Dims) -> str:
+    if port.dtype not in DTYPES:
+        raise CompileError(
+            f"{port.name!r} has dtype {port.dtype!r}; a model's border takes {', '.join(sorted(DTYPES))}"
+        )
+    size = prod(port.shape) * _DLPACK[port.dtype][1] // 8
+    name, at = c_string(port.name), dims.at(port.shape)
+    return f'    {{{name}, "{port.dtype}", {len(port.shape)}, dims + {at}, {size}}},'
+
+
+def _table(kind: str, name: str, rows: Sequence[str]) -> list[str]:
+    if not rows:  # C has no empty arrays
+        return [f"static const {kind} {name}[1];", ""]
+    return [f"static const {kind} {name}[] = {{", *rows, "};", ""]
+
+
+def c_string(text: str) -> str:
+    """``text`` as a C string literal; bytes that are not plain ASCII, and ``?`` (trigraphs), in octal."""
+    plain = set(range(0x20, 0x7F)) - set(b'"\\?')
+    return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'

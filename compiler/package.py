@@ -22,8 +22,6 @@ from sparsec.runtime.manifest import FORMAT
 from .errors import CompileError
 from .plan import Plan, Port
 
-WEIGHTS = "weights.bin"
-
 
 def library_member(level: str) -> str:
     """The name of the member that holds the library of a CPU level: ``v3`` -> ``model.v3.so``."""
@@ -90,7 +88,9 @@ def write_artifact(path: str | os.PathLike, manifest: Mapping, members: Mapping[
     path = Path(path)
     pieces = _layout(_canonical(manifest, members), members)
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise CompileError(f"cannot write {str(path)!r}: it exists and is not a regular file; choose another name")
+        raise CompileError(
+            f"cannot write {str(path)!r}: it exists and is not a regular file; choose another name"
+        )
     try:
         _publish(path, pieces)
     except OSError as e:
@@ -104,9 +104,16 @@ def _canonical(manifest: Mapping, members: Mapping[str, bytes]) -> bytes:
         if not container.valid_name(name) or name == container.MANIFEST:
             raise CompileError(f"cannot write a member named {name!r}: use letters, digits, '.', '_' and '-'")
     if len(members) >= container.MAX_MEMBERS:
-        raise CompileError(f"cannot write {len(members)} members: at most {container.MAX_MEMBERS - 1} are allowed")
-    table = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in members.items()}
-    text = json.dumps({**manifest, "members": table}, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        raise CompileError(
+            f"cannot write {len(members)} members: at most {container.MAX_MEMBERS - 1} are allowed"
+        )
+    table = {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in members.items()
+    }
+    text = json.dumps(
+        {**manifest, "members": table}, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
+    )
     return text.encode() + b"\n"
 
 
@@ -119,7 +126,9 @@ def _layout(manifest: bytes, members: Mapping[str, bytes]) -> list[bytes]:
         member = container.place(name, len(data), zlib.crc32(data), at)
         at = member.offset + member.size
         if at > container.MAX_SIZE:
-            raise CompileError(f"the artifact would be larger than 4 GiB ({at} bytes at {name}), the format's limit")
+            raise CompileError(
+                f"the artifact would be larger than 4 GiB ({at} bytes at {name}), the format's limit"
+            )
         pieces += [container.local_header(member), data]
         placed.append(member)
     directory = b"".join(map(container.central_entry, placed))
@@ -166,7 +175,12 @@ def _new_file(folder: Path) -> Iterator[tuple]:
 
     def take_name() -> Path:
         if anonymous:
-            os.link(f"/proc/self/fd/{fd}", name, follow_symlinks=True)
+            # With a folder's descriptor Python calls linkat, which follows /proc's link to the file.
+            links = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.link(str(fd), name, src_dir_fd=links, follow_symlinks=True)
+            finally:
+                os.close(links)
         return name
 
     try:

@@ -45,7 +45,9 @@ def compiler() -> list[str]:
     named = os.environ.get("CC", "").split()
     if named:
         if shutil.which(named[0]) is None:
-            raise BuildError(f"the C compiler {named[0]!r}, named by $CC, is not installed; unset CC or install it")
+            raise BuildError(
+                f"the C compiler {named[0]!r}, named by $CC, is not installed; unset CC or install it"
+            )
         return named
     if shutil.which("cc"):
         return ["cc"]
@@ -62,10 +64,16 @@ def compile_command(cc: Sequence[str], source: str, output: str) -> list[str]:
 
 def run(command: Sequence[str], folder: Path) -> str:
     """Runs ``command`` in ``folder`` and returns what it said; raises BuildError with its words."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
+    )
     if done.returncode:
-        words = " | ".join(line.strip() for line in done.stderr.splitlines() if "error" in line or "undefined" in line)
-        raise BuildError(f"{command[0]} failed with exit code {done.returncode}: {words or done.stderr.strip()}"[:2000])
+        words = " | ".join(
+            line.strip() for line in done.stderr.splitlines() if "error" in line or "undefined" in line
+        )
+        raise BuildError(
+            f"{command[0]} failed with exit code {done.returncode}: {words or done.stderr.strip()}"[:2000]
+        )
     return done.stderr
 
 

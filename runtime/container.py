@@ -64,10 +64,10 @@ def local_header(m: Member) -> bytes:
 def central_entry(m: Member) -> bytes:
     """The member's entry in the central directory: a regular Unix file, mode 0644."""
     name = m.name.encode()
+    sizes = (m.crc, m.size, m.size, len(name))
     mode = 0o100644 << 16
-    return _CENTRAL.pack(
-        b"PK\1\2", 3 << 8 | 10, 10, 0, 0, 0, _DATE, m.crc, m.size, m.size, len(name), 0, 0, 0, 0, mode, m.header
-    ) + name  # fmt: skip
+    head = _CENTRAL.pack(b"PK\1\2", 3 << 8 | 10, 10, 0, 0, 0, _DATE, *sizes, 0, 0, 0, 0, mode, m.header)
+    return head + name
 
 
 def end_record(count: int, directory_size: int, directory: int) -> bytes:
@@ -85,7 +85,9 @@ def read_members(read: Callable[[int, int], bytes], size: int) -> tuple[Member, 
     if size < _END.size or size > MAX_SIZE:
         raise ArtifactError(f"damaged artifact: {size} bytes is not a possible size")
     magic, _, _, count, _, directory_size, directory, _ = _END.unpack(read(size - _END.size, _END.size))
-    if magic != b"PK\5\6" or read(size - _END.size, _END.size) != end_record(count, directory_size, directory):
+    if magic != b"PK\5\6" or read(size - _END.size, _END.size) != end_record(
+        count, directory_size, directory
+    ):
         raise ArtifactError("damaged artifact: no zip end record in the last 22 bytes; the file is cut off")
     if not 0 < count <= MAX_MEMBERS or directory + directory_size + _END.size != size:
         raise ArtifactError("damaged artifact: the zip directory is not where the end record says")

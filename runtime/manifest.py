@@ -14,10 +14,13 @@ from .container import MANIFEST, Member
 from .errors import ArtifactError, FormatError
 
 FORMAT = 1
+WEIGHTS = "weights.bin"
 MAX_BYTES = 64 << 20
+# what may cross the model's border, NumPy's names
 DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
-)  # what may cross the model's border, NumPy's names
+    ("bool", "float16", "float32", "float64")
+    + tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+)
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -67,7 +70,9 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
     if not isinstance(raw, dict) or "format" not in raw:
         raise FormatError(f"not a sparsec artifact: {MANIFEST} has no field 'format'")
     if raw["format"] != FORMAT or isinstance(raw["format"], bool):
-        raise FormatError(f"artifact format {raw['format']!r} is not format {FORMAT}, the one that this sparsec reads")
+        raise FormatError(
+            f"artifact format {raw['format']!r} is not format {FORMAT}, the one that this sparsec reads"
+        )
     target = _get(raw, "target", dict)
     manifest = Manifest(
         raw=raw,
@@ -85,8 +90,8 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
         if name not in manifest.hashes:
             raise _bad("libraries", f"a member named {name!r}")
     sizes = {m.name: m.size for m in members}
-    if sizes.get("weights.bin", 0) != manifest.weights_size:
-        raise _bad("weights_size", "the size of weights.bin")
+    if sizes.get(WEIGHTS, 0) != manifest.weights_size:
+        raise _bad("weights_size", f"the size of {WEIGHTS}")
     return manifest
 
 

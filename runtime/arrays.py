@@ -1,0 +1,69 @@
+"""What callers pass and get: checked against the model's description, copied only if need be."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .errors import InputError
+from .manifest import TensorInfo
+
+ALIGNMENT = 64  # bytes; kernels assume it and do not check it
+
+
+def empty(info: TensorInfo) -> np.ndarray:
+    """An uninitialised array for ``info`` whose data are aligned to 64 bytes."""
+    dtype = np.dtype(info.dtype)
+    size = dtype.itemsize
+    for n in info.shape:
+        size *= n
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(info.shape)
+
+
+def named(args: Sequence, infos: Sequence[TensorInfo]) -> list:
+    """One value per input out of positional arguments, or of one mapping from names.
+
+    Raises InputError that names what is missing or unknown.
+    """
+    if len(args) == 1 and isinstance(args[0], Mapping):
+        table = args[0]
+        names = [info.name for info in infos]
+        for name in table:
+            if name not in names:
+                raise InputError(f"no input is called {name!r}: the model takes {_list(infos)}")
+        for info in infos:
+            if info.name not in table:
+                raise InputError(f"input {info.name!r} is missing: wanted {info.dtype}{_shape(info.shape)}")
+        return [table[name] for name in names]
+    if len(args) != len(infos):
+        raise InputError(f"the model takes {len(infos)} inputs ({_list(infos)}), found {len(args)}")
+    return list(args)
+
+
+def as_array(value, info: TensorInfo) -> np.ndarray:
+    """``value`` as a C-contiguous array of the input's very dtype and shape.
+
+    NumPy arrays and objects with ``__dlpack__`` that are contiguous are used in place, without a
+    copy.  Nothing is converted or broadcast: InputError says what was wanted and what was found.
+    """
+    if not isinstance(value, np.ndarray):
+        if not hasattr(value, "__dlpack__"):
+            kind = type(value).__name__
+            raise InputError(f"input {info.name!r} must be a NumPy array or have __dlpack__, found {kind}")
+        try:
+            value = np.from_dlpack(value)
+        except Exception as e:  # whatever the other library raises: a device, a dtype, a gradient
+            raise InputError(f"input {info.name!r} cannot be read through __dlpack__: {e}") from e
+    if value.dtype != info.dtype or value.shape != info.shape:
+        wanted = f"{info.dtype}{_shape(info.shape)}"
+        raise InputError(f"input {info.name!r}: wanted {wanted}, found {value.dtype}{_shape(value.shape)}")
+    return value if value.flags.c_contiguous else np.ascontiguousarray(value)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _list(infos: Sequence[TensorInfo]) -> str:
+    return ", ".join(repr(info.name) for info in infos) or "none"

@@ -1,0 +1,117 @@
+"""An artifact on disk, checked: what it contains, which library fits this CPU, and its mapped bytes.
+
+The order of the checks is part of the format (docs/artifact-format.md): structure, sizes, format
+number, target and CPU features, hashes.  Only then does anything of it get executed.
+"""
+
+import hashlib
+import mmap
+import os
+import platform
+import stat
+import zlib
+
+import numpy as np
+
+from . import container, cpu
+from .errors import ArtifactError, SparsecError, TargetError
+from .manifest import MAX_BYTES, WEIGHTS, Library, Manifest, parse
+
+_CHUNK = 1 << 20
+
+
+class Artifact:
+    """An open artifact whose every byte has been checked.
+
+    ``manifest``; ``library``, the best one that this CPU can run; ``code``, its bytes;
+    ``weights``, the address of the mapped weights (0 if there are none).
+    """
+
+    manifest: Manifest
+    library: Library
+    code: bytes
+    weights: int
+
+    def __init__(self, path: str | os.PathLike):
+        """Open and check; raises a SparsecError whose text begins with the path."""
+        self.path = os.fspath(path)
+        self.code = b""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as e:
+            raise ArtifactError(f"cannot open {self.path!r}: {e.strerror}") from e
+        try:
+            self._check(fd)
+        except SparsecError as e:
+            raise type(e)(f"{self.path!r}: {e}") from None
+        except OSError as e:
+            raise ArtifactError(f"cannot read {self.path!r}: {e.strerror}") from e
+        finally:
+            os.close(fd)
+
+    def _check(self, fd: int) -> None:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactError("not a regular file")
+
+        def read(offset: int, length: int) -> bytes:
+            data = os.pread(fd, length, offset)
+            if len(data) != length:
+                raise ArtifactError(
+                    f"damaged artifact: only {len(data)} of {length} bytes at offset {offset}"
+                )
+            return data
+
+        members = container.read_members(read, status.st_size)
+        head = members[0]
+        if head.size > MAX_BYTES:
+            raise ArtifactError(f"damaged artifact: {head.name} has {head.size} bytes, at most {MAX_BYTES}")
+        text = read(head.offset, head.size)
+        if zlib.crc32(text) != head.crc:
+            raise ArtifactError(f"damaged artifact: the checksum of {head.name} is wrong")
+        self.manifest = parse(text, members)
+        self.library = choose(self.manifest)
+        for m in members[1:]:
+            self._check_hash(read, m)
+        self._map_weights(fd, members)
+
+    def _check_hash(self, read, m: container.Member) -> None:
+        """Hash a member's bytes; those of the library that will run are kept, others only pass by."""
+        digest = hashlib.sha256()
+        keep = m.name == self.library.member
+        chunk = m.size if keep else _CHUNK
+        for at in range(0, m.size, chunk or 1):
+            data = read(m.offset + at, min(chunk, m.size - at))
+            digest.update(data)
+            if keep:
+                self.code = data
+        if digest.hexdigest() != self.manifest.hashes[m.name]:
+            raise ArtifactError(f"damaged artifact: the SHA-256 of {m.name} is not the manifest's")
+
+    def _map_weights(self, fd: int, members: tuple[container.Member, ...]) -> None:
+        self.weights = 0
+        for m in members:
+            if m.name == WEIGHTS and m.size:
+                # The whole file: a member's page need not be a page of this machine.
+                self._mapped = np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+                self.weights = self._mapped.ctypes.data + m.offset
+
+
+def choose(manifest: Manifest) -> Library:
+    """The first library that this machine can run; TargetError names what is missing for the least one."""
+    here = (cpu.architecture(), platform.system().lower())
+    if (manifest.architecture, manifest.system) != here:
+        wanted = f"{manifest.architecture} {manifest.system}"
+        raise TargetError(
+            f"the artifact is for {wanted}, this machine is {' '.join(here)}; compile it for this one"
+        )
+    found = cpu.features()
+    missing: list[str] = []
+    for library in manifest.libraries:
+        missing = [f for f in library.features if f not in found]
+        if not missing:
+            return library
+    level = manifest.libraries[-1].level
+    raise TargetError(
+        f"this CPU lacks {', '.join(missing)}, which level {level} needs; compile for a lower level"
+    )

@@ -1,0 +1,152 @@
+"""A compiled library in this process: loaded from sealed memory, called through its function table.
+
+The structs mirror runtime/c/module.h and runtime/c/sparsec.h.
+"""
+
+import _ctypes
+import ctypes
+import fcntl
+import os
+from collections.abc import Sequence
+
+from .errors import ArtifactError, InputError, RunError
+
+ABI = 1
+_INPUT_KIND = 4  # SPARSEC_E_INPUT
+
+_Pointer = ctypes.c_void_p
+_Status = ctypes.c_int
+
+
+class Error(ctypes.Structure):
+    _fields_ = [("kind", ctypes.c_int), ("message", ctypes.c_char * 1020)]
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_char_p),
+        ("ndim", ctypes.c_int32),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("bytes", ctypes.c_uint64),
+    ]
+
+
+_ErrorPointer = ctypes.POINTER(Error)
+_Create = ctypes.CFUNCTYPE(_Status, _Pointer, ctypes.c_int, ctypes.POINTER(_Pointer), _ErrorPointer)
+_Bind = ctypes.CFUNCTYPE(_Status, _Pointer, ctypes.c_uint32, _Pointer, ctypes.c_size_t, _ErrorPointer)
+# The arrays of pointers go as plain addresses: this is the call that is made for every inference.
+_Run = ctypes.CFUNCTYPE(_Status, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer)
+
+
+class Module(ctypes.Structure):
+    _fields_ = [
+        ("abi", ctypes.c_uint32),
+        ("input_count", ctypes.c_uint32),
+        ("output_count", ctypes.c_uint32),
+        ("step_count", ctypes.c_uint32),
+        ("arena_size", ctypes.c_uint64),
+        ("weights_size", ctypes.c_uint64),
+        ("workspace_size", ctypes.c_uint64),
+        ("level", ctypes.c_char_p),
+        ("inputs", ctypes.POINTER(Tensor)),
+        ("outputs", ctypes.POINTER(Tensor)),
+        ("create", _Create),
+        ("destroy", ctypes.CFUNCTYPE(None, _Pointer)),
+        ("threads", ctypes.CFUNCTYPE(ctypes.c_int, _Pointer)),
+        ("set_input", _Bind),
+        ("bind_input", _Bind),
+        ("bind_output", _Bind),
+        ("output_data", ctypes.CFUNCTYPE(_Pointer, _Pointer, ctypes.c_uint32)),
+        ("run", _Run),
+        ("label", ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint32)),
+    ]
+
+
+def load_code(code: bytes) -> tuple[ctypes.CDLL, int]:
+    """Load a library from memory that nobody can change any more: (library, descriptor).
+
+    The descriptor must stay open as long as the library is loaded.  The dynamic linker knows a
+    library by its path, and /proc/self/fd/N would otherwise soon be the path of another one.
+    """
+    try:
+        fd = os.memfd_create("sparsec-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as e:
+        raise RunError(f"cannot make memory for the model's code: memfd_create: {e.strerror}") from e
+    try:
+        view = memoryview(code)
+        while view:
+            view = view[os.write(fd, view) :]
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        return ctypes.CDLL(f"/proc/self/fd/{fd}"), fd
+    except OSError as e:
+        os.close(fd)
+        raise RunError(f"the system cannot load the model's code: {e}") from e
+
+
+class Code:
+    """A loaded library.  It is unloaded by ``close``, or when the last context is gone.
+
+    ``weights`` is the address of the weights (0 if there are none), which ``keep`` keeps mapped;
+    ``weights_size`` and ``ports``, the numbers of inputs and outputs, are what the library must have.
+    """
+
+    def __init__(self, code: bytes, weights: int, keep: object, weights_size: int, ports: tuple[int, int]):
+        self.module = None
+        self._library, self._fd = load_code(code)
+        self._weights, self._keep = weights, keep
+        try:
+            self.module = self._entry()
+            if (self.module.weights_size, self.module.input_count, self.module.output_count) != (
+                weights_size,
+                *ports,
+            ):
+                raise ArtifactError("the artifact's library and its manifest describe different models")
+        except ArtifactError:
+            self.close()
+            raise
+
+    def _entry(self) -> Module:
+        entry = getattr(self._library, "sparsec_module_v1", None)
+        if entry is None:
+            raise ArtifactError("the artifact's library does not export sparsec_module_v1")
+        entry.restype = ctypes.POINTER(Module)
+        module = entry().contents
+        if module.abi != ABI:
+            raise ArtifactError(f"the artifact's library has ABI {module.abi}, this runtime speaks ABI {ABI}")
+        return module
+
+    def create(self, threads: int) -> int:
+        """A new context's address; ``threads`` as in sparsec.h, 0 for the default."""
+        context, error = _Pointer(), Error()
+        if self.module.create(self._weights or None, threads, ctypes.byref(context), ctypes.byref(error)):
+            raise to_exception(error)
+        return context.value
+
+    def labels(self) -> list[str]:
+        """The label of each step, in the order of execution."""
+        return [self.module.label(i).decode() for i in range(self.module.step_count)]
+
+    def close(self) -> None:
+        """Unload; every context must have been destroyed before."""
+        if self._fd >= 0:
+            self.module = None
+            _ctypes.dlclose(self._library._handle)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self):
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+
+def to_exception(error: Error) -> Exception:
+    """The exception that says what the core said."""
+    kind = InputError if error.kind == _INPUT_KIND else RunError
+    return kind(error.message.decode(errors="replace"))
+
+
+def pointers(addresses: Sequence[int]) -> ctypes.Array:
+    """A C array of pointers."""
+    return (_Pointer * len(addresses))(*addresses)

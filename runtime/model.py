@@ -1,0 +1,175 @@
+"""Models and contexts: what ``sparsec.load`` returns."""
+
+import ctypes
+import os
+import statistics
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from . import arrays
+from .artifact import Artifact
+from .errors import InputError, RunError
+from .library import Code, Error, pointers, to_exception
+from .manifest import TensorInfo
+
+_CLOSED = "the context is closed; make another one with Model.context(), or load the model again"
+
+
+def load(path: str | os.PathLike, *, threads: int | None = None) -> "Model":
+    """Load the artifact at ``path``.
+
+    Every byte is checked before anything is executed.  ``threads``: how many threads work on one
+    inference; None means the environment variable SPARSEC_NUM_THREADS or, without one, the CPUs
+    that the affinity mask and the cgroup's quota leave to this process.
+
+    Raises ArtifactError for damaged or unreadable bytes, FormatError for something that is not an
+    artifact or is of a newer format, TargetError if this machine is not the artifact's target, and
+    InputError for a wrong ``threads``.  All are SparsecError.
+    """
+    return Model(path, threads=threads)
+
+
+class Model:
+    """A loaded model: ``model(x)`` or ``model({"name": array})`` runs it once.
+
+    Attributes: ``inputs`` and ``outputs`` (tuples of TensorInfo: name, dtype, shape, dims),
+    ``manifest`` (a dict, see docs/artifact-format.md), ``level`` (the CPU level in use), ``path``.
+
+    Calls of the model itself take turns.  For several at once give each thread its own
+    ``model.context()``: contexts share code and weights, and the GIL is released while they run.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, threads: int | None = None):
+        artifact = Artifact(path)
+        manifest = artifact.manifest
+        self.path = artifact.path
+        self.manifest: Mapping = manifest.raw
+        self.inputs: tuple[TensorInfo, ...] = manifest.inputs
+        self.outputs: tuple[TensorInfo, ...] = manifest.outputs
+        self.level: str = artifact.library.level
+        self._threads = threads
+        ports = (len(self.inputs), len(self.outputs))
+        self._code = Code(artifact.code, artifact.weights, artifact, manifest.weights_size, ports)
+        artifact.code = b""  # the library is a copy
+        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+        self._default = self.context()
+
+    def context(self, threads: int | None = None) -> "Context":
+        """A new context, to be used by one thread at a time; ``threads`` as in ``load``."""
+        if self._code.module is None:
+            raise RunError(f"{self.path!r} is closed; load it again")
+        context = Context(
+            self._code, self.inputs, self.outputs, self._threads if threads is None else threads
+        )
+        self._contexts.add(context)
+        return context
+
+    def __call__(self, *inputs) -> dict[str, np.ndarray]:
+        """Run once.  ``inputs``: one array per model input in order, or one mapping name -> array.
+
+        Arrays (NumPy, or anything with ``__dlpack__``) must have exactly the input's dtype and
+        shape; data aligned to 64 bytes are used in place.  Returns output name -> new array.
+        Raises InputError or RunError.
+        """
+        return self._own()(*inputs)
+
+    def profile(self, *inputs, repeats: int = 10) -> list[tuple[str, float]]:
+        """The steps in the order of execution as (ONNX nodes, median seconds of ``repeats`` runs)."""
+        return self._own().profile(*inputs, repeats=repeats)
+
+    def _own(self) -> "Context":
+        if self._default.process != os.getpid():  # a fork left the pool's threads behind
+            self._default = self.context()
+        return self._default
+
+    def close(self) -> None:
+        """Free everything; contexts are closed too, after what they are running."""
+        for context in list(self._contexts):
+            context.close()
+        self._code.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        ports = [
+            ", ".join(f"{t.name}: {t.dtype}{list(t.shape)}" for t in side)
+            for side in (self.inputs, self.outputs)
+        ]
+        return f"<sparsec model {self.path!r} ({ports[0]}) -> ({ports[1]})>"
+
+
+class Context:
+    """The memory and threads of one inference.  ``threads`` is how many work on it.
+
+    Calls take turns, so that sharing a context between threads is slow, not wrong.
+    """
+
+    def __init__(
+        self, code: Code, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], threads: int | None
+    ):
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise InputError(f"threads must be a positive integer or None, found {threads!r}")
+        self._code, self._inputs, self._outputs = code, inputs, outputs
+        self._module = code.module
+        self._handle = code.create(min(threads or 0, 2**31 - 1))
+        self._lock = threading.Lock()
+        self.process = os.getpid()
+        self.threads: int = self._module.threads(self._handle)
+
+    def __call__(self, *inputs) -> dict[str, np.ndarray]:
+        """As ``Model.__call__``."""
+        return self._run(inputs, None)
+
+    def profile(self, *inputs, repeats: int = 10) -> list[tuple[str, float]]:
+        """As ``Model.profile``."""
+        if repeats < 1:
+            raise InputError(f"repeats must be at least 1, found {repeats}")
+        if self._handle is None:
+            raise RunError(_CLOSED)
+        labels = self._code.labels()
+        seconds = np.empty((repeats, max(1, len(labels))), np.float64)
+        for row in seconds:
+            self._run(inputs, row.ctypes.data)
+        return [(label, statistics.median(seconds[:, i].tolist())) for i, label in enumerate(labels)]
+
+    def _run(self, inputs: tuple, seconds: int | None) -> dict[str, np.ndarray]:
+        infos = self._inputs
+        values = [arrays.as_array(v, i) for v, i in zip(arrays.named(inputs, infos), infos, strict=True)]
+        results = {info.name: arrays.empty(info) for info in self._outputs}
+        sources = pointers([a.ctypes.data for a in values])
+        targets = pointers([a.ctypes.data for a in results.values()])
+        error = Error()
+        with self._lock:
+            if self._handle is None:
+                raise RunError(_CLOSED)
+            failed = self._module.run(
+                self._handle,
+                ctypes.addressof(sources),
+                ctypes.addressof(targets),
+                seconds,
+                ctypes.addressof(error),
+            )
+        if failed:
+            raise to_exception(error)
+        return results
+
+    def close(self) -> None:
+        """Free the memory and end the threads."""
+        with self._lock:
+            self._free()
+
+    def _free(self) -> None:
+        if self._handle is not None:
+            self._module.destroy(self._handle)
+            self._handle = None
+
+    def __del__(self):
+        if getattr(self, "_handle", None) is not None:
+            self._free()
