@@ -1,0 +1,178 @@
+"""The register tile of every contraction kernel: a few output rows by a few panels of 16 channels.
+
+Each row of accumulators is a small local buffer at constant indices, which LLVM keeps in registers.  The reduction
+loop around ``step`` is the caller's; so are the addresses.
+"""
+
+from collections.abc import Callable
+from itertools import count
+
+from tvm import tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.contraction_epilogue import Epilogue
+from sparsec.schedules.layout import PANEL
+from sparsec.schedules.target import Cpu
+
+#: Epilogues beyond this many nodes run as a loop over the rows of a tile instead of once per row in the code.
+UNROLLED_EPILOGUE = 24
+
+
+def tile_rows(cpu: Cpu, panels: int) -> int:
+    """Most rows of a tile whose accumulators, weights and one broadcast fit the registers."""
+    vectors = panels * PANEL // cpu.lanes
+    return max(1, (cpu.registers - vectors - 1) // vectors) if vectors * 2 < cpu.registers else 1
+
+
+def even_split(total: int, most: int) -> list[tuple[int, int, int]]:
+    """Cuts ``total`` into the fewest parts of at most ``most``, sizes differing by one: (start, count, size)."""
+    parts = -(-total // most)
+    size = -(-total // parts)
+    small = parts * size - total
+    cut = [(0, parts - small, size)]
+    if small:
+        cut.append(((parts - small) * size, small, size - 1))
+    return cut
+
+
+class Tile:
+    """Accumulators of ``rows`` x ``panels`` and the statements on them.
+
+    ``sets`` copies of the accumulators take turns along the reduction and hide the latency of few rows.
+    """
+
+    def __init__(self, cpu: Cpu, rows: int, panels: int, sets: int = 1):
+        self.lanes = min(cpu.lanes, PANEL)
+        self.rows, self.panels, self.sets = rows, panels, sets
+        self.acc = [[tir.local(f"acc{s}_{r}", panels * PANEL) for r in range(rows)] for s in range(sets)]
+
+    def allocate(self) -> list[tir.Stmt]:
+        return tir.alloc(buffer for rows in self.acc for buffer in rows)
+
+    def vectors(self) -> range:
+        """Offsets of the vectors of one row."""
+        return range(0, self.panels * PANEL, self.lanes)
+
+    def zero(self) -> list[tir.Stmt]:
+        nought = tir.broadcast(tir.f32(0.0), self.lanes)
+        return [
+            tir.vector_store(buffer, nought, tir.i64(v), lanes=self.lanes)
+            for rows in self.acc
+            for buffer in rows
+            for v in self.vectors()
+        ]
+
+    def multiply_add(self, x: Callable, w: Callable, span: int, chosen=None, own: int = 0) -> tir.Stmt:
+        """``acc[r][v:] += x(r, v) * w(v)`` for the rows ``chosen`` (default all), in accumulator set ``own``.
+
+        ``w(v)`` is the vector of weights at channel ``v`` of the tile.  ``x(r, v)`` is a scalar, or a vector when
+        the lanes see different activations; it is the same for ``span`` neighbouring channels.
+        """
+        stmts, fresh = [], count()
+
+        def bind(value):
+            name = tirx.Var(f"t{next(fresh)}", value.ty)
+            stmts.append(tirx.Bind(name, value))
+            return name
+
+        weights = [bind(w(v)) for v in self.vectors()]
+        for r in range(self.rows) if chosen is None else chosen:
+            for v, weight in zip(self.vectors(), weights, strict=True):
+                if v % span == 0:
+                    factor = bind(x(r, v))
+                    if tir.lanes_of(factor) == 1:
+                        factor = tir.broadcast(factor, self.lanes)
+                old = tir.vector_load(self.acc[own][r], tir.i64(v), lanes=self.lanes)
+                stmts.append(
+                    tir.vector_store(self.acc[own][r], old + factor * weight, tir.i64(v), lanes=self.lanes)
+                )
+        return tir.seq(stmts)
+
+    def join_sets(self) -> list[tir.Stmt]:
+        """Adds every accumulator set to the first."""
+        return [
+            tir.vector_store(
+                self.acc[0][r],
+                tir.vector_load(self.acc[0][r], tir.i64(v), lanes=self.lanes)
+                + tir.vector_load(self.acc[s][r], tir.i64(v), lanes=self.lanes),
+                tir.i64(v),
+                lanes=self.lanes,
+            )
+            for s in range(1, self.sets)
+            for r in range(self.rows)
+            for v in self.vectors()
+        ]
+
+    def restore(self, buffer: tir.Buffer, index: Callable, columns: int) -> list[tir.Stmt]:
+        """Loads the accumulators from ``buffer``; the opposite of ``save``."""
+        return [
+            tir.vector_loop(
+                width,
+                lambda v, r=r, off=off: tirx.BufferStore(
+                    self.acc[0][r], tirx.BufferLoad(buffer, index(tir.i64(r), off + v)), [off + v]
+                ),
+            )
+            for r in range(self.rows)
+            for off, width in pieces(columns, self.lanes)
+        ]
+
+    def save(self, buffer: tir.Buffer, index: Callable, columns: int) -> list[tir.Stmt]:
+        """Stores the raw accumulators at ``buffer[index(row, channel)]``, the first ``columns`` of them."""
+        return [
+            tir.vector_loop(
+                width,
+                lambda v, r=r, off=off: tirx.BufferStore(
+                    buffer, tir.load(self.acc[0][r], off + v), index(tir.i64(r), off + v)
+                ),
+            )
+            for r in range(self.rows)
+            for off, width in pieces(columns, self.lanes)
+        ]
+
+    def finish(self, epilogue: Epilogue, index: Callable, columns: int) -> list[tir.Stmt]:
+        """Evaluates ``epilogue`` on the accumulators and stores the first ``columns`` channels of every row."""
+        if epilogue.cost > UNROLLED_EPILOGUE and epilogue.staging is not None:
+            return self.save(epilogue.staging, index, columns) + [
+                finish_staged(epilogue, self.rows, index, columns, self.lanes)
+            ]
+        return [
+            tir.vector_loop(
+                width,
+                lambda v, r=r, off=off: tir.seq(
+                    epilogue.stores(index(tir.i64(r), off + v), tir.load(self.acc[0][r], off + v))
+                ),
+            )
+            for r in range(self.rows)
+            for off, width in pieces(columns, self.lanes)
+        ]
+
+
+def finish_staged(epilogue: Epilogue, rows: int, index: Callable, columns: int, lanes: int) -> tir.Stmt:
+    """The epilogue as a loop over ``rows`` whose raw values lie in ``epilogue.staging``."""
+
+    def piece(row, off, width):
+        def body(v):
+            at = index(row, off + v)
+            return tir.seq(epilogue.stores(at, tirx.BufferLoad(epilogue.staging, at)))
+
+        return tir.vector_loop(width, body)
+
+    def row_body(row):
+        whole = columns // lanes
+        stmts = [tir.loop("vec", whole, lambda q: piece(row, q * lanes, lanes))] if whole else []
+        stmts += [
+            piece(row, tir.i64(off), width) for off, width in pieces(columns, lanes) if off >= whole * lanes
+        ]
+        return tir.seq(stmts)
+
+    return tir.loop("row", rows, row_body)
+
+
+def pieces(columns: int, lanes: int) -> list[tuple[tir.Expr, int]]:
+    """Cuts ``columns`` into vectors whose lanes are powers of two: (offset, lanes)."""
+    cut, start = [], 0
+    while start < columns:
+        width = min(lanes, 1 << (columns - start).bit_length() - 1)
+        cut.append((start, width))
+        start += width
+    return cut
