@@ -14,9 +14,10 @@ import onnx_ir as ir
 from sparsec.passes import spec
 from sparsec.passes.base import PassError, SparsecPass, SparsecResult
 from sparsec.passes.findings import Finding
+from sparsec.passes.threshold import RecogniseThreshold
 
 # In the order in which they run: always, each exact, before any inserter.
-RECOGNISERS: tuple[type[SparsecPass], ...] = ()
+RECOGNISERS: tuple[type[SparsecPass], ...] = (RecogniseThreshold,)
 
 # In the order in which they are listed to the user; they run in the order of the pipeline text.
 INSERTERS: tuple[type[SparsecPass], ...] = ()

@@ -98,6 +98,33 @@ def broadcasts_into(shape: Sequence[int], value: ir.Value) -> bool:
     return all(d in (1, t) for d, t in zip(reversed(shape), reversed(target), strict=False))
 
 
+def nodes_between(leaf: ir.Value, root: ir.Node, stop: ir.Value | None = None) -> list[ir.Node]:
+    """The nodes that lead from ``leaf`` to ``root``, root included, in graph order; constants left out.
+
+    What lies behind ``stop``, another operand of the pattern, does not count.
+    """
+    seen: dict[ir.Node, bool] = {}
+    order: list[ir.Node] = []
+
+    def leads(node: ir.Node) -> bool:
+        if node not in seen:
+            seen[node] = False
+            inputs = [v for v in node.inputs if v is not None and v is not stop]
+            hits = [v is leaf or ((p := v.producer()) is not None and leads(p)) for v in inputs]
+            seen[node] = any(hits)
+            if seen[node]:
+                order.append(node)
+        return seen[node]
+
+    leads(root)
+    return order
+
+
+def op_list(pattern: Sequence[ir.Node]) -> str:
+    """The operators of ``pattern`` as a finding shows them: "Sub, Relu"."""
+    return ", ".join(n.op_type for n in pattern)
+
+
 def last_axis_of(axis: int, value: ir.Value) -> int | None:
     """``axis`` counted from the end (-1 is the last), or None when the rank is unknown and it matters."""
     if axis < 0:
@@ -147,7 +174,7 @@ def replace_node(root: ir.Node, new: ir.Node) -> ir.Node:
 
 
 def add_constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer of the main graph under ``name``, or under the first free ``name_1``, ``name_2``..."""
+    """A new initializer of the main graph called ``name``, or the first free of ``name_1``, ``name_2``..."""
     taken = {v.name for n in nodes(model) for v in (*n.outputs, *n.inputs) if v is not None}
     taken |= set(model.graph.initializers) | {v.name for v in model.graph.inputs}
     free, i = name, 0

@@ -133,9 +133,10 @@ def _value(name: str, field: Field, type_: typing.Any, text: str) -> typing.Any:
     if choices is not None and text not in [_print(c) for c in choices]:
         listed = [_print(c) for c in choices]
         raise PassError(
-            f"{name}: option {field.name} must be one of {', '.join(listed)}, got {text!r}.{suggest(text, listed)}"
+            f"{name}: option {field.name} must be one of {', '.join(listed)}, got {text!r}."
+            + suggest(text, listed)
         )
-    if isinstance(type_, types.UnionType):  # "float | None": only a value can be spelled, None is the default
+    if isinstance(type_, types.UnionType):  # float | None: None is the default
         (type_,) = [t for t in typing.get_args(type_) if t is not type(None)]
     if type_ is str:
         return text

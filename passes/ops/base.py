@@ -56,7 +56,7 @@ def function(
     build: Callable[..., ir.Value],
     attributes: Mapping[str, Attribute] | None = None,
 ) -> ir.Function:
-    """The function ``ai.sparsec.<name>``; ``build(tape, *input values)`` writes its body and returns the output.
+    """The function ``ai.sparsec.<name>``; ``build(tape, *input values)`` writes the body, returns the output.
 
     In the body an attribute of the function is ``ir.RefAttr(inner_name, outer_name, type)``.
     """
