@@ -60,3 +60,7 @@ class NM:
     def kept_fraction(self, k: int) -> float:
         """`kept(k) / k`: the share of the multiplications that is left."""
         return self.kept(k) / k
+
+    def within(self, channels: int) -> "NM":
+        """The same pattern with the smallest block that holds `channels` where all of them fit into one."""
+        return NM(self.n, self.m, min(self.block, next((b for b in BLOCKS if b >= channels), self.block)))

@@ -49,11 +49,10 @@ class NearMiss:
         have = "has" if self.violations == 1 else "have"
         up_to = "" if self.worst == self.nm.n + 1 else "up to "
         plural = "" if self.violations == 1 else "s"
-        block = f",block={self.nm.block}" if self.nm.block > 1 else ""
         return (
             f"{percent:.2f} % of groups are {self.nm}; {self.violations:,} group{plural} of {self.groups:,} "
-            f"{have} {up_to}{self.worst} non-zeros: prune them with nm{{n={self.nm.n},m={self.nm.m}{block}}} "
-            "or retrain"
+            f"{have} {up_to}{self.worst} non-zeros: prune them with "
+            f"nm{{n={self.nm.n},m={self.nm.m},block={self.nm.block}}} or retrain"
         )
 
 

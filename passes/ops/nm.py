@@ -2,8 +2,8 @@
 
 The weight is a dense initializer that contains the zeros, so the meaning is that of the standard operator;
 `n`, `m` and `block` are a promise about its zeros that a kernel may use. They run along the reduction axis:
-the rows of MatMul's B, K of Gemm's B, the input channels of each kernel tap of Conv's W, within each group of a
-grouped Conv. `sparsec.passes.nm_pattern` says what the numbers mean.
+the rows of MatMul's B, K of Gemm's B, the input channels of each kernel tap of Conv's W, within each group of
+a grouped Conv. `sparsec.passes.nm_pattern` says what the numbers mean.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def nm_conv(
 
 
 def _pads(spatial, kernel, auto_pad, dilations, pads, strides) -> tuple[int, ...]:
-    """Begin pads, then end pads; an odd `same` pad has its larger half at the end (UPPER) or begin (LOWER)."""
+    """Begin pads, then end pads; an odd `same` pad is larger at the end (UPPER) or at the begin (LOWER)."""
     rank = len(spatial)
     if auto_pad == "NOTSET":
         return tuple(pads or (0,) * 2 * rank)
@@ -177,7 +177,7 @@ def _op(standard: str, inputs, attributes, formula: str, reference, infer) -> Op
         inputs=inputs,
         formula=formula,
         source=f"ONNX {standard}; N:M as in torch's and NVIDIA's 2:4 semi-structured sparsity",
-        special=f"As {standard}; a kernel that skips zero weights has 0 where {standard} has 0 * inf or 0 * NaN.",
+        special=f"As {standard}; a kernel that skips zero weights has 0 for 0 * inf and 0 * NaN.",
         body=body,
         reference=reference,
         infer=infer,

@@ -1,0 +1,185 @@
+"""The layers that can have an N:M pattern: MatMul, Gemm and Conv with a constant weight.
+
+Each is seen in one canonical form, `[out, taps, in]`, whatever the operator's own layout and whether the
+constant is an initializer, a Constant node, or made of such by Identity, Transpose, Reshape, Cast, or by a
+Mul with a mask as torch.nn.utils.prune leaves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.passes.graph import (
+    FLOATS,
+    add_constant,
+    attribute,
+    const_array,
+    is_op,
+    nodes,
+    producer,
+    replace_node,
+)
+from sparsec.passes.nm_pattern import NM
+from sparsec.passes.ops.base import DOMAIN, install
+from sparsec.passes.ops.nm import OPS
+
+_OPS = {op.name: op for op in OPS}
+_STANDARD = ("MatMul", "Gemm", "Conv")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One node with a constant weight.
+
+    `value` is the node's input, `array` what it holds, in the operator's layout. `weight` is `array` as
+    `[out, taps, in]`, a view where possible; `groups` that of a grouped Conv. `refusal` says why no N:M
+    operator can stand here, whatever the zeros (None: it can).
+    """
+
+    node: ir.Node
+    standard: str
+    value: ir.Value
+    array: np.ndarray
+    weight: np.ndarray
+    groups: int
+    refusal: str | None
+
+    @property
+    def before(self) -> str:
+        """What stands there now, as a finding spells it."""
+        return f"{DOMAIN}.{self.node.op_type}" if self.node.domain == DOMAIN else self.node.op_type
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for layers that read the same weight in the same way."""
+        return (self.value, self.weight.shape, self.weight.strides, self.groups)
+
+    def stored(self, weight: np.ndarray) -> np.ndarray:
+        """A canonical weight in the operator's layout and dtype: back from `weight` to `array`."""
+        if self.standard == "Conv":
+            out, _, k = weight.shape
+            array = np.moveaxis(weight.reshape(out, *self.array.shape[2:], k), -1, 1)
+        else:
+            array = weight[:, 0, :] if _rows_are_channels(self.node) else weight[:, 0, :].T
+        return np.ascontiguousarray(array, dtype=self.array.dtype)
+
+
+def find_layers(model: ir.Model) -> Iterator[Layer]:
+    """Every MatMul, Gemm and Conv (or N:M form of them) with a constant float weight, in graph order."""
+    cache: dict[ir.Value, np.ndarray | None] = {}
+    for node in nodes(model):
+        if is_op(node, *_STANDARD) or is_op(node, *_OPS, domain=DOMAIN):
+            layer = _layer(node, cache)
+            if layer is not None:
+                yield layer
+
+
+def origin(value: ir.Value) -> ir.Value:
+    """The initializer, or output of a Constant node, that a layer's `value` is made from."""
+    while (node := value.producer()) is not None and node.inputs:
+        value = node.inputs[0]
+    return value
+
+
+def put(model: ir.Model, layer: Layer, nm: NM, weight: ir.Value) -> None:
+    """Put the N:M operator where `layer`'s node stands, reading `weight`; its attributes and name stay."""
+    op = _OPS[f"NM{layer.standard}"]
+    install(model, op)
+    old = layer.node
+    kept = {k: a for k, a in old.attributes.items() if k not in ("n", "m", "block")}
+    new = ir.node(
+        op.name,
+        [old.inputs[0], weight, *old.inputs[2:]],
+        {
+            **{k: ir.Attr(k, a.type, a.value) for k, a in kept.items()},
+            "n": nm.n,
+            "m": nm.m,
+            "block": nm.block,
+        },
+        domain=DOMAIN,
+        name=old.name,
+        doc_string=old.doc_string,
+        metadata_props=dict(old.metadata_props),
+    )
+    replace_node(old, new)
+
+
+def as_initializer(model: ir.Model, layer: Layer, made: dict[ir.Value, ir.Value]) -> ir.Value:
+    """The weight as a plain initializer; one that has to be made is made once for all that read it."""
+    if layer.value.is_initializer():
+        return layer.value
+    if layer.value not in made:
+        made[layer.value] = add_constant(
+            model, f"{layer.value.name}_folded", np.ascontiguousarray(layer.array)
+        )
+    return made[layer.value]
+
+
+def _layer(node: ir.Node, cache: dict[ir.Value, np.ndarray | None]) -> Layer | None:
+    standard = node.op_type.removeprefix("NM")
+    if len(node.inputs) < 2:
+        return None
+    right, left = _constant(node.inputs[1], cache), None
+    if right is None and standard != "Conv":
+        left = _constant(node.inputs[0], cache)
+    array = left if right is None else right
+    if array is None or array.size == 0 or ir.DataType.from_numpy(array.dtype) not in FLOATS:
+        return None
+    value = node.inputs[0 if right is None else 1]
+    groups, refusal = 1, None
+    if standard == "Conv":
+        if array.ndim < 3:
+            return None
+        groups = attribute(node, "group", 1)
+        weight = np.moveaxis(array, 1, -1).reshape(array.shape[0], -1, array.shape[1])
+    elif right is None:
+        rows = array.T if standard == "Gemm" and attribute(node, "transA", 0) else array
+        weight = rows.reshape(-1, 1, rows.shape[-1])
+        refusal = "the constant is the left operand; N:M kernels read a constant on the right"
+    elif array.ndim == 2:
+        weight = (array if _rows_are_channels(node) else array.T)[:, None, :]
+    else:
+        columns = array.reshape(-1, 1) if array.ndim == 1 else array
+        weight = np.moveaxis(columns, -2, -1).reshape(-1, 1, columns.shape[-2])
+        refusal = f"the constant has rank {array.ndim}; N:M kernels read a matrix of rank 2"
+    return Layer(node, standard, value, array, weight, groups, refusal)
+
+
+def _rows_are_channels(node: ir.Node) -> bool:
+    return bool(attribute(node, "transB", 0))
+
+
+def _constant(value: ir.Value | None, cache: dict[ir.Value, np.ndarray | None]) -> np.ndarray | None:
+    if value is None:
+        return None
+    if value not in cache:
+        cache[value] = _evaluate(value, cache)
+    return cache[value]
+
+
+def _evaluate(value: ir.Value, cache: dict[ir.Value, np.ndarray | None]) -> np.ndarray | None:
+    array = const_array(value)
+    if array is not None:
+        return array
+    node = producer(value, "Identity", "Transpose", "Reshape", "Cast", "Mul")
+    source = _constant(node.inputs[0], cache) if node is not None else None
+    if source is None or node.op_type == "Identity":
+        return source
+    if node.op_type == "Mul":
+        factor = _constant(node.inputs[1], cache)
+        return None if factor is None else source * factor
+    if node.op_type == "Transpose":
+        return np.transpose(source, attribute(node, "perm"))
+    if node.op_type == "Cast":
+        return source.astype(ir.DataType(attribute(node, "to")).numpy())
+    shape = _constant(node.inputs[1], cache)
+    if shape is None:
+        return None
+    sizes = [int(d) for d in shape]
+    if not attribute(node, "allowzero", 0):
+        sizes = [source.shape[i] if d == 0 else d for i, d in enumerate(sizes)]
+    return source.reshape(sizes)

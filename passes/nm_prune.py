@@ -1,0 +1,162 @@
+"""Prune weights to an N:M pattern by magnitude, and put the N:M operators in: `nm{n=2,m=4,block=32}`.
+
+In each group of m inputs, for each block of output channels and each kernel tap, the n positions with the
+highest score stay and the rest becomes zero; a tail shorter than m is left alone. The score of a position is,
+over the weights that share it in the block,
+
+    magnitude   sum |w|   every channel has its say, and one large weight does not decide for the whole block
+    energy      sum w^2   keeps the most energy, that is, makes the least Frobenius norm of W - pruned W
+
+(the same thing for block=1). NaN counts as larger than any number, so that it stays to be seen; of equal
+scores the lower input stays. Layers that read one weight in the same way are given one pruned weight;
+whatever else reads it (an embedding tied to the output head, a layer that is skipped) keeps the original.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.passes.base import PassError, SparsecPass
+from sparsec.passes.findings import Finding
+from sparsec.passes.graph import add_constant, node_name
+from sparsec.passes.nm_layers import Layer, find_layers, origin, put
+from sparsec.passes.nm_pattern import BLOCKS, NM
+from sparsec.passes.nm_recognise import tail
+from sparsec.passes.nm_structure import fits
+
+_SCORES = {"magnitude": np.abs, "energy": np.square}
+
+
+@dataclass(frozen=True)
+class PruneNM(SparsecPass):
+    """`n` of every `m` inputs stay, shared by `block` outputs; `layers` and `skip` choose by node name."""
+
+    NAME: ClassVar[str] = "nm"
+    SUMMARY: ClassVar[str] = "prune the weights of MatMul, Gemm and Conv to an N:M pattern"
+    EXAMPLE: ClassVar[str] = "nm{n=2,m=4,block=16,skip=*head*|*embed*}"
+
+    n: int = field(metadata={"help": "weights kept in each group of m input channels"})
+    m: int = field(metadata={"help": "length of a group"})
+    # 16 and more share the dense schedule on every CPU level and reach the ideal speed-up.
+    block: int = field(
+        default=32,
+        metadata={"help": "consecutive output channels that share the kept positions", "choices": BLOCKS},
+    )
+    method: str = field(
+        default="magnitude",
+        metadata={
+            "help": "score of a position: sum of |w| or of w^2 over the block",
+            "choices": tuple(_SCORES),
+        },
+    )
+    min_size: int = field(default=1024, metadata={"help": "layers with fewer weights stay dense"})
+    layers: str = field(default="*", metadata={"help": "only nodes with such names: globs, joined by |"})
+    skip: str = field(default="", metadata={"help": "but not these nodes: globs, joined by |"})
+
+    def __post_init__(self) -> None:
+        NM(self.n, self.m, self.block)
+        if self.method not in _SCORES:
+            raise PassError(f"nm: method must be one of {', '.join(_SCORES)}, found {self.method!r}")
+        if self.min_size < 0:
+            raise PassError(f"nm: min_size must be 0 or more, found {self.min_size}")
+
+    def run(self, model: ir.Model) -> list[Finding]:
+        candidates = list(find_layers(model))
+        self._check_globs([node_name(layer.node) for layer in candidates])
+        outcomes: list[tuple[str, Layer, NM, str | None]] = []
+        pruned: dict[tuple[object, ...], tuple[ir.Value, float]] = {}
+        for layer in candidates:
+            nm = NM(self.n, self.m, self.block).within(layer.weight.shape[0] // layer.groups)
+            reason = self._why_not(layer, nm)
+            outcomes.append((node_name(layer.node), layer, nm, reason))
+            if reason is None:
+                if layer.key not in pruned:
+                    pruned[layer.key] = self._prune(model, layer, nm)
+                put(model, layer, nm, pruned[layer.key][0])
+        # Only now is it known what still reads an original weight.
+        findings: list[Finding] = []
+        for name, layer, nm, reason in outcomes:
+            if reason:
+                findings.append(self.declined(name, reason, layer.before))
+            else:
+                reason = self._report(layer, nm, pruned[layer.key][1])
+                findings.append(self.applied(name, reason, layer.before, f"ai.sparsec.NM{layer.standard}"))
+        return findings
+
+    def _report(self, layer: Layer, nm: NM, energy: float) -> str:
+        k = layer.weight.shape[-1]
+        text = (
+            f"{nm} by {self.method}: keeps {100 * nm.kept_fraction(k):.1f} % of the weights and "
+            f"{100 * energy:.1f} % of their energy (sum of squares){tail(nm, k)}"
+        )
+        source = origin(layer.value)
+        if source.uses() or source.is_graph_output():
+            text += f"; a copy: {source.name} stays unpruned for what else reads it"
+        return text
+
+    def _check_globs(self, names: list[str]) -> None:
+        for option in ("layers", "skip"):
+            for glob in filter(None, getattr(self, option).split("|")):
+                if names and not _matches(glob, names):
+                    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                    raise PassError(
+                        f"nm: {option}={glob} must match a layer with a constant weight; found {some}"
+                    )
+
+    def _why_not(self, layer: Layer, nm: NM) -> str | None:
+        k, name = layer.weight.shape[-1], [node_name(layer.node)]
+        if not _matches(self.layers, name):
+            return f"not among layers={self.layers}"
+        if _matches(self.skip, name):
+            return f"named by skip={self.skip}"
+        if layer.refusal:
+            return layer.refusal
+        if layer.weight.size < self.min_size:
+            return f"{layer.weight.size} weights are fewer than min_size={self.min_size}"
+        if k < nm.m:
+            return f"the reduction axis has {k} input channels, fewer than m={nm.m}"
+        if not np.any(layer.weight):
+            return "every weight is zero"
+        if layer.node.domain and fits(layer.weight, nm, layer.groups):
+            return f"its weight has the pattern {nm} already"
+        return None
+
+    def _prune(self, model: ir.Model, layer: Layer, nm: NM) -> tuple[ir.Value, float]:
+        weight = layer.weight
+        keep = mask(weight, nm, layer.groups, self.method)
+        array = layer.stored(np.where(keep, weight, np.zeros((), weight.dtype)))
+        name = layer.value.name.removesuffix("_pruned") + "_pruned"
+        return add_constant(model, name, array), _energy(weight, keep)
+
+
+def mask(weight: np.ndarray, nm: NM, groups: int = 1, method: str = "magnitude") -> np.ndarray:
+    """True where a weight `[out, taps, in]` stays; exactly n positions in each full group, the tail whole."""
+    out, taps, k = weight.shape
+    full, per_group = k // nm.m * nm.m, out // groups
+    score = _SCORES[method](weight[..., :full].astype(np.float64)).reshape(groups, per_group, taps, full)
+    score = np.pad(score, [(0, 0), (0, -per_group % nm.block), (0, 0), (0, 0)])
+    score = score.reshape(groups, -1, nm.block, taps, full).sum(axis=2)
+    score = np.where(np.isnan(score), np.inf, score).reshape(*score.shape[:-1], -1, nm.m)
+    best = np.argsort(-score, axis=-1, kind="stable")[..., : nm.n]
+    keep = np.zeros(score.shape, bool)
+    np.put_along_axis(keep, best, True, axis=-1)
+    keep = keep.reshape(groups, -1, taps, full).repeat(nm.block, axis=1)[:, :per_group]
+    whole = np.ones(weight.shape, bool)
+    whole[..., :full] = keep.reshape(out, taps, full)
+    return whole
+
+
+def _energy(weight: np.ndarray, keep: np.ndarray) -> float:
+    """Kept share of the sum of squares, of the finite weights; 1 where there is nothing to lose."""
+    square = np.square(np.where(np.isfinite(weight), weight, 0).astype(np.float64))
+    total = square.sum()
+    return float(square[keep].sum() / total) if total else 1.0
+
+
+def _matches(globs: str, names: list[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs.split("|") if glob for name in names)

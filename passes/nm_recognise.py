@@ -1,0 +1,82 @@
+"""Recognise N:M patterns in constant weights.
+
+    MatMul(x, W)         -> NMMatMul<n, m, block>(x, W)
+    Gemm<...>(x, W, c)   -> NMGemm<..., n, m, block>(x, W, c)
+    Conv<...>(x, W, b)   -> NMConv<..., n, m, block>(x, W, b)
+
+where the zeros of W keep to n:m along the reduction axis. Nothing is computed differently: the weight stays
+as it is, and the body of the new operator is the one that it replaces. A constant left operand (MatMul(W, x))
+is declined, for swapping the operands would add two Transposes to the model; so is a constant of another rank
+than 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.passes.base import SparsecPass
+from sparsec.passes.findings import Finding
+from sparsec.passes.graph import node_name
+from sparsec.passes.nm_layers import Layer, as_initializer, find_layers, put
+from sparsec.passes.nm_pattern import NM
+from sparsec.passes.nm_structure import NearMiss, find
+
+MIN_SIZE = 64
+"""Fewer weights than this make no layer worth a kernel, and any few zeros among them look like a pattern."""
+
+TOLD_ZEROS = 0.25
+"""A layer with a smaller share of zeros is simply dense: that is no decision, so there is no finding."""
+
+
+@dataclass(frozen=True)
+class RecogniseNM(SparsecPass):
+    NAME: ClassVar[str] = "recognise-nm"
+    SUMMARY: ClassVar[str] = "find N:M patterns (2:4, 1:8x32, ...) in the weights of MatMul, Gemm and Conv"
+    EXAMPLE: ClassVar[str] = "recognise-nm"
+
+    def run(self, model: ir.Model) -> list[Finding]:
+        findings: list[Finding] = []
+        known: dict[tuple[object, ...], NM | NearMiss | str] = {}
+        made: dict[ir.Value, ir.Value] = {}
+        for layer in find_layers(model):
+            if layer.before != layer.standard:
+                continue  # is an N:M operator already
+            if layer.key not in known:
+                known[layer.key] = find(layer.weight, layer.groups)
+            found, name = known[layer.key], node_name(layer.node)
+            zeros = 1 - np.count_nonzero(layer.array) / layer.array.size
+            if isinstance(found, NM) and layer.refusal is None and layer.array.size >= MIN_SIZE:
+                put(model, layer, found, as_initializer(model, layer, made))
+                findings.append(self.applied(name, _worth(found, layer), layer.before, _after(layer)))
+            elif not isinstance(found, str) or zeros >= TOLD_ZEROS:
+                findings.append(self.declined(name, _why_not(found, layer), layer.before))
+        return findings
+
+
+def _after(layer: Layer) -> str:
+    return f"ai.sparsec.NM{layer.standard}"
+
+
+def _worth(nm: NM, layer: Layer) -> str:
+    k = layer.weight.shape[-1]
+    text = f"{nm}: keeps {100 * nm.kept_fraction(k):.1f} % of the weights"
+    return text + tail(nm, k)
+
+
+def tail(nm: NM, k: int) -> str:
+    """A clause about the inputs that are in no full group; empty when m divides k."""
+    return f"; the last {k % nm.m} of {k} inputs make no group of {nm.m} and stay dense" if k % nm.m else ""
+
+
+def _why_not(found: NM | NearMiss | str, layer: Layer) -> str:
+    if layer.refusal:
+        return f"{layer.refusal}; its zeros: {found}"
+    if isinstance(found, NM):
+        return (
+            f"{found}, but {layer.array.size} weights are too few for an N:M kernel; {MIN_SIZE} are required"
+        )
+    return str(found)
