@@ -27,7 +27,8 @@ def serialize(
             graph.outputs[:] = outputs
         return ir.serde.serialize_model(model), big
     finally:
-        del graph.inputs[count:]
+        while len(graph.inputs) > count:
+            graph.inputs.pop()  # `del inputs[count:]` leaves the values marked as inputs (onnx_ir 1.1.0)
         for value in big.values():
             graph.register_initializer(value)
         if outputs is not None:

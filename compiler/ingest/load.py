@@ -71,7 +71,7 @@ def read(path: str | os.PathLike) -> bytes:
                 f"{shown} has {info.st_size} bytes, an ONNX file at most {MAX_BYTES}; "
                 "save the model with external data"
             )
-        return file.read(MAX_BYTES + 1)
+        return file.read(info.st_size)
 
 
 def parse(data: bytes, path: str | os.PathLike = "model") -> onnx.ModelProto:
