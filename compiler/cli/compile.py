@@ -1,0 +1,117 @@
+"""``sparsec compile``: the main job, in a worker process; ends with a table that says what was made."""
+
+import json
+from pathlib import Path
+
+import click
+
+from . import options, text, work
+
+
+@click.command("compile")
+@click.argument("model", type=options.PATH)
+@click.option("-o", "--output", "out", type=options.PATH, help="Artifact to write; MODEL.sparsec by default.")
+@options.target
+@options.passes
+@options.shapes
+@options.dims
+@click.option(
+    "--sparsity",
+    type=click.Choice(["auto", "require", "off"]),
+    default="auto",
+    show_default=True,
+    help="Use sparse kernels where they are faster, insist on them, or ignore sparsity.",
+)
+@options.calib
+@click.option("--choices", type=options.PATH, metavar="FILE", help="Replay the choices of another artifact.")
+@click.option(
+    "--verify/--no-verify", default=True, help="Compare with ONNX Runtime before publishing (the default)."
+)
+@click.option("--dump-dir", type=options.PATH, metavar="D", help="Write the model after every stage into D.")
+@options.as_json
+def compile_(
+    model: Path,
+    out: Path | None,
+    target: str,
+    passes_: str,
+    shapes,
+    dims,
+    sparsity: str,
+    calib: Path | None,
+    choices: Path | None,
+    verify: bool,
+    dump_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile MODEL.onnx to one verified file."""
+    from sparsec.compiler.request import CompileRequest
+
+    request = CompileRequest(
+        model=str(options.readable(model, "model")),
+        out=str(out or model.with_suffix(".sparsec")),
+        target=target,
+        passes=passes_,
+        shapes=options.unique(shapes, "--shape"),
+        dims=options.unique(dims, "--dim"),
+        sparsity=sparsity,
+        calib=str(options.readable(calib, "calibration file")) if calib else None,
+        choices=str(options.readable(choices, "choices file")) if choices else None,
+        verify=verify,
+        dump_dir=str(dump_dir) if dump_dir else None,
+    )
+    report = work.do("compile", request.to_json())
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    else:
+        click.echo("\n".join(summary(report)))
+
+
+def work_on(request: dict, log) -> dict:
+    """The task of the worker process."""
+    from sparsec.compiler.pipeline import compile_model
+    from sparsec.compiler.request import CompileRequest
+
+    return compile_model(CompileRequest.from_json(request), log=log)
+
+
+def summary(report: dict) -> list[str]:
+    """The closing lines: layer groups with pattern, kernel and size, then accuracy and the file."""
+    lines = text.table(
+        ["layers", "op", "pattern", "kernel", "dense", "packed"], layer_rows(report["layers"]), "><<<>>"
+    )
+    lines.append("")
+    lines.append(f"weights  {text.size(report['weights_bytes'])}, arena {text.size(report['arena_bytes'])}")
+    lines += accuracy(report["receipt"])
+    size, seconds = text.size(report["size"]), text.duration(report["seconds"])
+    lines.append(f"wrote    {text.visible(report['out'])}, {size}, in {seconds}")
+    return lines
+
+
+def layer_rows(layers: list[dict]) -> list[list[str]]:
+    """One row for each (op, pattern, kernel) in order of first appearance, and a sum of the sizes."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for layer in layers:
+        group = groups.setdefault((layer["op"], layer["pattern"], layer["kernel"]), [0, 0, 0])
+        group[0] += 1
+        group[1] += layer["dense_bytes"]
+        group[2] += layer["packed_bytes"]
+    rows = []
+    for (op, pattern, kernel), (number, dense, packed) in groups.items():
+        sizes = [text.size(dense), text.size(packed)] if dense or packed else ["", ""]
+        rows.append([str(number), op, pattern, kernel, *sizes])
+    if len(rows) > 1:
+        total = [sum(group[i] for group in groups.values()) for i in range(3)]
+        rows.append([str(total[0]), "in all", "", "", text.size(total[1]), text.size(total[2])])
+    return rows
+
+
+def accuracy(receipt: dict) -> list[str]:
+    """One line for each output: its error against ONNX Runtime and what is allowed."""
+    if not receipt:
+        return ["error    not compared with ONNX Runtime (--no-verify)"]
+    allowed = receipt["tolerance"]["relative"]
+    return [
+        f"error    {found['max_rel_to_scale']:.1e} of {text.visible(name)}'s scale, against ONNX Runtime on "
+        f"{receipt['input']} (allowed {allowed:.0e})"
+        for name, found in receipt["max_error"].items()
+    ]

@@ -1,0 +1,107 @@
+"""``sparsec explain``: per layer what was found, what was declined and why, and what it gains."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from . import options, text, work
+
+
+@click.command()
+@click.argument("model", type=options.PATH)
+@options.target
+@options.passes
+@options.shapes
+@options.dims
+@options.as_json
+def explain(model: Path, target: str, passes_: str, shapes, dims, as_json: bool) -> None:
+    """Say what sparsity MODEL.onnx has, layer by layer, and what it is worth on the target."""
+    from sparsec.compiler.request import CompileRequest
+
+    request = CompileRequest(
+        model=str(options.readable(model, "model")),
+        out="",
+        target=target,
+        passes=passes_,
+        shapes=options.unique(shapes, "--shape"),
+        dims=options.unique(dims, "--dim"),
+    )
+    found = work.do("explain", request.to_json())
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo("\n".join(sentences(found)))
+
+
+def analyse(request: dict, log: Callable[[str], None]) -> dict:
+    """Ingest, run the passes, choose kernels; compile nothing but the kernels that are timed."""
+    from sparsec import passes
+    from sparsec.compiler.channels_last import channels_last
+    from sparsec.compiler.choices import choose
+    from sparsec.compiler.ingest import ingest
+    from sparsec.compiler.request import CompileRequest, cpu_levels
+    from sparsec.passes import nm_layers
+    from sparsec.passes.graph import node_name
+    from sparsec.runtime.cpu import best_level
+
+    asked = CompileRequest.from_json(request)
+    log("read the model")
+    model = ingest(asked.model, asked.shapes, asked.dims, log=log)
+    layers = {}
+    for layer in nm_layers.layers(model):
+        positions = 1
+        for size in layer.node.outputs[0].shape:
+            positions *= int(size)
+        layers[node_name(layer.node)] = {
+            "op": layer.standard,
+            "shape": list(layer.array.shape),
+            "multiply_adds": positions * layer.weight.shape[1] * layer.weight.shape[2],
+            "kept": 1.0,
+        }
+    log("find sparsity")
+    findings = [finding.to_json() for finding in passes.run_pipeline(model, asked.passes)]
+    for layer in nm_layers.layers(model):
+        if "m" in layer.node.attributes and node_name(layer.node) in layers:
+            n, m = (layer.node.attributes[key].as_int() for key in ("n", "m"))
+            k = layer.weight.shape[-1]
+            layers[node_name(layer.node)]["kept"] = (k // m * n + k % m) / k
+    log("time the kernels")
+    channels_last(model)
+    _, why = choose(model, asked, cpu_levels(asked.target, best_level()))
+    return {"layers": layers, "findings": findings + [finding.to_json() for finding in why]}
+
+
+def sentences(found: dict) -> list[str]:
+    """One paragraph for each layer and node that something was decided about, then the sum."""
+    by_node: dict[str, list[dict]] = {}
+    for finding in found["findings"]:
+        by_node.setdefault(finding["node"], []).append(finding)
+    lines = []
+    for name, findings in by_node.items():
+        layer = found["layers"].get(name)
+        what = f"{layer['op']}, weight {text.shape(layer['shape'])}" if layer else findings[0]["before"]
+        lines.append(click.style(f"{text.visible(name)} ({what})", bold=True))
+        lines += [f"  {sentence(finding)}" for finding in findings]
+    total = sum(layer["multiply_adds"] for layer in found["layers"].values())
+    kept = sum(layer["multiply_adds"] * layer["kept"] for layer in found["layers"].values())
+    told = len(by_node.keys() & found["layers"].keys())
+    rest = len(found["layers"]) - told
+    if rest:
+        lines.append(f"{text.count(rest, 'other layer')} with constant weights: dense, nothing to gain.")
+    if kept < total:
+        lines.append(
+            f"{100 * kept / total:.0f} % of the multiply-adds in layers with constant weights remain: "
+            f"at most {total / kept:.2f}x faster there."
+        )
+    elif not found["findings"]:
+        lines.append("No sparsity was found; `sparsec passes` lists what can be inserted with --passes.")
+    return lines
+
+
+def sentence(finding: dict) -> str:
+    """One finding as a sentence."""
+    verb = "" if finding["outcome"] == "applied" else "declined, "
+    change = f" [{finding['before']} -> {finding['after']}]" if finding["before"] != finding["after"] else ""
+    return f"{finding['pass_name']}: {verb}{text.visible(finding['reason'])}{text.visible(change)}"

@@ -1,0 +1,98 @@
+"""Options that several commands share, and how their values are read."""
+
+import re
+from pathlib import Path
+
+import click
+
+from .failure import Failure
+
+TARGETS = ("x86", "x86:v2", "x86:v3", "x86:v4", "native")  # those of sparsec.compiler.request
+
+
+class Shape(click.ParamType):
+    """``name=1x3x224x224`` -> (name, (1, 3, 224, 224)).  The name may contain ``=``; the last one counts."""
+
+    name = "NAME=AxBx..."
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        name, equals, sizes = value.rpartition("=")
+        if not equals or not name or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
+            self.fail(f"{value!r}: write the input's name and its sizes, as in image=1x3x224x224", param, ctx)
+        return name, tuple(int(size) for size in sizes.split("x"))
+
+
+class Dim(click.ParamType):
+    """``batch=1`` -> ("batch", 1)."""
+
+    name = "DIM=SIZE"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        name, equals, size = value.rpartition("=")
+        if not equals or not name or not re.fullmatch(r"[1-9]\d*", size):
+            self.fail(f"{value!r}: write the dimension's name and its size, as in batch=1", param, ctx)
+        return name, int(size)
+
+
+class NamedFile(click.ParamType):
+    """``x=x.npy`` -> ("x", Path("x.npy")).  The first ``=`` divides, so that a path may contain one."""
+
+    name = "NAME=FILE.npy"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        name, equals, path = value.partition("=")
+        if not equals or not name or not path:
+            self.fail(f"{value!r}: write the input's name and a file, as in x=x.npy", param, ctx)
+        return name, Path(path)
+
+
+PATH = click.Path(path_type=Path)
+
+target = click.option(
+    "--target", type=click.Choice(TARGETS), default="x86", show_default=True, help="Machine to compile for."
+)
+passes = click.option(
+    "--passes",
+    "passes_",
+    default="",
+    metavar="SPEC",
+    help="Passes that change the model; see `sparsec passes`.",
+)
+shapes = click.option("--shape", "shapes", type=Shape(), multiple=True, help="Freeze an input's shape.")
+dims = click.option("--dim", "dims", type=Dim(), multiple=True, help="Freeze a symbolic dimension.")
+calib = click.option(
+    "--calib",
+    type=PATH,
+    metavar="DATA.npz",
+    help="Real inputs, one array per input name, for checks and passes.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+threads = click.option(
+    "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads to run with."
+)
+
+
+def unique(pairs: tuple[tuple[str, object], ...], option: str) -> dict:
+    """The pairs as a dict; a name that is given twice is wrong usage."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise click.UsageError(f"{option} {name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def readable(path: Path, what: str) -> Path:
+    """``path`` if it is a file that can be opened; otherwise one line that says why not."""
+    if not path.exists():
+        raise Failure(f"{what} {str(path)!r} does not exist")
+    if not path.is_file():
+        raise Failure(f"{what} {str(path)!r} is not a regular file")
+    path.open("rb").close()
+    return path

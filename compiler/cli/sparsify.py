@@ -1,0 +1,140 @@
+"""``sparsec sparsify``: ONNX in, ONNX out, with what the passes did to the output."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from . import options, text, work
+
+ASSUMED = 16  # for a symbolic dimension that is not the first, in the random inputs of the report
+
+
+@click.command()
+@click.argument("model", type=options.PATH)
+@click.option("--passes", "passes_", required=True, metavar="SPEC", help="What to do; see `sparsec passes`.")
+@options.calib
+@click.option(
+    "--max-error",
+    type=click.FloatRange(min=0),
+    metavar="E",
+    help="Write nothing if an output changes by more than E of its scale.",
+)
+@click.option("-o", "--output", "out", type=options.PATH, required=True, help="The ONNX file to write.")
+@options.as_json
+def sparsify(
+    model: Path, passes_: str, calib: Path | None, max_error: float | None, out: Path, as_json: bool
+) -> None:
+    """Apply passes to MODEL.onnx and write the result as ONNX."""
+    request = {
+        "model": str(options.readable(model, "model")),
+        "passes": passes_,
+        "calib": str(options.readable(calib, "calibration file")) if calib else None,
+        "max_error": max_error,
+        "out": str(out),
+    }
+    found = work.do("sparsify", request)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for finding in found["findings"]:
+        mark = "+" if finding["outcome"] == "applied" else "-"
+        node = text.visible(finding["node"])
+        click.echo(f"{mark} {finding['pass_name']}  {node}: {text.visible(finding['reason'])}")
+    for name, change in found["changes"].items():
+        click.echo(
+            f"output {text.visible(name)} changed by {change['max_rel_to_scale']:.2e} of its scale, "
+            f"cosine {change['cosine']:.6f} ({found['inputs']})"
+        )
+    click.echo(f"wrote {text.visible(found['out'])}, {text.size(found['size'])}")
+
+
+def transform(request: dict, log: Callable[[str], None]) -> dict:
+    """Load, convert to an opset the passes take, run them, compare, publish by one rename."""
+    import onnx_ir as ir
+
+    from sparsec import passes
+    from sparsec.compiler.errors import CompileError
+    from sparsec.compiler.ingest import load, opset
+
+    pipeline = passes.parse_pipeline(request["passes"])
+    log("read the model")
+    model = opset.convert(load.load(request["model"]))
+    before = ir.to_proto(model).SerializeToString()
+    log("run the passes")
+    findings = passes.run_pipeline(model, pipeline)
+    after = ir.to_proto(model).SerializeToString()
+    log("compare the outputs")
+    feeds, told = inputs(model, request["calib"])
+    changes = compare(before, after, feeds)
+    worst = max(changes.items(), key=lambda item: item[1]["max_rel_to_scale"], default=None)
+    limit = request["max_error"]
+    if limit is not None and worst and not worst[1]["max_rel_to_scale"] <= limit:
+        raise CompileError(
+            f"output {worst[0]!r} changes by {worst[1]['max_rel_to_scale']:.2e} of its scale, more than "
+            f"--max-error {limit:g}; nothing was written"
+        )
+    publish(Path(request["out"]), after)
+    return {
+        "out": request["out"],
+        "size": len(after),
+        "inputs": told,
+        "changes": changes,
+        "findings": [finding.to_json() for finding in findings],
+    }
+
+
+def inputs(model, calib: str | None) -> tuple[dict, str]:
+    """Arrays to run on, and where they are from."""
+    from sparsec.compiler import reference
+    from sparsec.compiler.plan import Port
+
+    ports, assumed = [], {}
+    for value in model.graph.inputs:
+        shape = []
+        for axis, dim in enumerate(value.shape or ()):
+            if not isinstance(dim, int):
+                name = dim.value or f"{value.name}[{axis}]"
+                dim = assumed.setdefault(name, 1 if axis == 0 else ASSUMED)
+            shape.append(dim)
+        ports.append(Port(value.name, str(value.dtype.numpy()), tuple(shape), tuple(shape)))
+    if calib:
+        return reference.calibration_inputs(calib, tuple(ports)), "calibration data"
+    sizes = "".join(f", {name}={size}" for name, size in assumed.items())
+    return reference.random_inputs(model, tuple(ports)), f"random inputs, seed {reference.SEED}{sizes}"
+
+
+def compare(before: bytes, after: bytes, feeds: dict) -> dict[str, dict]:
+    """Output name -> largest change, relative to the output's scale, and cosine similarity."""
+    import numpy as np
+
+    from sparsec.compiler import reference
+
+    old, new = (reference.run_reference(model, feeds) for model in (before, after))
+    changes = {}
+    for name, array in old.items():
+        a, b = (value.astype(np.float64).ravel() for value in (new[name], array))
+        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+        cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
+        changes[name] = reference.compare(new[name], array).to_json() | {"cosine": cosine}
+    return changes
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds the old bytes or all of the new ones, whatever happens."""
+    handle, draft = tempfile.mkstemp(prefix=".sparsec-", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(draft, 0o666 & ~umask)
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise

@@ -1,0 +1,83 @@
+"""``sparsec verify``: is this file whole, does it fit this machine, and does it compute the model?"""
+
+import json
+from pathlib import Path
+
+import click
+
+from . import options, text, work
+from .failure import Failure
+
+
+@click.command()
+@click.argument("artifact", type=options.PATH)
+@click.option("--model", type=options.PATH, help="Compare with this ONNX model in ONNX Runtime, too.")
+@options.as_json
+def verify(artifact: Path, model: Path | None, as_json: bool) -> None:
+    """Check ARTIFACT's structure, hashes and target; with --model also its numbers."""
+    from sparsec.runtime import load
+
+    with load(artifact) as loaded:
+        members = loaded.manifest["members"]
+        found = {
+            "file": str(artifact),
+            "bytes": artifact.stat().st_size,
+            "members": len(members),
+            "level": loaded.level,
+            "outputs": {},
+        }
+    if model is not None:
+        request = {"artifact": str(artifact), "model": str(options.readable(model, "model"))}
+        found |= work.do("verify", request)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo("\n".join(lines(found)))
+    wrong = [name for name, error in found["outputs"].items() if not error["within"]]
+    if wrong:
+        raise Failure(
+            f"{str(artifact)!r} does not compute {str(model)!r}: output {wrong[0]!r} differs by "
+            f"{found['outputs'][wrong[0]]['max_rel_to_scale']:.2e} of its scale; compile the model again"
+        )
+
+
+def compare(request: dict, log) -> dict:
+    """Run both on seeded inputs; runs in the worker, since the model is foreign."""
+    import hashlib
+
+    from sparsec.compiler import reference
+    from sparsec.compiler.ingest import ingest
+    from sparsec.compiler.pipeline import ports
+    from sparsec.runtime import load
+
+    data = Path(request["model"]).read_bytes()
+    with load(request["artifact"]) as loaded:
+        log("read the model")
+        shapes = {info.name: info.shape for info in loaded.inputs}
+        model = ingest(request["model"], shapes, {})
+        feeds = reference.random_inputs(model, ports(model.graph.inputs))
+        log("run both")
+        ours, expected = loaded(feeds), reference.run_reference(request["model"], feeds)
+        same = loaded.manifest["source_sha256"] == hashlib.sha256(data).hexdigest()
+    errors = {name: reference.compare(ours[name], value).to_json() for name, value in expected.items()}
+    return {"same_source": same, "outputs": errors, "inputs": f"random inputs, seed {reference.SEED}"}
+
+
+def lines(found: dict) -> list[str]:
+    shown = [
+        f"ok  {text.visible(found['file'])}: {text.size(found['bytes'])}, "
+        f"{text.count(found['members'], 'member')}, every hash matches, runs here at level {found['level']}"
+    ]
+    if "same_source" in found:
+        shown.append(
+            "ok  it was compiled from this very model file"
+            if found["same_source"]
+            else "--  it was compiled from another model file (the SHA-256 differs)"
+        )
+    for name, error in found["outputs"].items():
+        mark = "ok" if error["within"] else "--"
+        shown.append(
+            f"{mark}  output {text.visible(name)}: {error['max_rel_to_scale']:.1e} of scale from ONNX Runtime "
+            f"({found['inputs']})"
+        )
+    return shown
