@@ -49,7 +49,7 @@ def weight_layers(found) -> list[dict]:
     from sparsec.passes.graph import node_name
 
     layers = []
-    for layer in nm_layers.layers(found):
+    for layer in nm_layers.find_layers(found):
         zeros = layer.array.size - int(np.count_nonzero(layer.array))
         pattern = nm_structure.find(layer.weight, layer.groups) if zeros else "dense"
         layers.append(

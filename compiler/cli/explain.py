@@ -50,7 +50,7 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
     log("read the model")
     model = ingest(asked.model, asked.shapes, asked.dims, log=log)
     layers = {}
-    for layer in nm_layers.layers(model):
+    for layer in nm_layers.find_layers(model):
         positions = 1
         for size in layer.node.outputs[0].shape:
             positions *= int(size)
@@ -62,7 +62,7 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
         }
     log("find sparsity")
     findings = [finding.to_json() for finding in passes.run_pipeline(model, asked.passes)]
-    for layer in nm_layers.layers(model):
+    for layer in nm_layers.find_layers(model):
         if "m" in layer.node.attributes and node_name(layer.node) in layers:
             n, m = (layer.node.attributes[key].as_int() for key in ("n", "m"))
             k = layer.weight.shape[-1]

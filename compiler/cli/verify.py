@@ -77,7 +77,7 @@ def lines(found: dict) -> list[str]:
     for name, error in found["outputs"].items():
         mark = "ok" if error["within"] else "--"
         shown.append(
-            f"{mark}  output {text.visible(name)}: {error['max_rel_to_scale']:.1e} of scale from ONNX Runtime "
-            f"({found['inputs']})"
+            f"{mark}  output {text.visible(name)}: {error['max_rel_to_scale']:.1e} of its scale "
+            f"from ONNX Runtime ({found['inputs']})"
         )
     return shown
