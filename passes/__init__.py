@@ -14,13 +14,16 @@ import onnx_ir as ir
 from sparsec.passes import spec
 from sparsec.passes.base import PassError, SparsecPass, SparsecResult
 from sparsec.passes.findings import Finding
+from sparsec.passes.sparsemax import RecogniseSparsemax
+from sparsec.passes.sparsemax_insert import InsertSparsemax
 from sparsec.passes.threshold import RecogniseThreshold
+from sparsec.passes.threshold_insert import InsertThreshold
 
 # In the order in which they run: always, each exact, before any inserter.
-RECOGNISERS: tuple[type[SparsecPass], ...] = (RecogniseThreshold,)
+RECOGNISERS: tuple[type[SparsecPass], ...] = (RecogniseSparsemax, RecogniseThreshold)
 
 # In the order in which they are listed to the user; they run in the order of the pipeline text.
-INSERTERS: tuple[type[SparsecPass], ...] = ()
+INSERTERS: tuple[type[SparsecPass], ...] = (InsertSparsemax, InsertThreshold)
 
 
 def parse_pipeline(text: str) -> list[SparsecPass]:

@@ -103,21 +103,31 @@ def nodes_between(leaf: ir.Value, root: ir.Node, stop: ir.Value | None = None) -
 
     What lies behind ``stop``, another operand of the pattern, does not count.
     """
-    seen: dict[ir.Node, bool] = {}
-    order: list[ir.Node] = []
+    ancestors: set[ir.Node] = set()
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        if node in ancestors:
+            continue
+        ancestors.add(node)
+        sources = [v.producer() for v in node.inputs if v is not None and v is not leaf and v is not stop]
+        pending.extend(p for p in sources if p is not None)
+    between: set[ir.Node] = set()
+    pending = [use.node for use in leaf.uses()]
+    while pending:
+        node = pending.pop()
+        if node not in ancestors or node in between:
+            continue
+        between.add(node)
+        if node is not root:
+            pending.extend(use.node for v in node.outputs if v is not stop for use in v.uses())
+    return [n for n in root.graph if n in between]
 
-    def leads(node: ir.Node) -> bool:
-        if node not in seen:
-            seen[node] = False
-            inputs = [v for v in node.inputs if v is not None and v is not stop]
-            hits = [v is leaf or ((p := v.producer()) is not None and leads(p)) for v in inputs]
-            seen[node] = any(hits)
-            if seen[node]:
-                order.append(node)
-        return seen[node]
 
-    leads(root)
-    return order
+def depends_on(value: ir.Value | None, leaf: ir.Value) -> bool:
+    """Whether ``value`` is computed from ``leaf``."""
+    node = value.producer() if value is not None else None
+    return node is not None and bool(nodes_between(leaf, node))
 
 
 def op_list(pattern: Sequence[ir.Node]) -> str:
@@ -173,14 +183,20 @@ def replace_node(root: ir.Node, new: ir.Node) -> ir.Node:
     return new
 
 
-def add_constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer of the main graph called ``name``, or the first free of ``name_1``, ``name_2``..."""
+def free_name(model: ir.Model, name: str) -> str:
+    """``name``, or the first of ``name_1``, ``name_2``... that no value of the model's graphs has."""
     taken = {v.name for n in nodes(model) for v in (*n.outputs, *n.inputs) if v is not None}
     taken |= set(model.graph.initializers) | {v.name for v in model.graph.inputs}
     free, i = name, 0
     while free in taken:
         i += 1
         free = f"{name}_{i}"
+    return free
+
+
+def add_constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer of the main graph, called :func:`free_name` of ``name``."""
+    free = free_name(model, name)
     value = ir.Value(
         name=free,
         shape=ir.Shape(array.shape),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.passes.graph import FLOATS, attribute, is_op, producer
+from sparsec.passes.graph import FLOATS, attribute, depends_on, is_op, producer
 from sparsec.passes.threshold_forms import (
     MINUS_INF,
     NAN_KEPT,
@@ -77,6 +77,8 @@ def _clamped(node: ir.Node) -> Result:
         return None
     x, t = form
     if t.negated and np.any(t.array < 0):  # Relu(x + b): a bias, as almost every layer has one
+        return None
+    if t.array is None and (t.value is x or depends_on(t.value, x)):  # no threshold: a difference
         return None
     return _shifted(x, t, high, ())
 
