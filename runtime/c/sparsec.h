@@ -139,7 +139,8 @@ SPARSEC_API sparsec_status sparsec_bind_output(sparsec_context *context, uint32_
 // overwrites.  NULL if `index` is out of range.
 SPARSEC_API const void *sparsec_output_data(const sparsec_context *context, uint32_t index);
 
-// One inference.  Allocates nothing.  The calling thread's floating-point state (rounding mode,
+// One inference.  Allocates nothing, but that libc makes the library's thread-local slot when a
+// thread runs the model for the first time.  The calling thread's floating-point state (rounding mode,
 // denormals, exception flags) has no influence and is the same afterwards.  After a failure the
 // outputs are undefined and the context can be used again.
 SPARSEC_API sparsec_status sparsec_run(sparsec_context *context, sparsec_error *error);

@@ -1,0 +1,73 @@
+// lib.h - what the files of libsparsec share; nothing here is seen by its users
+
+#ifndef SPARSEC_LIB_H
+#define SPARSEC_LIB_H
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "../error.h"
+
+typedef struct span {
+    const uint8_t *data;
+    size_t size;
+} span;
+
+// Section: zip - the container, see runtime/container.py for the rules
+
+#define MAX_MEMBERS 64
+
+typedef struct member {
+    char name[65];
+    uint32_t header, offset, size, crc;
+} member;
+
+typedef struct archive {
+    span file;
+    int count;
+    member members[MAX_MEMBERS];
+} archive;
+
+sparsec_status zip_open(span file, archive *archive, sparsec_error *error);
+const member *zip_find(const archive *archive, const char *name);
+span zip_data(const archive *archive, const member *m);
+uint32_t crc32_of(span data);
+
+// Section: json - read in place, nothing is allocated
+//
+// json_valid must have accepted the whole text before any other function sees a part of it.
+
+#define JSON_MAX_DEPTH 32
+
+bool json_valid(span text);
+// The value of `key` in an object; {0} if there is none or `object` is no object.  Keys are compared
+// as they are written, so only plain ASCII keys can be found.
+span json_get(span object, const char *key);
+// Walks a list: start with at = 0; {0} at the end or if `list` is no list.
+span json_next(span list, size_t *at);
+bool json_is_text(span value, const char *text); // a string with exactly this plain ASCII content
+span json_text(span value);                      // a string's content as written; {0} if it is none
+bool json_number(span value, uint64_t *number);  // a non-negative integer of at most 18 digits
+
+// Section: manifest
+
+typedef struct manifest {
+    span text;
+    const member *code;    // the first library that this CPU can run
+    const member *weights; // NULL if the model has none
+} manifest;
+
+// All checks of an artifact but the hashes, which manifest_check_hashes does.
+sparsec_status manifest_read(const archive *archive, manifest *manifest, sparsec_error *error);
+sparsec_status manifest_check_hash(const manifest *manifest, const char *name, span data, sparsec_error *error);
+
+// Section: sha256
+
+void sha256(span data, uint8_t digest[32]);
+
+// Section: cpu
+
+// Whether this CPU and its system offer the feature, named as LLVM names it.
+bool cpu_has(span feature);
+
+#endif

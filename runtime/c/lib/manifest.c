@@ -1,0 +1,97 @@
+// manifest.c - the fields of manifest.json that a loader uses, checked before they are believed
+
+#include "lib.h"
+
+#define MAX_BYTES (64u << 20)
+
+#define PRINT(s) (int)(s).size, (const char *)(s).data
+
+static sparsec_status bad(sparsec_error *error, const char *field) {
+    return fail(error, SPARSEC_E_ARTIFACT, "damaged artifact: manifest.json field '%s' is missing or wrong", field);
+}
+
+// The member of a library object; NULL if there is none.
+static const member *code_of(const archive *a, span library) {
+    span name = json_text(json_get(library, "member"));
+    char text[65] = {0};
+    if (!name.size || name.size > 64) return 0;
+    memcpy(text, name.data, name.size);
+    return zip_find(a, text);
+}
+
+// Whether the CPU has every feature of the library; those that it lacks are listed in `missing`.
+static bool runs_here(span library, char *missing, size_t size) {
+    span list = json_get(library, "features"), feature;
+    size_t used = 0;
+    missing[0] = 0;
+    for (size_t at = 0; (feature = json_next(list, &at)).data && used < size;)
+        if (!cpu_has(json_text(feature)))
+            used += (size_t)snprintf(missing + used, size - used, "%s%.*s", used ? ", " : "", PRINT(json_text(feature)));
+    return !used;
+}
+
+static const char *architecture(void) {
+#if defined(__x86_64__)
+    return "x86_64";
+#elif defined(__aarch64__)
+    return "aarch64";
+#else
+    return "unknown";
+#endif
+}
+
+static sparsec_status choose_library(const archive *a, manifest *m, sparsec_error *error) {
+    span target = json_get(m->text, "target");
+    span machine = json_text(json_get(target, "architecture")), system = json_text(json_get(target, "system"));
+    if (!machine.data || !system.data) return bad(error, "target");
+    if (!json_is_text(json_get(target, "architecture"), architecture()) ||
+        !json_is_text(json_get(target, "system"), "linux"))
+        return fail(error, SPARSEC_E_TARGET, "the artifact is for %.*s %.*s, this machine is %s linux", PRINT(machine),
+                    PRINT(system), architecture());
+    span list = json_get(m->text, "libraries"), library, level = {0};
+    char missing[500];
+    for (size_t at = 0; (library = json_next(list, &at)).data;) {
+        level = json_text(json_get(library, "level"));
+        if (!(m->code = code_of(a, library)) || !json_get(library, "features").data || !level.data)
+            return bad(error, "libraries");
+        if (runs_here(library, missing, sizeof missing)) return SPARSEC_OK;
+    }
+    if (!level.data) return bad(error, "libraries");
+    return fail(error, SPARSEC_E_TARGET, "this CPU lacks %s, which level %.*s needs; compile for a lower level", missing,
+                PRINT(level));
+}
+
+sparsec_status manifest_read(const archive *a, manifest *m, sparsec_error *error) {
+    const member *head = a->members;
+    *m = (manifest){.text = zip_data(a, head), .weights = zip_find(a, "weights.bin")};
+    if (head->size > MAX_BYTES) return fail(error, SPARSEC_E_ARTIFACT, "damaged artifact: manifest.json is too large");
+    if (crc32_of(m->text) != head->crc)
+        return fail(error, SPARSEC_E_ARTIFACT, "damaged artifact: the checksum of manifest.json is wrong");
+    if (!json_valid(m->text)) return fail(error, SPARSEC_E_ARTIFACT, "damaged artifact: manifest.json is not JSON");
+    while (m->text.size && strchr(" \n\r\t", m->text.data[0])) m->text.data++, m->text.size--;
+    uint64_t format, weights = 0;
+    if (!json_number(json_get(m->text, "format"), &format) || format != SPARSEC_FORMAT) {
+        span found = json_get(m->text, "format");
+        return fail(error, SPARSEC_E_FORMAT, "artifact format %.*s is not format %d, the one that this sparsec reads",
+                    found.size < 20 ? (int)found.size : 20, found.data ? (const char *)found.data : "", SPARSEC_FORMAT);
+    }
+    span table = json_get(m->text, "members");
+    for (int i = 1; i < a->count; i++) {
+        uint64_t size;
+        if (!json_number(json_get(json_get(table, a->members[i].name), "size"), &size) || size != a->members[i].size)
+            return bad(error, "members");
+    }
+    if (!json_number(json_get(m->text, "weights_size"), &weights) || weights != (m->weights ? m->weights->size : 0))
+        return bad(error, "weights_size");
+    return choose_library(a, m, error);
+}
+
+sparsec_status manifest_check_hash(const manifest *m, const char *name, span data, sparsec_error *error) {
+    span wanted = json_text(json_get(json_get(json_get(m->text, "members"), name), "sha256"));
+    uint8_t digest[32];
+    char text[65];
+    sha256(data, digest);
+    for (int i = 0; i < 32; i++) snprintf(text + 2 * i, 3, "%02x", digest[i]);
+    if (wanted.size == 64 && !memcmp(wanted.data, text, 64)) return SPARSEC_OK;
+    return fail(error, SPARSEC_E_ARTIFACT, "damaged artifact: the SHA-256 of %s is not the manifest's", name);
+}

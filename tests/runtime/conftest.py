@@ -1,0 +1,133 @@
+"""A small model made of TVM kernels of our own: matmul + exp in parallel, bias, a count."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """``y = exp(x @ w) + b``, ``kept = number of true in mask``; x f32[16, 32], mask bool[16]."""
+
+    path: Path
+    manifest: dict
+    members: dict
+    w: np.ndarray
+    b: np.ndarray
+
+    def inputs(self, seed=0):
+        rng = np.random.default_rng(seed)
+        return {
+            "x": rng.normal(size=(16, 32)).astype("float32"),
+            "mask": rng.integers(0, 2, 16).astype(bool),
+        }
+
+    def expected(self, inputs):
+        y = np.exp(inputs["x"].astype("float64") @ self.w.astype("float64")) + self.b
+        return {"y": y, "kept": np.count_nonzero(inputs["mask"])}
+
+    def check(self, results, inputs):
+        wanted = self.expected(inputs)
+        assert set(results) == {"y", "kept"}
+        assert results["y"].dtype == np.float32 and results["y"].shape == (16, 8)
+        assert results["kept"].dtype == np.int64 and results["kept"].shape == ()
+        assert np.abs(results["y"] - wanted["y"]).max() <= 1e-5 * np.abs(wanted["y"]).max()
+        assert results["kept"] == wanted["kept"]
+
+
+def kernels():
+    from tvm.script import tirx as T
+
+    @T.prim_func(s_tir=True)
+    def product(
+        X: T.Buffer((16, 32), "float32"), W: T.Buffer((32, 8), "float32"), Y: T.Buffer((16, 8), "float32")
+    ):
+        T.func_attr({"global_symbol": "product", "tirx.noalias": True})
+        for i in T.parallel(16):
+            with T.sblock("row"):
+                acc = T.sblock_alloc_buffer((1000,), "float32")  # large enough to be a workspace
+                for j in T.serial(8):
+                    acc[j] = T.float32(0)
+                    for k in T.serial(32):
+                        acc[j] += X[i, k] * W[k, j]
+                for j in T.serial(8):
+                    Y[i, j] = T.exp(acc[j])
+
+    @T.prim_func(s_tir=True)
+    def bias(X: T.Buffer((16, 8), "float32"), B: T.Buffer((8,), "float32"), Y: T.Buffer((16, 8), "float32")):
+        T.func_attr({"global_symbol": "bias", "tirx.noalias": True})
+        for i in T.serial(16):
+            for j in T.serial(8):
+                with T.sblock("element"):
+                    Y[i, j] = X[i, j] + B[j]
+
+    @T.prim_func(s_tir=True)
+    def count(M: T.Buffer((16,), "bool"), C: T.Buffer((), "int64")):
+        T.func_attr({"global_symbol": "count", "tirx.noalias": True})
+        with T.sblock("all"):
+            C[()] = T.int64(0)
+            for i in T.serial(16):
+                C[()] = C[()] + T.cast(M[i], "int64")
+
+    return {"product": product, "bias": bias, "count": count}
+
+
+def tiny_plan(weights):
+    from sparsec.compiler.plan import Plan, Port, Step, TensorRef
+
+    hidden = TensorRef("arena", 0, (16, 8), "float32")
+    x = TensorRef("input", 0, (16, 32), "float32")
+    w = TensorRef("weight", 0, (32, 8), "float32")
+    b = TensorRef("weight", 1024, (8,), "float32")
+    return Plan(
+        inputs=(Port("x", "float32", (16, 32), ("batch", 32)), Port("mask", "bool", (16,), ("batch",))),
+        outputs=(Port("y", "float32", (16, 8), ("batch", 8)), Port("kept", "int64", (), ())),
+        steps=(
+            Step("product", (x, w, hidden), "MatMul_0, Exp_1"),
+            Step("bias", (hidden, b, TensorRef("output", 0, (16, 8), "float32")), 'a "strange"\n name ??/ é'),
+            Step(
+                "count",
+                (TensorRef("input", 1, (16,), "bool"), TensorRef("output", 1, (), "int64")),
+                "ReduceSum_2",
+            ),
+        ),
+        arena_size=512,
+        weights=weights,
+    )
+
+
+@pytest.fixture(scope="session")
+def kernel_object(tmp_path_factory):
+    import tvm
+    from tvm.target import Target
+
+    path = tmp_path_factory.mktemp("kernels") / "kernels.o"
+    target = Target({"kind": "llvm", "mcpu": "x86-64-v2", "mtriple": "x86_64-unknown-linux-gnu"})
+    tvm.tirx.build(tvm.IRModule(kernels()), target=target).write_to_file(str(path), "o")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(kernel_object, tmp_path_factory):
+    from sparsec.compiler.native import link
+    from sparsec.compiler.package import base_manifest, write_artifact
+    from sparsec.runtime.cpu import LEVEL_FEATURES
+
+    rng = np.random.default_rng(7)
+    w = (rng.normal(size=(32, 8)) * 0.1).astype("float32")
+    b = rng.normal(size=8).astype("float32")
+    plan = tiny_plan(w.tobytes() + b.tobytes())
+    folder = tmp_path_factory.mktemp("tiny")
+    link(plan, [kernel_object], 4032, folder / "model.so", "v2")
+    manifest = base_manifest(
+        plan,
+        sparsec_version="0.1.0",
+        tvm_version="0.27.0",
+        source_sha256="0" * 64,
+        libraries={"v2": LEVEL_FEATURES["v2"]},
+    )
+    members = {"model.v2.so": (folder / "model.so").read_bytes(), "weights.bin": plan.weights}
+    write_artifact(folder / "tiny.sparsec", manifest, members)
+    return Tiny(folder / "tiny.sparsec", manifest, members, w, b)
