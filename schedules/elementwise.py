@@ -1,0 +1,180 @@
+"""Maps: chains of elementwise operators, broadcasts, copies, gathers, pads, concatenations, casts.
+
+One store per element, no order between elements.  The innermost run of contiguous addresses becomes vectors; a
+condition on it (the border of a pad, the seam of a concatenation) cuts it into pieces that have none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm_ffi
+from tvm import ir, tirx
+
+from sparsec.schedules import access, tir, vector
+from sparsec.schedules.access import Nest
+from sparsec.schedules.target import Cpu
+
+#: Nodes of an expression that take about as long as moving one element through the first-level cache.
+_CHEAP = 4
+_COSTLY = {"exp", "log", "log2", "log10", "log1p", "tanh", "erf", "sigmoid", "pow", "sqrt", "rsqrt"}
+_COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
+
+
+def cost(expr) -> int:
+    """About how many instructions one element takes."""
+    total = 0
+
+    def visit(node):
+        nonlocal total
+        total += 1
+        if isinstance(node, ir.Call) and getattr(node.op, "name", "").rpartition(".")[2] in _COSTLY:
+            total += 20
+        elif isinstance(node, tirx.Div):
+            total += 4
+
+    tvm_ffi.structural_walk(expr, (ir.Expr, visit))
+    return max(1, total // _CHEAP)
+
+
+def keep_nan(expr):
+    """``expr`` with maxima and minima of floats that give NaN where either side is NaN, as ONNX Runtime does.
+
+    TVM's own ``max(x, 0)`` gives 0 for NaN.  With a constant on one side the price is nothing.
+    """
+
+    def visit(node, mutator):
+        a, b = mutator.mutate(node.a), mutator.mutate(node.b)
+        bigger = isinstance(node, tirx.Max)
+        if not str(node.ty.dtype).startswith("float"):
+            return type(node)(a, b)
+        if isinstance(a, tirx.FloatImm):
+            a, b = b, a
+        less = (lambda x, y: x < y) if bigger else (lambda x, y: x > y)
+        if isinstance(b, tirx.FloatImm):
+            return _named(a, lambda x: tirx.Select(less(x, b), b, x))
+        return _named(a, lambda x: _named(b, lambda y: tirx.Select(tirx.Or(less(x, y), tirx.NE(y, y)), y, x)))
+
+    return tvm_ffi.structural_mutate(expr, [((tirx.Max, tirx.Min), visit)])
+
+
+def _named(value, body: Callable):
+    if isinstance(value, (tir.TensorLoad, ir.Var, tirx.FloatImm)):
+        return body(value)
+    variable = tirx.Var("m", value.ty)
+    return tirx.Let(variable, value, body(variable))
+
+
+def why_not(nest: Nest) -> str | None:
+    if nest.reduce:
+        return "it reduces"
+    if any(load.source.same_as(nest.buffer) for load in nest.loads()):
+        return "it reads what it writes"
+    return None
+
+
+def emit(nest: Nest, cpu: Cpu) -> tir.Stmt:
+    """The vectorised loops of a map; ``why_not(nest)`` must be None."""
+    work = nest.volume * cost(nest.value)
+    nest, table = access.merge(nest)
+    if not nest.spatial:
+        return tirx.BufferStore(nest.buffer, keep_nan(nest.value), list(nest.index))
+    lane = _lane(nest, table)
+    variable, extent = nest.spatial[lane]
+    outer = nest.spatial[:lane] + nest.spatial[lane + 1 :]
+    dtypes = {tir.dtype_of(nest.buffer), *(tir.dtype_of(l.source) for l in nest.loads())}
+    pieces = [
+        _Piece(nest, variable, start, end, vector.lanes_for(cpu, dtypes, end - start))
+        for start, end in _pieces(nest, variable, extent)
+    ]
+    # Threads share the outer loops; a single long loop is cut into runs of steps for them.
+    runs = 1
+    if len(pieces) == 1 and work >= vector.PARALLEL_WORK:
+        runs = max(1, min(64, pieces[0].steps.count // 32) * extent // max(extent, nest.volume))
+
+    def at(indices):
+        *rest, run = indices
+        names = dict(zip((v for v, _ in outer), rest, strict=True))
+        return tir.seq(piece.loops(names, run, runs) for piece in pieces)
+
+    return vector.spread((*(e for _, e in outer), runs), work, at)
+
+
+def _lane(nest: Nest, table: list[dict]) -> int:
+    """The loop to vectorise: where the most accesses are contiguous or constant, the store first."""
+
+    def score(position: int):
+        variable, extent = nest.spatial[position]
+        steps = [row[variable] for row in table]
+        return (extent >= 4, steps[0] == 1, sum(s in (0, 1) for s in steps), position)
+
+    return max(range(len(nest.spatial)), key=score)
+
+
+def _pieces(nest: Nest, variable, extent: int) -> list[tuple[int, int]]:
+    """The loop cut where a condition on its variable alone changes its answer."""
+    cuts = {0, extent}
+    ana = access.analyzer(nest.dims)
+    for condition in access.collect(nest.value, _COMPARISONS):
+        if not str(condition.a.ty.dtype).startswith("int") or not access.uses(condition, variable):
+            continue
+        difference = ana.simplify(condition.a - condition.b)
+        step = access.stride(ana, difference, variable)
+        base = ana.simplify(tir.rewrite(difference, {variable: tirx.const(0, variable.ty)}))
+        if step in (1, -1) and isinstance(base, tirx.IntImm):
+            root = -int(base.value) * step
+            cuts |= {c for c in (root, root + 1) if 0 < c < extent}
+    if len(cuts) > 10:
+        return [(0, extent)]
+    return _rejoin(nest, variable, sorted(cuts))
+
+
+def _rejoin(nest: Nest, variable, cuts: list[int]) -> list[tuple[int, int]]:
+    """Neighbouring pieces with the same simplified value are one piece."""
+    pieces, last = [], None
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        value = _simplified(nest, variable, start, end)
+        if last is not None and tvm_ffi.structural_equal(value, last):
+            pieces[-1] = (pieces[-1][0], end)
+        else:
+            pieces.append((start, end))
+        last = value
+    return pieces
+
+
+def _simplified(nest: Nest, variable, start: int, end: int):
+    ana = access.analyzer([d for d in nest.dims if not d[0].same_as(variable)])
+    ana.bind(variable, ir.Range(tirx.const(start, variable.ty), tirx.const(end, variable.ty)))
+    return ana.simplify(nest.value)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """``variable`` from ``start`` to ``end``, where no condition depends on it."""
+
+    nest: Nest
+    variable: ir.Var
+    start: int
+    end: int
+    lanes: int
+
+    @property
+    def steps(self) -> vector.Steps:
+        return vector.Steps(self.end - self.start, self.lanes)
+
+    def loops(self, names: dict, run, runs: int) -> tir.Stmt:
+        """The steps of one of ``runs`` equal shares; shares may overlap by a few steps."""
+        value = keep_nan(_simplified(self.nest, self.variable, self.start, self.end))
+        share = vector.Steps(self.steps.count, -(-self.steps.count // runs))
+        first = share.start(run)
+
+        def step(s):
+            base = self.steps.start(first + s) + tir.i64(self.start)
+
+            def element(l):
+                mapping = {**names, self.variable: base + l}
+                index = [tir.rewrite(i, mapping) for i in self.nest.index]
+                return tirx.BufferStore(self.nest.buffer, tir.rewrite(value, mapping), index)
+
+            return tir.vector_loop(self.lanes, element)
+
+        return tir.loop("s", share.width, step)
