@@ -1,7 +1,7 @@
 """ONNX to Relax: TVM's importer, with our own converters in front of its table.
 
 An operator of ours, or one whose TVM conversion is missing, slow or not exact, has a row in
-``relax_ops.CONVERTERS``; every other operator of the standard domain goes through TVM.
+``CONVERTERS``; every other operator of the standard domain goes through TVM.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
-from sparsec.compiler import relax_ops
+from sparsec.compiler.to_relax.converters import CONVERTERS
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.planner import address
 
@@ -69,7 +69,7 @@ class Importer(ONNXGraphImporter):
 
     def _convert_operator(self, op_name, inputs, attrs, opset):
         node = self._by_name[attrs["tvm_custom"]["name"]]
-        convert = relax_ops.CONVERTERS.get((node.domain, op_name))
+        convert = CONVERTERS.get((node.domain, op_name))
         try:
             if convert is not None:
                 result = convert(self, node, list(inputs))

@@ -1,0 +1,166 @@
+"""The road of a model, whole: every stage of a compilation, in order."""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+import tvm
+
+import sparsec
+from sparsec import passes
+from sparsec.compiler import native, package, reference
+from sparsec.compiler.channels_last import channels_last
+from sparsec.compiler.choices import choose
+from sparsec.compiler.dump import Dump
+from sparsec.compiler.errors import CompileError
+from sparsec.compiler.ingest import SOURCE_DIMS, ingest
+from sparsec.compiler.lower import lower
+from sparsec.compiler.objects import build_library
+from sparsec.compiler.plan import Port
+from sparsec.compiler.planner import make_plan
+from sparsec.compiler.request import CompileRequest, cpu_levels
+from sparsec.compiler.to_relax import Importer
+from sparsec.runtime import load
+from sparsec.runtime.cpu import LEVEL_FEATURES
+from sparsec.runtime.manifest import WEIGHTS
+from sparsec.schedules.target import X86_LEVELS
+
+
+def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambda line: None) -> dict:
+    """Compile, check and publish one model; returns the report that the command line prints.
+
+    ``log`` gets one line per stage and per thing that a user should know.  Raises SparsecError or
+    PassError; then nothing was published, and what was at ``request.out`` is unchanged.
+    """
+    stages = _Stages(log)
+    dump = Dump(request.dump_dir)
+    levels = cpu_levels(request.target)
+    pipeline = passes.parse_pipeline(request.passes)
+
+    with stages("read the model"):
+        model = ingest(request.model, request.shapes, request.dims, log=log)
+        inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
+        source_sha256 = hashlib.sha256(Path(request.model).read_bytes()).hexdigest()
+        dump.onnx("ingested", model)
+    with stages("find and insert sparsity"):
+        findings = passes.run_pipeline(model, pipeline)
+        dump.onnx("passes", model)
+        changed = ir.to_proto(model).SerializeToString() if pipeline else None
+        feeds = (
+            reference.calibration_inputs(request.calib, inputs)
+            if request.calib
+            else reference.random_inputs(model, inputs)
+        )
+    with stages("lay out channels-last"):
+        channels_last(model)
+        dump.onnx("channels_last", model)
+    with stages("choose kernels"):
+        choices, why = choose(model, request, levels)
+        findings += why
+    with stages("lower to kernels"):
+        importer = Importer(model, choices)
+        relax_module = importer.run()
+        dump.text("relax", relax_module)
+        lowered = lower(relax_module)
+        dump.text("lowered", lowered)
+        plan, kernels = make_plan(lowered, inputs, outputs, importer.labels)
+        dump.text("plan", "\n".join(map(str, plan.steps)))
+    with (
+        stages(f"build {len(kernels.functions)} kernels for {', '.join(levels)}"),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        built = list(pool.map(lambda level: build_library(kernels, X86_LEVELS[level]), levels))
+
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        members = {WEIGHTS: plan.weights}
+        with stages("link"):
+            for level, kernel_library in zip(levels, built, strict=True):
+                library = Path(folder) / f"{level}.so"
+                objects = [kernel_library.object_file()]
+                native.link(plan, objects, kernel_library.workspace_size, library, level)
+                members[package.library_member(level)] = library.read_bytes()
+        manifest = package.base_manifest(
+            plan,
+            sparsec_version=sparsec.__version__,
+            tvm_version=tvm.__version__,
+            source_sha256=source_sha256,
+            libraries={level: LEVEL_FEATURES[level] for level in levels},
+            passes=passes.print_pipeline(pipeline),
+            layers=importer.layers,
+            choices=choices,
+        )
+        if request.verify:
+            with stages("check against ONNX Runtime"):
+                trial = Path(folder) / "trial.sparsec"
+                package.write_artifact(trial, manifest, members)
+                manifest["receipt"] = check(trial, changed or request.model, feeds, bool(request.calib))
+        with stages("publish"):
+            package.write_artifact(request.out, manifest, members)
+
+    return {
+        "out": request.out,
+        "size": Path(request.out).stat().st_size,
+        "seconds": round(sum(seconds for _, seconds in stages.done), 3),
+        "stages": stages.done,
+        "target": request.target,
+        "levels": list(levels),
+        "layers": importer.layers,
+        "findings": [finding.to_json() for finding in findings],
+        "choices": choices,
+        "receipt": manifest["receipt"],
+        "steps": len(plan.steps),
+        "arena_bytes": plan.arena_size,
+        "weights_bytes": len(plan.weights),
+    }
+
+
+def ports(values) -> tuple[Port, ...]:
+    """Inputs or outputs with the dims that the source model declares for them."""
+    result = []
+    for value in values:
+        shape = tuple(int(d) for d in value.shape)
+        named = json.loads(value.metadata_props.get(SOURCE_DIMS, "null")) or shape
+        dims = tuple(size if dim is None else dim for dim, size in zip(named, shape, strict=True))
+        result.append(Port(value.name, str(value.dtype.numpy()), shape, dims))
+    return tuple(result)
+
+
+def check(artifact: Path, model: str | bytes, feeds: dict, calibrated: bool) -> dict:
+    """The receipt of ``artifact`` against ONNX Runtime on ``model``; raises where it is not within."""
+    expected = reference.run_reference(model, feeds)
+    with load(artifact) as loaded:
+        found = loaded(feeds)
+    differences = {name: reference.compare(found[name], array) for name, array in expected.items()}
+    for name, difference in differences.items():
+        if not difference.within:
+            raise CompileError(
+                f"output '{name}' differs from ONNX Runtime by {difference.max_abs:.3g} on a scale of "
+                f"{difference.scale:.3g}; nothing was published. --dump-dir D keeps every stage, "
+                "--no-verify publishes all the same"
+            )
+    return {
+        "input": "calibration data" if calibrated else f"random, seed {reference.SEED}",
+        "tolerance": {"relative": reference.RELATIVE, "absolute": reference.ABSOLUTE},
+        "max_error": {name: difference.to_json() for name, difference in differences.items()},
+    }
+
+
+class _Stages:
+    """Times the stages, and says each one as it begins."""
+
+    def __init__(self, log: Callable[[str], None]):
+        self.log = log
+        self.done: list[tuple[str, float]] = []
+
+    @contextmanager
+    def __call__(self, name: str):
+        self.log(name)
+        start = time.perf_counter()
+        yield
+        self.done.append((name, round(time.perf_counter() - start, 3)))

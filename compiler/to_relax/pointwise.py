@@ -1,0 +1,19 @@
+"""Elementwise operators with an exact meaning of ours: NaN goes through, as in ONNX Runtime."""
+
+import onnx_ir as ir
+from tvm import te, tirx
+
+from sparsec.schedules import threshold as kernels
+
+
+def threshold(importer, node: ir.Node, inputs):
+    """The thresholding operators of domain ai.sparsec."""
+    return importer.bb.emit_te(kernels.OPERATORS[node.op_type], *inputs)
+
+
+def relu(importer, node: ir.Node, inputs):
+    def positive(x):
+        zero = tirx.const(0, x.dtype)
+        return te.compute(x.shape, lambda *i: tirx.Select(x(*i) < zero, zero, x(*i)), name="relu")
+
+    return importer.bb.emit_te(positive, inputs[0])

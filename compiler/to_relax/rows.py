@@ -1,0 +1,40 @@
+"""Operators over the rows of an axis: softmax and its relatives, LayerNorm."""
+
+import onnx_ir as ir
+
+from sparsec.compiler.to_relax.linear import attribute
+from sparsec.schedules import layer_norm as layer_norm_kernel
+from sparsec.schedules import softmax as softmax_kernel
+from sparsec.schedules import sparsemax as sparsemax_kernel
+
+
+def softmax(importer, node: ir.Node, inputs):
+    return over_axis(importer, node, inputs[0], softmax_kernel.softmax)
+
+
+def log_softmax(importer, node: ir.Node, inputs):
+    return over_axis(importer, node, inputs[0], softmax_kernel.log_softmax)
+
+
+def sparsemax(importer, node: ir.Node, inputs):
+    return over_axis(importer, node, inputs[0], sparsemax_kernel.sparsemax)
+
+
+def over_axis(importer, node: ir.Node, x, definition):
+    shape = [int(d) for d in node.inputs[0].shape]
+    if node.inputs[0].dtype != ir.DataType.FLOAT:
+        return None
+    axis = attribute(node, "axis", -1) % len(shape)
+    return importer.kernel(node.op_type.lower(), definition(tuple(shape), axis), [x], shape)
+
+
+def layer_normalization(importer, node: ir.Node, inputs):
+    shape = [int(d) for d in node.inputs[0].shape]
+    if node.inputs[0].dtype != ir.DataType.FLOAT or len(node.outputs) != 1:
+        return None
+    axis = attribute(node, "axis", -1) % len(shape)
+    has_bias = len(inputs) > 2 and inputs[2] is not None
+    axes = tuple(range(axis, len(shape)))
+    func = layer_norm_kernel.layer_norm(tuple(shape), axes, attribute(node, "epsilon", 1e-5), has_bias)
+    args = [value for value in inputs if value is not None]
+    return importer.kernel("layer_norm", func, args, shape)
