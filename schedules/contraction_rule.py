@@ -1,12 +1,18 @@
 """The x86 rule for contractions: a fused function with a ``Gemm`` or ``Conv`` anchor becomes its kernel."""
 
+import math
+
 import tvm_ffi
 from tvm import tirx
 
 from sparsec.schedules import tir
-from sparsec.schedules.contraction import find_anchor
+from sparsec.schedules.contraction import Conv, Depthwise, Gemm, find_anchor
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
-from sparsec.schedules.contraction_gemm import gemm_body, gemm_plan
+from sparsec.schedules.contraction_kernel_conv import conv_body
+from sparsec.schedules.contraction_kernel_gemm import gemm_body
+from sparsec.schedules.contraction_plan import tile_plan
+from sparsec.schedules.contraction_reduce import Reduction
+from sparsec.schedules.layout import panels
 from sparsec.schedules.target import Cpu
 
 
@@ -16,9 +22,25 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     if isinstance(parts, str):
         return None
     spec, x, weights, epilogue = parts
-    body = gemm_body(cpu, spec, x, weights, epilogue, gemm_plan(cpu, spec))
+    if isinstance(spec, Gemm):
+        body = _gemm(cpu, spec.lead, spec.k, spec.n, spec.pattern, [], x, weights, epilogue)
+    elif isinstance(spec, Conv) and spec.pointwise:
+        lead = spec.x_shape[:-1]
+        tap = [tir.i64(0), tir.i64(0)]
+        body = _gemm(cpu, lead, spec.in_c, spec.out_c, spec.packed, tap, x, weights, epilogue)
+    else:
+        reduce = Reduction(x, weights, spec.packed, spec.depth)
+        own = spec.out_c // spec.groups
+        plan = tile_plan(cpu, spec.packed, spec.depth, spec.out_w, own, spec.group_panels)
+        body = conv_body(cpu, spec, reduce, epilogue, plan)
     kernel = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
     return kernel.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
+
+
+def _gemm(cpu, lead, depth, out, pattern, tap, x, weights, epilogue) -> tir.Stmt:
+    rows = math.prod(lead)
+    plan = tile_plan(cpu, pattern, depth, rows, out, panels(out))
+    return gemm_body(cpu, lead, out, tap, Reduction(x, weights, pattern, depth), epilogue, plan)
 
 
 def why_not(func: tirx.PrimFunc) -> str | None:

@@ -18,12 +18,6 @@ from sparsec.schedules.target import Cpu
 UNROLLED_EPILOGUE = 24
 
 
-def tile_rows(cpu: Cpu, panels: int) -> int:
-    """Most rows of a tile whose accumulators, weights and one broadcast fit the registers."""
-    vectors = panels * PANEL // cpu.lanes
-    return max(1, (cpu.registers - vectors - 1) // vectors) if vectors * 2 < cpu.registers else 1
-
-
 def even_split(total: int, most: int) -> list[tuple[int, int, int]]:
     """Cuts ``total`` into the fewest parts of at most ``most``, sizes differing by one: (start, count, size)."""
     parts = -(-total // most)

@@ -48,6 +48,10 @@ def seq(stmts: Iterable[Stmt]) -> Stmt:
     return stmts[0] if len(stmts) == 1 else tirx.SeqStmt(stmts)
 
 
+def nothing() -> Stmt:
+    return tirx.Evaluate(i32(0))
+
+
 def loop(name: str, extent, body: Callable[[Expr], Stmt], kind: str = "SERIAL", start=0) -> Stmt:
     """``for name in kind(start, start + extent): body(name)``; a serial loop of one step is its body."""
     start = i64(start) if isinstance(start, int) else start
@@ -114,6 +118,13 @@ def shuffle(vector: Expr, lanes: list[int]) -> Expr:
 def llvm_intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     """A pure LLVM intrinsic of the target, such as a permute."""
     return tirx.call_llvm_pure_intrin(dtype, name, *args)
+
+
+def offset(value: Expr, by) -> Expr:
+    """``value + by`` where ``value`` may be a vector and ``by`` is a scalar."""
+    lanes = lanes_of(value)
+    by = i64(by) if isinstance(by, int) else by
+    return value + (broadcast(by, lanes) if lanes > 1 else by)
 
 
 def unflatten(index: Expr, dims: tuple[int, ...]) -> list[Expr]:

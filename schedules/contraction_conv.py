@@ -1,0 +1,137 @@
+"""Convolutions over channels-last activations: the spec, the packing, the definition."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import te, tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.contraction_spec import anchor, check_weight, placeholder, reduce_axis, stored_channel
+from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, panels, shapes, unpack
+
+
+@dataclass(frozen=True)
+class Conv:
+    """``Y[b,i,j,o] = sum_{p,q,c} X[b, i*s0+p*d0-top, j*s1+q*d1-left, g*C/groups+c] * W[o,p,q,c]``, g o's group.
+
+    X is ``[batch, in_h, in_w, in_c]``, Y ``[batch, out_h, out_w, out_c]``, the weight ``[out_c, k_h, k_w,
+    in_c/groups]``; ``pads`` are (top, left, bottom, right) rows and columns of zeros, as in ONNX.  A
+    convolution in one dimension has height 1.
+    """
+
+    batch: int
+    in_h: int
+    in_w: int
+    in_c: int
+    out_c: int
+    k_h: int
+    k_w: int
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    groups: int = 1
+    pattern: Pattern = DENSE
+
+    def __post_init__(self):
+        if self.in_c % self.groups or self.out_c % self.groups:
+            raise ValueError(
+                f"Conv: required channels that {self.groups} groups divide, found {self.in_c} in and "
+                f"{self.out_c} out; correct the group count"
+            )
+        if self.out_h < 1 or self.out_w < 1:
+            raise ValueError(
+                f"Conv: required a window within the padded input, found an output of {self.out_h}x{self.out_w}; "
+                f"correct the kernel, dilations or pads"
+            )
+
+    @property
+    def out_h(self) -> int:
+        span = (self.k_h - 1) * self.dilations[0] + 1
+        return (self.in_h + self.pads[0] + self.pads[2] - span) // self.strides[0] + 1
+
+    @property
+    def out_w(self) -> int:
+        span = (self.k_w - 1) * self.dilations[1] + 1
+        return (self.in_w + self.pads[1] + self.pads[3] - span) // self.strides[1] + 1
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether this is a matrix product over the pixels."""
+        window = (self.k_h, self.k_w, *self.strides, self.groups)
+        return window == (1, 1, 1, 1, 1) and not any(self.pads)
+
+    @property
+    def depth(self) -> int:
+        """Input channels that one output channel reads, per tap."""
+        return self.in_c // self.groups
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return self.batch, self.in_h, self.in_w, self.in_c
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return self.batch, self.out_h, self.out_w, self.out_c
+
+    @property
+    def group_panels(self) -> int:
+        """Panels of one group; the last one of each group is padded."""
+        return panels(self.out_c // self.groups)
+
+    @property
+    def packed(self) -> Pattern:
+        """The pattern as packed: a block that would straddle padded groups is stored per channel."""
+        own = self.out_c // self.groups
+        if self.groups > 1 and (own % PANEL or own % self.pattern.block):
+            return Pattern(self.pattern.n, self.pattern.m)
+        return self.pattern
+
+    def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each packed array."""
+        return shapes(self.packed, self._padded_out, (self.k_h, self.k_w), self.depth)
+
+    @property
+    def _padded_out(self) -> int:
+        return self.out_c if self.groups == 1 else self.groups * self.group_panels * PANEL
+
+    def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        """Packs ``weight [O, k_h, k_w, in_c/groups]``; ``kept`` (bool) marks the kept positions, else non-zeros."""
+        check_weight("Conv.pack", weight, (self.out_c, self.k_h, self.k_w, self.depth))
+        flat = self._pad_groups(weight)
+        arrays = pack(self.packed, flat, None if kept is None else self._pad_groups(kept))
+        return tuple(a.reshape(shape) for a, (shape, _) in zip(arrays, self.weight_args(), strict=True))
+
+    def _pad_groups(self, weight: np.ndarray) -> np.ndarray:
+        flat = weight.reshape(self.groups, -1, self.k_h * self.k_w, self.depth)
+        extra = self._padded_out // self.groups - flat.shape[1]
+        return np.pad(flat, ((0, 0), (0, extra), (0, 0), (0, 0))).reshape(-1, *flat.shape[2:])
+
+    def unpack(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The dense weight ``[O, k_h, k_w, in_c/groups]`` of packed arrays."""
+        taps = self.k_h * self.k_w
+        arrays = tuple(a.reshape(a.shape[0], taps, *a.shape[3:]) for a in arrays)
+        flat = unpack(self.packed, arrays, self._padded_out, self.depth)
+        flat = flat.reshape(self.groups, -1, taps, self.depth)[:, : self.out_c // self.groups]
+        return flat.reshape(self.out_c, self.k_h, self.k_w, self.depth)
+
+    def prim_func(self) -> tirx.PrimFunc:
+        """The unscheduled function ``(X, W, [I], Y)``."""
+        x = placeholder(self.x_shape, "float32", "X")
+        weights = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WI", strict=False)]
+        kh, kw = reduce_axis(self.k_h, "kh"), reduce_axis(self.k_w, "kw")
+        k = reduce_axis(self.packed.kept(self.depth), "k")
+        own = self.out_c // self.groups
+
+        def value(b, i, j, o):
+            group, inside = (o // own, o % own) if self.groups > 1 else (tir.i64(0), o)
+            panel, lane = group * self.group_panels + inside // PANEL, inside % PANEL
+            channel = stored_channel(self.packed, weights, panel, lane, (kh.var, kw.var), k.var, self.depth)
+            ih = i * self.strides[0] + kh * self.dilations[0] - self.pads[0]
+            iw = j * self.strides[1] + kw * self.dilations[1] - self.pads[1]
+            activation = x[b, ih, iw, group * self.depth + channel]
+            if any(self.pads):
+                bounds = [ih >= 0, ih < self.in_h, iw >= 0, iw < self.in_w]
+                activation = tirx.if_then_else(tirx.all(*bounds), activation, tir.f32(0.0))
+            return te.sum(activation * weights[0][panel, kh, kw, k, lane], axis=[kh, kw, k])
+
+        return anchor(self, [x, *weights], self.y_shape, value)

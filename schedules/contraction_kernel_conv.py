@@ -1,0 +1,131 @@
+"""The convolution kernel: a row of output pixels by a few panels, borders clipped instead of padded.
+
+Rows of the kernel window that fall outside are left out by the bounds of the loop over them.  Columns are known
+when the code is made: a tile at the left or right border adds each kernel column to the pixels that have it.
+"""
+
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.contraction_conv import Conv
+from sparsec.schedules.contraction_epilogue import Epilogue
+from sparsec.schedules.contraction_plan import TilePlan
+from sparsec.schedules.contraction_reduce import Reduction
+from sparsec.schedules.contraction_tile import Tile, even_split
+from sparsec.schedules.layout import PANEL
+from sparsec.schedules.target import Cpu
+
+
+@dataclass(frozen=True)
+class PixelRun:
+    """``count`` neighbouring tiles of ``width`` output pixels from ``start`` on; ``valid[q]`` lists the pixels of
+    a tile for which kernel column ``q`` lies inside the input."""
+
+    start: int
+    count: int
+    width: int
+    valid: tuple[tuple[int, ...], ...]
+
+    @property
+    def interior(self) -> bool:
+        return all(len(pixels) == self.width for pixels in self.valid)
+
+
+def pixel_runs(spec: Conv, most: int) -> list[PixelRun]:
+    """Cuts an output row into tiles of at most ``most`` pixels, equal neighbours in one run."""
+    runs: list[PixelRun] = []
+    for first, count, width in even_split(spec.out_w, most):
+        for start in range(first, first + count * width, width):
+            valid = tuple(
+                tuple(r for r in range(width) if 0 <= _input_column(spec, start + r, q) < spec.in_w)
+                for q in range(spec.k_w)
+            )
+            last = runs[-1] if runs else None
+            if last and (last.width, last.valid) == (width, valid):
+                runs[-1] = PixelRun(last.start, last.count + 1, width, valid)
+            else:
+                runs.append(PixelRun(start, 1, width, valid))
+    return runs
+
+
+def _input_column(spec: Conv, pixel: int, q: int) -> int:
+    return pixel * spec.strides[1] + q * spec.dilations[1] - spec.pads[1]
+
+
+def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan: TilePlan) -> tir.Stmt:
+    own = spec.out_c // spec.groups
+
+    def rows_of(part, group_index, g):
+        first, _, panels, columns = part
+        inside = first + g * panels
+        panel = group_index * spec.group_panels + inside
+        channel = group_index * own + inside * PANEL
+        return lambda b, i: tir.seq(
+            tir.loop(
+                "tile",
+                run.count,
+                lambda t, run=run: one(
+                    panel, panels, columns, channel, group_index, b, i, run, run.start + t * run.width
+                ),
+            )
+            for run in pixel_runs(spec, plan.most_rows(panels))
+        )
+
+    def one(panel, panels, columns, channel, group_index, b, i, run: PixelRun, pixel) -> tir.Stmt:
+        tile = Tile(cpu, run.width, panels)
+
+        def index(r, column):
+            return [b, i, pixel + r, channel + column]
+
+        def column_taps(p, q, chosen):
+            def at(r, c):
+                iw = (pixel + r) * spec.strides[1] + q * spec.dilations[1] - spec.pads[1]
+                return [b, input_row(p), iw, tir.offset(c, group_index * spec.depth)]
+
+            return reduce.over_channels(tile, panel, [p, q], at, chosen)
+
+        def input_row(p):
+            return i * spec.strides[0] + p * spec.dilations[0] - spec.pads[0]
+
+        def row_taps(p):
+            if run.interior:
+                return tir.loop("q", spec.k_w, lambda q: tir.seq(column_taps(p, q, None)))
+            return tir.seq(
+                stmt
+                for q, chosen in enumerate(run.valid)
+                if chosen
+                for stmt in column_taps(p, tir.i64(q), chosen)
+            )
+
+        taps = _clipped_rows(spec, i, row_taps) if any(run.valid) else tir.nothing()
+        return tir.seq([*tile.allocate(), *tile.zero(), taps, *tile.finish(epilogue, index, columns)])
+
+    def pixels(make) -> tir.Stmt:
+        return lambda b: tir.loop("i", spec.out_h, lambda i: make(b, i))
+
+    bodies = []
+    for part in plan.parts(spec.group_panels, own):
+        tasks = spec.groups * part[1]
+
+        def task(t, part=part):
+            group_index = tirx.floordiv(t, tir.i64(part[1])) if spec.groups > 1 else tir.i64(0)
+            g = tirx.floormod(t, tir.i64(part[1])) if spec.groups > 1 else t
+            make = rows_of(part, group_index, g)
+            return tir.loop("b", spec.batch, lambda b: tir.loop("i", spec.out_h, lambda i: make(b, i)))
+
+        bodies.append(tir.loop("task", tasks, task, "PARALLEL" if tasks > 1 else "SERIAL"))
+    return tir.seq(bodies)
+
+
+def _clipped_rows(spec: Conv, i, body) -> tir.Stmt:
+    """``body(p)`` for the kernel rows ``p`` that lie inside the input at output row ``i``."""
+    stride, dilation = spec.strides[0], spec.dilations[0]
+    top = i * stride - spec.pads[0]
+    if spec.pads[0] == 0 and spec.pads[2] == 0:
+        return tir.loop("p", spec.k_h, body)
+    # p * dilation >= -top, and top + p * dilation <= in_h - 1.
+    low = tirx.max(tirx.floordiv(tir.i64(dilation - 1) - top, tir.i64(dilation)), tir.i64(0))
+    high = tirx.min(tirx.floordiv(tir.i64(spec.in_h - 1) - top, tir.i64(dilation)) + 1, tir.i64(spec.k_h))
+    return tir.loop("p", tirx.max(high - low, tir.i64(0)), body, start=low)

@@ -1,0 +1,72 @@
+"""How a contraction is cut into register tiles: chosen by counting instructions, the same for every machine."""
+
+from dataclasses import dataclass
+
+from sparsec.schedules.contraction_tile import even_split
+from sparsec.schedules.layout import PANEL, Pattern
+from sparsec.schedules.target import Cpu
+
+#: Multiply-adds in flight that hide the latency of one, on two ports of four cycles.
+IN_FLIGHT = 8
+#: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
+PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """A tile spans ``panels``; ``most_rows(p)`` rows fit beside ``p`` panels."""
+
+    cpu: Cpu
+    form: str
+    panels: int
+
+    def most_rows(self, panels: int) -> int:
+        """Rows whose accumulators fit the registers beside a row of weights and one broadcast."""
+        vectors = panels * vectors_per_panel(self.cpu)
+        extra = 2 * vectors + 1 if self.form == "lanes" else vectors + 1
+        return max(1, (self.cpu.registers - extra) // vectors)
+
+    def parts(self, count: int, columns: int) -> list[tuple[int, int, int, int]]:
+        """Cuts ``count`` panels that hold ``columns``: (first panel, repeats, panels, columns of each)."""
+        whole = columns // PANEL // self.panels
+        cut = [(0, whole, self.panels, self.panels * PANEL)] if whole else []
+        if whole * self.panels < count:
+            first = whole * self.panels
+            cut.append((first, 1, count - first, columns - first * PANEL))
+        return cut
+
+
+def vectors_per_panel(cpu: Cpu) -> int:
+    return PANEL // min(cpu.lanes, PANEL)
+
+
+def step_cost(cpu: Cpu, rows: int, panels: int, form: str) -> float:
+    """Half cycles of one reduction step of a tile: two multiply-adds and two loads a cycle."""
+    vectors = panels * vectors_per_panel(cpu)
+    products = rows * vectors
+    loads = vectors + (rows if form in ("dense", "shared") else products)
+    # One more for the loop itself.
+    return max(products, loads, IN_FLIGHT) + 1
+
+
+def tile_plan(cpu: Cpu, pattern: Pattern, depth: int, rows: int, columns: int, count: int) -> TilePlan:
+    """The cheapest tile for ``rows`` (tiled alone) by ``count`` panels that hold ``columns``."""
+    form = pattern.form(depth)
+
+    def cost(plan: TilePlan) -> float:
+        total = 0.0
+        for _, repeats, panels, _ in plan.parts(count, columns):
+            for _, tiles, height in even_split(rows, plan.most_rows(panels)):
+                total += repeats * tiles * step_cost(cpu, height, panels, form)
+        return total
+
+    best = None
+    for panels in PANEL_CHOICES:
+        if form == "shared" and (pattern.block // PANEL) % panels:
+            continue
+        if panels > max(1, count) or panels * vectors_per_panel(cpu) * 2 > cpu.registers:
+            continue
+        plan = TilePlan(cpu, form, panels)
+        if best is None or cost(plan) < cost(best):
+            best = plan
+    return best

@@ -1,0 +1,59 @@
+"""What the specs of all contractions share: the anchor's annotation, its text, the N:M index arithmetic."""
+
+import dataclasses
+import json
+
+import numpy as np
+from tvm import te, tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.layout import PANEL, Pattern
+
+ANNOTATION = "sparsec.contraction"
+
+
+def to_text(spec) -> str:
+    return json.dumps({"kind": type(spec).__name__, **dataclasses.asdict(spec)})
+
+
+def placeholder(shape: tuple[int, ...], dtype: str, name: str):
+    return te.placeholder([tir.i64(d) for d in shape], dtype, name=name)
+
+
+def reduce_axis(extent: int, name: str):
+    return te.reduce_axis((tir.i64(0), tir.i64(extent)), name=name)
+
+
+def check_weight(who: str, weight: np.ndarray, shape: tuple[int, ...]):
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"{who}: required a weight of shape {list(shape)}, found {list(weight.shape)}")
+
+
+def anchor(spec, inputs: list, shape: tuple[int, ...], value) -> tirx.PrimFunc:
+    """The function of one block that computes ``value(*coords)``, annotated with ``spec``, open for fusion."""
+    name = type(spec).__name__.lower()
+    y = te.compute([tir.i64(d) for d in shape], value, name=name, attrs={ANNOTATION: to_text(spec)})
+    func = te.create_prim_func([*inputs, y])
+    return func.with_attrs({tir.NOALIAS: True, tir.OP_PATTERN: tir.OUT_ELEMWISE_FUSABLE})
+
+
+def stored_channel(pattern: Pattern, weights: list, panel, lane, taps: tuple, slot, channels: int):
+    """The input channel that a stored value (``slot`` of a panel's lane) multiplies, as definitions compute it."""
+    form = pattern.form(channels)
+    if form == "dense":
+        return slot
+    index = weights[1]
+    if form == "shared":
+        return index[(panel // (pattern.block // PANEL), *taps, slot)].astype("int64")
+    if form == "gather":
+        return index[(panel, *taps, slot, lane)].astype("int64")
+    slots, bits = pattern.slots(channels), pattern.bits
+    covered = channels // pattern.window * pattern.window
+    per_word = PANEL // pattern.words
+    # A slot behind the windows is a dense one; its index word does not exist, so read a real one.
+    word = index[(panel, *taps, tirx.min(slot, tir.i64(slots - 1)), lane // per_word)].astype("int64")
+    choice = (word >> (lane % per_word * bits)) & tir.i64(pattern.window - 1)
+    inside = slot // pattern.window_slots * pattern.window + choice
+    if covered == channels:
+        return inside
+    return tirx.Select(slot < slots, inside, slot - slots + covered)

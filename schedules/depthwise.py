@@ -1,0 +1,76 @@
+"""Depthwise convolutions: lanes over channels, a few output pixels in registers, borders clipped.
+
+Each group reads one input channel; ``out_c / in_c`` output channels share it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import te, tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.contraction_spec import anchor, check_weight, placeholder, reduce_axis
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """``Y[b,i,j,o] = sum_{p,q} X[b, i*s0+p*d0-top, j*s1+q*d1-left, o // (out_c/in_c)] * W[o,p,q]``.
+
+    Shapes as in ``Conv`` with ``groups == in_c``; the weight is ``[out_c, k_h, k_w, 1]``, packed as
+    ``[k_h, k_w, out_c]``.
+    """
+
+    batch: int
+    in_h: int
+    in_w: int
+    in_c: int
+    out_c: int
+    k_h: int
+    k_w: int
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def out_h(self) -> int:
+        span = (self.k_h - 1) * self.dilations[0] + 1
+        return (self.in_h + self.pads[0] + self.pads[2] - span) // self.strides[0] + 1
+
+    @property
+    def out_w(self) -> int:
+        span = (self.k_w - 1) * self.dilations[1] + 1
+        return (self.in_w + self.pads[1] + self.pads[3] - span) // self.strides[1] + 1
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return self.batch, self.in_h, self.in_w, self.in_c
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return self.batch, self.out_h, self.out_w, self.out_c
+
+    def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of the packed array."""
+        return [((self.k_h, self.k_w, self.out_c), "float32")]
+
+    def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        """Packs ``weight [out_c, k_h, k_w, 1]``; ``kept`` is ignored, there is nothing to skip in one channel."""
+        check_weight("Depthwise.pack", weight, (self.out_c, self.k_h, self.k_w, 1))
+        return (np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0), np.float32),)
+
+    def prim_func(self) -> tirx.PrimFunc:
+        """The unscheduled function ``(X, W, Y)``."""
+        x = placeholder(self.x_shape, "float32", "X")
+        w = placeholder(self.weight_args()[0][0], "float32", "W")
+        kh, kw = reduce_axis(self.k_h, "kh"), reduce_axis(self.k_w, "kw")
+
+        def value(b, i, j, o):
+            ih = i * self.strides[0] + kh * self.dilations[0] - self.pads[0]
+            iw = j * self.strides[1] + kw * self.dilations[1] - self.pads[1]
+            activation = x[b, ih, iw, o // (self.out_c // self.in_c)]
+            if any(self.pads):
+                bounds = [ih >= 0, ih < self.in_h, iw >= 0, iw < self.in_w]
+                activation = tirx.if_then_else(tirx.all(*bounds), activation, tir.f32(0.0))
+            return te.sum(activation * w[kh, kw, o], axis=[kh, kw])
+
+        return anchor(self, [x, w], self.y_shape, value)
