@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 
 from .errors import ArtifactError, InputError, RunError
+from .manifest import Manifest, TensorInfo
 
 ABI = 1
 _INPUT_KIND = 4  # SPARSEC_E_INPUT
@@ -88,20 +89,18 @@ def load_code(code: bytes) -> tuple[ctypes.CDLL, int]:
 class Code:
     """A loaded library.  It is unloaded by ``close``, or when the last context is gone.
 
-    ``weights`` is the address of the weights (0 if there are none), which ``keep`` keeps mapped;
-    ``weights_size`` and ``ports``, the numbers of inputs and outputs, are what the library must have.
+    ``weights`` is the address of the weights (0 if there are none), which ``keep`` keeps mapped.
+    The library must describe the very model that ``manifest`` does.
     """
 
-    def __init__(self, code: bytes, weights: int, keep: object, weights_size: int, ports: tuple[int, int]):
+    def __init__(self, code: bytes, weights: int, keep: object, manifest: Manifest):
         self.module = None
         self._library, self._fd = load_code(code)
         self._weights, self._keep = weights, keep
         try:
             self.module = self._entry()
-            if (self.module.weights_size, self.module.input_count, self.module.output_count) != (
-                weights_size,
-                *ports,
-            ):
+            wanted = (manifest.weights_size, _described(manifest.inputs), _described(manifest.outputs))
+            if _tables(self.module) != wanted:
                 raise ArtifactError("the artifact's library and its manifest describe different models")
         except ArtifactError:
             self.close()
@@ -139,6 +138,21 @@ class Code:
     def __del__(self):
         if getattr(self, "_fd", -1) >= 0:
             self.close()
+
+
+def _described(infos: Sequence[TensorInfo]) -> list[tuple]:
+    return [(info.name, info.dtype, info.shape) for info in infos]
+
+
+def _tables(module: Module) -> tuple:
+    """The size of the weights and the ports, as the library says."""
+
+    def ports(table, count: int) -> list[tuple]:
+        rows = [table[i] for i in range(count)]
+        return [(t.name.decode(), t.dtype.decode(), tuple(t.shape[: t.ndim])) for t in rows]
+
+    inputs, outputs = ports(module.inputs, module.input_count), ports(module.outputs, module.output_count)
+    return module.weights_size, inputs, outputs
 
 
 def to_exception(error: Error) -> Exception:

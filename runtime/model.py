@@ -11,7 +11,7 @@ import numpy as np
 
 from . import arrays
 from .artifact import Artifact
-from .errors import InputError, RunError
+from .errors import InputError, RunError, SparsecError
 from .library import Code, Error, pointers, to_exception
 from .manifest import TensorInfo
 
@@ -51,8 +51,10 @@ class Model:
         self.outputs: tuple[TensorInfo, ...] = manifest.outputs
         self.level: str = artifact.library.level
         self._threads = threads
-        ports = (len(self.inputs), len(self.outputs))
-        self._code = Code(artifact.code, artifact.weights, artifact, manifest.weights_size, ports)
+        try:
+            self._code = Code(artifact.code, artifact.weights, artifact, manifest)
+        except SparsecError as e:
+            raise type(e)(f"{self.path!r}: {e}") from None
         artifact.code = b""  # the library is a copy
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self._default = self.context()

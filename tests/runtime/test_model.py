@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,7 +209,7 @@ def test_context_outlives_model(tiny):
 
 def test_nothing_is_left_behind(tiny):
     def resources():
-        maps = sum("sparsec" in line for line in open("/proc/self/maps"))
+        maps = Path("/proc/self/maps").read_text().count("sparsec")
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), maps
 
     before = resources()
