@@ -19,8 +19,14 @@ from tvm import te, tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_conv import Conv
-from sparsec.schedules.contraction_spec import ANNOTATION, anchor, check_weight, placeholder, reduce_axis
-from sparsec.schedules.contraction_spec import stored_channel
+from sparsec.schedules.contraction_spec import (
+    ANNOTATION,
+    anchor,
+    check_weight,
+    placeholder,
+    reduce_axis,
+    stored_channel,
+)
 from sparsec.schedules.depthwise import Depthwise
 from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, shapes, unpack
 

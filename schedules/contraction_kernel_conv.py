@@ -4,54 +4,17 @@ Rows of the kernel window that fall outside are left out by the bounds of the lo
 when the code is made: a tile at the left or right border adds each kernel column to the pixels that have it.
 """
 
-from dataclasses import dataclass
-
 from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_conv import Conv
 from sparsec.schedules.contraction_epilogue import Epilogue
+from sparsec.schedules.contraction_pixels import PixelRun, clipped_rows, pixel_runs
 from sparsec.schedules.contraction_plan import TilePlan
 from sparsec.schedules.contraction_reduce import Reduction
-from sparsec.schedules.contraction_tile import Tile, even_split
+from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.layout import PANEL
 from sparsec.schedules.target import Cpu
-
-
-@dataclass(frozen=True)
-class PixelRun:
-    """``count`` neighbouring tiles of ``width`` output pixels from ``start`` on; ``valid[q]`` lists the pixels of
-    a tile for which kernel column ``q`` lies inside the input."""
-
-    start: int
-    count: int
-    width: int
-    valid: tuple[tuple[int, ...], ...]
-
-    @property
-    def interior(self) -> bool:
-        return all(len(pixels) == self.width for pixels in self.valid)
-
-
-def pixel_runs(spec: Conv, most: int) -> list[PixelRun]:
-    """Cuts an output row into tiles of at most ``most`` pixels, equal neighbours in one run."""
-    runs: list[PixelRun] = []
-    for first, count, width in even_split(spec.out_w, most):
-        for start in range(first, first + count * width, width):
-            valid = tuple(
-                tuple(r for r in range(width) if 0 <= _input_column(spec, start + r, q) < spec.in_w)
-                for q in range(spec.k_w)
-            )
-            last = runs[-1] if runs else None
-            if last and (last.width, last.valid) == (width, valid):
-                runs[-1] = PixelRun(last.start, last.count + 1, width, valid)
-            else:
-                runs.append(PixelRun(start, 1, width, valid))
-    return runs
-
-
-def _input_column(spec: Conv, pixel: int, q: int) -> int:
-    return pixel * spec.strides[1] + q * spec.dilations[1] - spec.pads[1]
 
 
 def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan: TilePlan) -> tir.Stmt:
@@ -74,7 +37,7 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
         )
 
     def one(panel, panels, columns, channel, group_index, b, i, run: PixelRun, pixel) -> tir.Stmt:
-        tile = Tile(cpu, run.width, panels)
+        tile = Tile(min(cpu.lanes, PANEL), run.width, panels * PANEL)
 
         def index(r, column):
             return [b, i, pixel + r, channel + column]
@@ -99,11 +62,8 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
                 for stmt in column_taps(p, tir.i64(q), chosen)
             )
 
-        taps = _clipped_rows(spec, i, row_taps) if any(run.valid) else tir.nothing()
+        taps = clipped_rows(spec, i, row_taps) if any(run.valid) else tir.nothing()
         return tir.seq([*tile.allocate(), *tile.zero(), taps, *tile.finish(epilogue, index, columns)])
-
-    def pixels(make) -> tir.Stmt:
-        return lambda b: tir.loop("i", spec.out_h, lambda i: make(b, i))
 
     bodies = []
     for part in plan.parts(spec.group_panels, own):
@@ -117,15 +77,3 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
 
         bodies.append(tir.loop("task", tasks, task, "PARALLEL" if tasks > 1 else "SERIAL"))
     return tir.seq(bodies)
-
-
-def _clipped_rows(spec: Conv, i, body) -> tir.Stmt:
-    """``body(p)`` for the kernel rows ``p`` that lie inside the input at output row ``i``."""
-    stride, dilation = spec.strides[0], spec.dilations[0]
-    top = i * stride - spec.pads[0]
-    if spec.pads[0] == 0 and spec.pads[2] == 0:
-        return tir.loop("p", spec.k_h, body)
-    # p * dilation >= -top, and top + p * dilation <= in_h - 1.
-    low = tirx.max(tirx.floordiv(tir.i64(dilation - 1) - top, tir.i64(dilation)), tir.i64(0))
-    high = tirx.min(tirx.floordiv(tir.i64(spec.in_h - 1) - top, tir.i64(dilation)) + 1, tir.i64(spec.k_h))
-    return tir.loop("p", tirx.max(high - low, tir.i64(0)), body, start=low)

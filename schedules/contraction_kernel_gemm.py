@@ -30,7 +30,7 @@ def gemm_body(
         )
 
     def one(panel, group: int, columns: int, row, height: int) -> tir.Stmt:
-        tile = Tile(cpu, height, group)
+        tile = Tile(min(cpu.lanes, PANEL), height, group * PANEL)
 
         def at(r, channel):
             return [*tir.unflatten(row + r, lead), channel]

@@ -32,7 +32,7 @@ class Reduction:
             return tile.multiply_add(
                 lambda r, v: tirx.BufferLoad(self.x, at(r, channel)),
                 self._weight(tile, panel, tap, slot),
-                span=tile.panels * PANEL,
+                span=tile.columns,
                 chosen=chosen,
             )
 

@@ -12,6 +12,7 @@ from sparsec.schedules.contraction_kernel_conv import conv_body
 from sparsec.schedules.contraction_kernel_gemm import gemm_body
 from sparsec.schedules.contraction_plan import tile_plan
 from sparsec.schedules.contraction_reduce import Reduction
+from sparsec.schedules.depthwise_kernel import depthwise_body
 from sparsec.schedules.layout import panels
 from sparsec.schedules.target import Cpu
 
@@ -28,6 +29,8 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         lead = spec.x_shape[:-1]
         tap = [tir.i64(0), tir.i64(0)]
         body = _gemm(cpu, lead, spec.in_c, spec.out_c, spec.packed, tap, x, weights, epilogue)
+    elif isinstance(spec, Depthwise):
+        body = depthwise_body(cpu, spec, x, weights[0], epilogue)
     else:
         reduce = Reduction(x, weights, spec.packed, spec.depth)
         own = spec.out_c // spec.groups

@@ -1,4 +1,4 @@
-"""The register tile of every contraction kernel: a few output rows by a few panels of 16 channels.
+"""The register tile of every contraction kernel: a few output rows by a few vectors of channels.
 
 Each row of accumulators is a small local buffer at constant indices, which LLVM keeps in registers.  The reduction
 loop around ``step`` is the caller's; so are the addresses.
@@ -11,8 +11,6 @@ from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_epilogue import Epilogue
-from sparsec.schedules.layout import PANEL
-from sparsec.schedules.target import Cpu
 
 #: Epilogues beyond this many nodes run as a loop over the rows of a tile instead of once per row in the code.
 UNROLLED_EPILOGUE = 24
@@ -30,22 +28,21 @@ def even_split(total: int, most: int) -> list[tuple[int, int, int]]:
 
 
 class Tile:
-    """Accumulators of ``rows`` x ``panels`` and the statements on them.
+    """Accumulators of ``rows`` x ``columns`` in vectors of ``lanes``, and the statements on them.
 
     ``sets`` copies of the accumulators take turns along the reduction and hide the latency of few rows.
     """
 
-    def __init__(self, cpu: Cpu, rows: int, panels: int, sets: int = 1):
-        self.lanes = min(cpu.lanes, PANEL)
-        self.rows, self.panels, self.sets = rows, panels, sets
-        self.acc = [[tir.local(f"acc{s}_{r}", panels * PANEL) for r in range(rows)] for s in range(sets)]
+    def __init__(self, lanes: int, rows: int, columns: int, sets: int = 1):
+        self.lanes, self.rows, self.columns, self.sets = lanes, rows, columns, sets
+        self.acc = [[tir.local(f"acc{s}_{r}", columns) for r in range(rows)] for s in range(sets)]
 
     def allocate(self) -> list[tir.Stmt]:
         return tir.alloc(buffer for rows in self.acc for buffer in rows)
 
     def vectors(self) -> range:
         """Offsets of the vectors of one row."""
-        return range(0, self.panels * PANEL, self.lanes)
+        return range(0, self.columns, self.lanes)
 
     def zero(self) -> list[tir.Stmt]:
         nought = tir.broadcast(tir.f32(0.0), self.lanes)

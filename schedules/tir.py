@@ -93,19 +93,24 @@ def load(buffer: Buffer, *index) -> Expr:
     return tirx.BufferLoad(buffer, list(index))
 
 
+def ramp(start: Expr, lanes: int) -> Expr:
+    """``start, start + 1, ...``; a vector of one lane is a scalar."""
+    return tirx.Ramp(start, i64(1), lanes) if lanes > 1 else start
+
+
 def vector_load(buffer: Buffer, *index, lanes: int) -> Expr:
     """``lanes`` neighbours along the last axis, from ``index`` on."""
     *outer, last = index
-    return tirx.BufferLoad(buffer, [*outer, tirx.Ramp(last, i64(1), lanes)])
+    return tirx.BufferLoad(buffer, [*outer, ramp(last, lanes)])
 
 
 def vector_store(buffer: Buffer, value: Expr, *index, lanes: int) -> Stmt:
     *outer, last = index
-    return tirx.BufferStore(buffer, value, [*outer, tirx.Ramp(last, i64(1), lanes)])
+    return tirx.BufferStore(buffer, value, [*outer, ramp(last, lanes)])
 
 
 def broadcast(value: Expr, lanes: int) -> Expr:
-    return tirx.Broadcast(value, lanes)
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
 
 
 def shuffle(vector: Expr, lanes: list[int]) -> Expr:
@@ -124,7 +129,7 @@ def offset(value: Expr, by) -> Expr:
     """``value + by`` where ``value`` may be a vector and ``by`` is a scalar."""
     lanes = lanes_of(value)
     by = i64(by) if isinstance(by, int) else by
-    return value + (broadcast(by, lanes) if lanes > 1 else by)
+    return value + broadcast(by, lanes)
 
 
 def unflatten(index: Expr, dims: tuple[int, ...]) -> list[Expr]:
