@@ -14,27 +14,23 @@ import onnx_ir as ir
 from sparsec.passes import spec
 from sparsec.passes.base import PassError, SparsecPass, SparsecResult
 from sparsec.passes.findings import Finding
+from sparsec.passes.nm_prune import PruneNM
+from sparsec.passes.nm_recognise import RecogniseNM
 from sparsec.passes.sparsemax import RecogniseSparsemax
 from sparsec.passes.sparsemax_insert import InsertSparsemax
 from sparsec.passes.threshold import RecogniseThreshold
 from sparsec.passes.threshold_insert import InsertThreshold
 
 # In the order in which they run: always, each exact, before any inserter.
-RECOGNISERS: tuple[type[SparsecPass], ...] = (RecogniseSparsemax, RecogniseThreshold)
+RECOGNISERS: tuple[type[SparsecPass], ...] = (RecogniseSparsemax, RecogniseThreshold, RecogniseNM)
 
 # In the order in which they are listed to the user; they run in the order of the pipeline text.
-INSERTERS: tuple[type[SparsecPass], ...] = (InsertSparsemax, InsertThreshold)
+INSERTERS: tuple[type[SparsecPass], ...] = (PruneNM, InsertSparsemax, InsertThreshold)
 
 
 def parse_pipeline(text: str) -> list[SparsecPass]:
     """The inserters that ``text`` spells, e.g. ``nm{n=2,m=4},sparsemax``; PassError says what is wrong."""
-    known = {p.NAME: p for p in INSERTERS}
-    for recogniser in RECOGNISERS:
-        if recogniser.NAME in text:
-            raise PassError(
-                f"{recogniser.NAME} always runs and takes no options; leave it out of the pipeline"
-            )
-    return spec.parse(text, known)
+    return spec.parse(text, {p.NAME: p for p in INSERTERS}, always=[r.NAME for r in RECOGNISERS])
 
 
 def print_pipeline(passes: Sequence[SparsecPass]) -> str:

@@ -22,8 +22,10 @@ _TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|([{},=])|([^\s{},="]+))')
 _WORD = re.compile(r"[^\s{},=\"]+")
 
 
-def parse(text: str, known: Mapping[str, type[SparsecPass]]) -> list[SparsecPass]:
+def parse(text: str, known: Mapping[str, type[SparsecPass]], always: Sequence[str] = ()) -> list[SparsecPass]:
     """The passes that ``text`` spells, in order; an empty text is an empty pipeline.
+
+    ``always`` names passes that run anyway, so that naming one can be answered better than "unknown".
 
     Raises PassError on bad syntax and on an unknown or wrong pass, option or value, naming what is known.
     """
@@ -32,6 +34,8 @@ def parse(text: str, known: Mapping[str, type[SparsecPass]]) -> list[SparsecPass
     at = 0
     while at < len(tokens):
         name, at = _take_word(tokens, at, text, "a pass name")
+        if name in always:
+            raise PassError(f"{name} always runs and takes no options; leave it out of the pipeline")
         options: dict[str, str] = {}
         if at < len(tokens) and tokens[at] == "{":
             at += 1
