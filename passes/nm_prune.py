@@ -68,33 +68,32 @@ class PruneNM(SparsecPass):
     def run(self, model: ir.Model) -> list[Finding]:
         candidates = list(find_layers(model))
         self._check_globs([node_name(layer.node) for layer in candidates])
-        outcomes: list[tuple[str, Layer, NM, str | None]] = []
+        outcomes: list[tuple[str, ir.Value, Layer, NM, str | None]] = []
         pruned: dict[tuple[object, ...], tuple[ir.Value, float]] = {}
         for layer in candidates:
             nm = NM(self.n, self.m, self.block).within(layer.weight.shape[0] // layer.groups)
             reason = self._why_not(layer, nm)
-            outcomes.append((node_name(layer.node), layer, nm, reason))
+            outcomes.append((node_name(layer.node), origin(layer.value), layer, nm, reason))
             if reason is None:
                 if layer.key not in pruned:
                     pruned[layer.key] = self._prune(model, layer, nm)
                 put(model, layer, nm, pruned[layer.key][0])
         # Only now is it known what still reads an original weight.
         findings: list[Finding] = []
-        for name, layer, nm, reason in outcomes:
+        for name, source, layer, nm, reason in outcomes:
             if reason:
                 findings.append(self.declined(name, reason, layer.before))
             else:
-                reason = self._report(layer, nm, pruned[layer.key][1])
+                reason = self._report(layer, nm, pruned[layer.key][1], source)
                 findings.append(self.applied(name, reason, layer.before, f"ai.sparsec.NM{layer.standard}"))
         return findings
 
-    def _report(self, layer: Layer, nm: NM, energy: float) -> str:
+    def _report(self, layer: Layer, nm: NM, energy: float, source: ir.Value) -> str:
         k = layer.weight.shape[-1]
         text = (
             f"{nm} by {self.method}: keeps {100 * nm.kept_fraction(k):.1f} % of the weights and "
             f"{100 * energy:.1f} % of their energy (sum of squares){tail(nm, k)}"
         )
-        source = origin(layer.value)
         if source.uses() or source.is_graph_output():
             text += f"; a copy: {source.name} stays unpruned for what else reads it"
         return text
