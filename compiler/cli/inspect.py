@@ -100,8 +100,8 @@ def ports(found: dict) -> list[str]:
 
 
 def port_shape(port: dict) -> str:
-    """``1x3x224x224``; a dimension that the model names is written ``batch=1`` where it was frozen."""
+    """``1 x 3 x 224``; a dimension that the model names is written ``batch=1`` where it was frozen."""
     dims = port["dims"]
     sizes = port.get("shape", dims)
     parts = [str(d) if d == s else f"{d}={s}" for d, s in zip(dims, sizes, strict=True)]
-    return text.visible("x".join(parts)) or "scalar"
+    return text.visible(" x ".join(parts)) or "scalar"

@@ -58,11 +58,12 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
 
     from sparsec import passes
     from sparsec.compiler.errors import CompileError
-    from sparsec.compiler.ingest import load, opset
+    from sparsec.compiler.ingest import form, load, opset
 
     pipeline = passes.parse_pipeline(request["passes"])
     log("read the model")
     model = opset.convert(load.load(request["model"]))
+    form.infer(model)  # passes ask for dtypes and shapes
     before = ir.to_proto(model).SerializeToString()
     log("run the passes")
     findings = passes.run_pipeline(model, pipeline)
