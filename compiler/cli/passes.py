@@ -61,6 +61,6 @@ def option_text(option: dict) -> str:
         parts.append("one of " + ", ".join(map(str, option["choices"])))
     if option["required"]:
         parts.append("required")
-    elif option["default"] is not None:
+    elif option["default"] not in (None, ""):
         parts.append(f"default {option['default']}")
     return "; ".join(parts)
