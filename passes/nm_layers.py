@@ -21,14 +21,13 @@ from sparsec.passes.graph import (
     is_op,
     nodes,
     producer,
-    replace_node,
+    replace_with_op,
 )
 from sparsec.passes.nm_pattern import NM
-from sparsec.passes.ops.base import DOMAIN, install
-from sparsec.passes.ops.nm import OPS
+from sparsec.passes.ops import DOMAIN
 
-_OPS = {op.name: op for op in OPS}
 _STANDARD = ("MatMul", "Gemm", "Conv")
+_SPARSE = tuple(f"NM{name}" for name in _STANDARD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +53,16 @@ class Layer:
         return f"{DOMAIN}.{self.node.op_type}" if self.node.domain == DOMAIN else self.node.op_type
 
     @property
+    def op(self) -> str:
+        """The N:M operator that can stand there, in domain ai.sparsec."""
+        return f"NM{self.standard}"
+
+    @property
+    def after(self) -> str:
+        """The same as a finding spells it."""
+        return f"{DOMAIN}.{self.op}"
+
+    @property
     def key(self) -> tuple[object, ...]:
         """Equal for layers that read the same weight in the same way."""
         return (self.value, self.weight.shape, self.weight.strides, self.groups)
@@ -72,7 +81,7 @@ def find_layers(model: ir.Model) -> Iterator[Layer]:
     """Every MatMul, Gemm and Conv (or N:M form of them) with a constant float weight, in graph order."""
     cache: dict[ir.Value, np.ndarray | None] = {}
     for node in nodes(model):
-        if is_op(node, *_STANDARD) or is_op(node, *_OPS, domain=DOMAIN):
+        if is_op(node, *_STANDARD) or is_op(node, *_SPARSE, domain=DOMAIN):
             layer = _layer(node, cache)
             if layer is not None:
                 yield layer
@@ -87,25 +96,10 @@ def origin(value: ir.Value) -> ir.Value:
 
 def put(model: ir.Model, layer: Layer, nm: NM, weight: ir.Value) -> None:
     """Put the N:M operator where `layer`'s node stands, reading `weight`; its attributes and name stay."""
-    op = _OPS[f"NM{layer.standard}"]
-    install(model, op)
     old = layer.node
-    kept = {k: a for k, a in old.attributes.items() if k not in ("n", "m", "block")}
-    new = ir.node(
-        op.name,
-        [old.inputs[0], weight, *old.inputs[2:]],
-        {
-            **{k: ir.Attr(k, a.type, a.value) for k, a in kept.items()},
-            "n": nm.n,
-            "m": nm.m,
-            "block": nm.block,
-        },
-        domain=DOMAIN,
-        name=old.name,
-        doc_string=old.doc_string,
-        metadata_props=dict(old.metadata_props),
-    )
-    replace_node(old, new)
+    attributes = {k: ir.Attr(k, a.type, a.value) for k, a in old.attributes.items()}
+    attributes |= {k: ir.AttrInt64(k, getattr(nm, k)) for k in ("n", "m", "block")}
+    replace_with_op(model, old, layer.op, [old.inputs[0], weight, *old.inputs[2:]], attributes)
 
 
 def as_initializer(model: ir.Model, layer: Layer, made: dict[ir.Value, ir.Value]) -> ir.Value:

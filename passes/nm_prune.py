@@ -85,7 +85,7 @@ class PruneNM(SparsecPass):
                 findings.append(self.declined(name, reason, layer.before))
             else:
                 reason = self._report(layer, nm, pruned[layer.key][1], source)
-                findings.append(self.applied(name, reason, layer.before, f"ai.sparsec.NM{layer.standard}"))
+                findings.append(self.applied(name, reason, layer.before, layer.after))
         return findings
 
     def _report(self, layer: Layer, nm: NM, energy: float, source: ir.Value) -> str:

@@ -51,14 +51,10 @@ class RecogniseNM(SparsecPass):
             zeros = 1 - np.count_nonzero(layer.array) / layer.array.size
             if isinstance(found, NM) and layer.refusal is None and layer.array.size >= MIN_SIZE:
                 put(model, layer, found, as_initializer(model, layer, made))
-                findings.append(self.applied(name, _worth(found, layer), layer.before, _after(layer)))
+                findings.append(self.applied(name, _worth(found, layer), layer.before, layer.after))
             elif not isinstance(found, str) or zeros >= TOLD_ZEROS:
                 findings.append(self.declined(name, _why_not(found, layer), layer.before))
         return findings
-
-
-def _after(layer: Layer) -> str:
-    return f"ai.sparsec.NM{layer.standard}"
 
 
 def _worth(nm: NM, layer: Layer) -> str:
