@@ -1,8 +1,8 @@
 """Schedules: what TIR a layer becomes on a target.
 
 ``schedule`` offers every PrimFunc of a module to the rules in order; the first that accepts it wins, and
-``fallback`` takes whatever is left.  The name of the rule stays on the function as ``RULE``, so that reports can
-say which kernel ran.  ``math.install()`` must have been called before the module is lowered.
+``fallback`` takes whatever is left.  The name of the rule stays on the function as ``RULE``, so that
+reports can say which kernel ran.  ``math.install()`` must have been called before the module is lowered.
 """
 
 if __name__ != "sparsec.schedules":
@@ -11,13 +11,18 @@ if __name__ != "sparsec.schedules":
 import tvm
 from tvm import tirx
 
-from sparsec.schedules import fallback
+from sparsec.schedules import fallback, layer_norm, softmax, sparsemax
 from sparsec.schedules.target import Cpu
 
 RULE = "sparsec.rule"
 
 #: ``(name, rule)``; a rule is ``rule(func, cpu) -> PrimFunc | None``, None where it does not apply.
-RULES = (("fallback", fallback.rule),)
+RULES = (
+    ("softmax", softmax.rule),
+    ("sparsemax", sparsemax.rule),
+    ("layer_norm", layer_norm.rule),
+    ("fallback", fallback.rule),
+)
 
 
 def schedule(mod: tvm.IRModule, cpu: Cpu) -> tvm.IRModule:

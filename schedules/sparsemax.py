@@ -1,0 +1,123 @@
+"""Sparsemax along any axis: the Euclidean projection of a row onto the probability simplex.
+
+    sparsemax(x)_i = max(x_i - tau, 0),   tau such that the row sums to one
+
+(Martins and Astudillo, "From Softmax to Sparsemax", 2016, eq. 2).  With z = x - max(x), tau lies in [-1, 0) and
+
+    tau = (sum of the z_i above tau - 1) / (how many they are)                                        (*)
+
+which the definition finds by comparing every pair, and the kernel by Michelot's iteration (*), "A finite
+algorithm for finding the projection of a point onto the canonical simplex of R^n", 1986: started at or below the
+solution, it only ever drops elements, so it ends, and ends at the exact support.  A row that holds NaN or +inf, or
+nothing but -inf, is NaN throughout.
+"""
+
+from collections.abc import Callable
+
+from tvm import te, tirx
+
+from sparsec.schedules import rows, tir
+from sparsec.schedules.elementwise import keep_nan
+from sparsec.schedules.target import Cpu
+
+_COST = 12
+
+
+def sparsemax(shape: tuple[int, ...], axis: int = -1) -> tirx.PrimFunc:
+    """The unscheduled definition ``(X, Y)``, both float32 of ``shape``."""
+    axis = rows.normal_axis("sparsemax", axis, len(shape))
+    extent = shape[axis]
+    x = te.placeholder(shape, "float32", "X")
+    without = shape[:axis] + shape[axis + 1 :]
+
+    def put(i, k):
+        return (*i[:axis], k, *i[axis:])
+
+    def drop(i):
+        return (*i[:axis], *i[axis + 1 :])
+
+    zero, one = tir.f32(0.0), tir.f32(1.0)
+    k = [te.reduce_axis((0, extent), f"k{n}") for n in range(5)]
+    top = te.compute(without, lambda *i: te.max(x[put(i, k[0])], axis=[k[0]]), "top")
+    z = te.compute(shape, lambda *i: x[i] - top[drop(i)], "z")
+
+    def at_least(i, j, value):
+        return te.sum(tirx.Select(z[put(drop(i), j)] >= z[i], value, zero), axis=[j])
+
+    rank = te.compute(shape, lambda *i: at_least(i, k[1], one), "rank")
+    above = te.compute(shape, lambda *i: at_least(i, k[2], z[put(drop(i), k[2])]), "above")
+    # z_i is in the support when 1 + rank_i z_i > sum of the values from z_i upwards (ibid., proposition 1).
+    inside = te.compute(shape, lambda *i: tirx.Select(one + rank[i] * z[i] > above[i], one, zero), "inside")
+    count = te.compute(without, lambda *i: te.sum(inside[put(i, k[3])], axis=[k[3]]), "count")
+    kept = te.compute(
+        without,
+        lambda *i: te.sum(tirx.Select(inside[put(i, k[4])] > zero, z[put(i, k[4])], zero), axis=[k[4]]),
+        "kept",
+    )
+    y = te.compute(
+        shape, lambda *i: keep_nan(tirx.max(z[i] - (kept[drop(i)] - one) / count[drop(i)], zero)), "Y"
+    )
+    return rows.definition("sparsemax", [x, y], {"sparsec.axis": axis})
+
+
+def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
+    """Maximum, then Michelot's iteration over the row in cache, then the difference; no sort, no scratch."""
+    if not rows.is_op(func, "sparsemax"):
+        return None
+    x, y = func.params
+
+    def body(row: rows.Row):
+        names = ("top", "total", "count", "tau", "before", "flag")
+        top, total, count, tau, before, flag = buffers = [row.state(n) for n in names]
+
+        def shifted(place, l):
+            return tir.load(x, *place.index(l)) - row.get(top, l)
+
+        def find_top(place):
+            yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), rows.maximum_or_nan)
+
+        def gather(place):
+            def above(l, value: Callable):
+                z = tirx.Var("z", "float32")
+                chosen = tirx.Select(z > row.get(tau, l), value(z), tir.f32(0.0))
+                return place.only_fresh(l, tirx.Let(z, shifted(place, l), chosen), tir.f32(0.0))
+
+            yield row.fold_in(total, place, lambda l: above(l, lambda z: z), rows.add)
+            yield row.fold_in(count, place, lambda l: above(l, lambda z: tir.f32(1.0)), rows.add)
+
+        def finish(place):
+            def lane(l):
+                value = tirx.max(shifted(place, l) - row.get(tau, l), tir.f32(0.0))
+                return tirx.BufferStore(y, keep_nan(value), place.index(l))
+
+            yield row.vector(lane)
+
+        def fewer(l):
+            return tirx.Select(row.get(count, l) < row.get(before, l), tir.f32(1.0), tir.f32(0.0))
+
+        iteration = tir.seq(
+            [
+                row.fill(total, 0.0),
+                row.fill(count, 0.0),
+                row.sweep(gather),
+                *row.fold(total, rows.add),
+                *row.fold(count, rows.add),
+                row.set(tau, lambda l: (row.get(total, l) - tir.f32(1.0)) / row.get(count, l)),
+                row.set(flag, fewer),
+                row.set(before, lambda l: row.get(count, l)),
+                *row.fold_lanes(flag, rows.add),
+            ]
+        )
+        return [
+            *tir.alloc(buffers),
+            row.fill(top, float("-inf")),
+            row.sweep(find_top),
+            *row.fold(top, rows.maximum_or_nan),
+            row.set(tau, lambda l: tir.f32(-1.0)),
+            row.set(before, lambda l: tir.f32(float("inf"))),
+            row.set(flag, lambda l: tir.f32(1.0)),
+            tirx.While(tir.load(flag, tir.i64(0)) > tir.f32(0.0), iteration),
+            row.sweep(finish),
+        ]
+
+    return rows.kernel(func, int(func.attrs["sparsec.axis"]), 1, _COST, cpu, body)
