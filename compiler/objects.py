@@ -13,7 +13,8 @@ from sparsec.compiler.memory import aligned
 from sparsec.schedules import RULE, math, schedule
 from sparsec.schedules.target import Cpu
 
-STACK_LIMIT = 1024  # bytes; TVM keeps smaller local buffers on the stack and asks the runtime for others
+STACK_LIMIT = 16 * 1024
+"""Bytes of a buffer that a kernel may keep on the stack of a thread."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Built:
     workspace_size: int
     rules: dict[str, str]
 
-    def object_file(self) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
-            path = Path(folder) / "kernels.o"
-            self.library.write_to_file(str(path), "o")
-            return path.read_bytes()
+
+def object_file(library: tvm.runtime.Module) -> bytes:
+    """The ELF relocatable file of ``library``; LLVM writes it now."""
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        path = Path(folder) / "kernels.o"
+        library.write_to_file(str(path), "o")
+        return path.read_bytes()
 
 
 def build_library(kernels: tvm.IRModule, cpu: Cpu) -> Built:
@@ -49,28 +52,36 @@ def build_library(kernels: tvm.IRModule, cpu: Cpu) -> Built:
 
 
 def _pipeline(workspace: list[int]):
-    """TVM's CPU lowering, which also reports the scratch memory that each function will ask for."""
+    """TVM's CPU lowering with local buffers kept on the stack; reports the scratch memory that is left."""
     lower, finalize_host, finalize_device = s_tir.pipeline.default_s_tir_pipeline()
 
     @tvm.transform.module_pass(opt_level=0)
-    def measured(mod: tvm.IRModule, _context):
-        mod = lower(mod)
-        workspace.extend(scratch_bytes(func) for func in mod.functions.values())
-        return mod
+    def lowered(mod: tvm.IRModule, _context):
+        kept = {}
+        for name, func in lower(mod).functions.items():
+            body, scratch = _stack_allocations(func.body)
+            kept[name] = func.with_body(body)
+            workspace.append(scratch)
+        return tvm.IRModule(kept, attrs=mod.attrs)
 
-    return measured, finalize_host, finalize_device
+    return lowered, finalize_host, finalize_device
 
 
-def scratch_bytes(func: tirx.PrimFunc) -> int:
-    """What ``func`` may hold of the runtime's scratch memory at once, each request rounded up."""
-    total = 0
+def _stack_allocations(body: tirx.Stmt) -> tuple[tirx.Stmt, int]:
+    """``body`` with its small buffers on the stack, and the bytes of those that the runtime must give.
 
-    def visit(node: tirx.AllocBuffer) -> None:
-        nonlocal total
+    TVM asks the runtime for every buffer of scope "local", however small, and LLVM can keep only what
+    is on the stack in registers.  The annotation is TVM's own.
+    """
+    scratch = 0
+
+    def place(node: tirx.AllocBuffer) -> tirx.AllocBuffer:
+        nonlocal scratch
         dtype = tvm.DataType(str(node.buffer.dtype))
-        size = prod(int(d) for d in node.buffer.shape) * dtype.bits * dtype.lanes // 8
-        if size >= STACK_LIMIT:
-            total += aligned(size)
+        size = prod(int(d) for d in node.buffer.shape) * -(-dtype.bits * dtype.lanes // 8)
+        if size > STACK_LIMIT:
+            scratch += aligned(size)
+            return node
+        return tirx.AllocBuffer(node.buffer, annotations={"disable_lower_builtin": tirx.IntImm("int32", 1)})
 
-    tvm_ffi.structural_walk(func.body, (tirx.AllocBuffer, visit))
-    return total
+    return tvm_ffi.structural_map(body, (tirx.AllocBuffer, place)), scratch

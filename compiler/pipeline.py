@@ -21,7 +21,7 @@ from sparsec.compiler.dump import Dump
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import SOURCE_DIMS, ingest
 from sparsec.compiler.lower import lower
-from sparsec.compiler.objects import build_library
+from sparsec.compiler.objects import build_library, object_file
 from sparsec.compiler.plan import Port
 from sparsec.compiler.planner import make_plan
 from sparsec.compiler.request import CompileRequest, cpu_levels
@@ -76,14 +76,14 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         ThreadPoolExecutor(2) as pool,
     ):
         built = list(pool.map(lambda level: build_library(kernels, X86_LEVELS[level]), levels))
+        objects = list(pool.map(lambda kernel_library: object_file(kernel_library.library), built))
 
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
         members = {WEIGHTS: plan.weights}
         with stages("link"):
-            for level, kernel_library in zip(levels, built, strict=True):
+            for level, code, kernel_library in zip(levels, objects, built, strict=True):
                 library = Path(folder) / f"{level}.so"
-                objects = [kernel_library.object_file()]
-                native.link(plan, objects, kernel_library.workspace_size, library, level)
+                native.link(plan, [code], kernel_library.workspace_size, library, level)
                 members[package.library_member(level)] = library.read_bytes()
         manifest = package.base_manifest(
             plan,
