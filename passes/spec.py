@@ -134,8 +134,8 @@ def _required(field: Field) -> bool:
 
 def _value(name: str, field: Field, type_: typing.Any, text: str) -> typing.Any:
     choices = field.metadata.get("choices")
-    if choices is not None and text not in [_print(c) for c in choices]:
-        listed = [_print(c) for c in choices]
+    if choices is not None and text not in [str(c) for c in choices]:
+        listed = [str(c) for c in choices]
         raise PassError(
             f"{name}: option {field.name} must be one of {', '.join(listed)}, got {text!r}."
             + suggest(text, listed)

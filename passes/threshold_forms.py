@@ -42,6 +42,7 @@ class Threshold:
 NAN_KEPT = "a NaN stays NaN where it became 0"
 NAN_LOST = "a NaN becomes 0 where it stayed NaN"
 MINUS_INF = "-inf becomes 0 where it became NaN"
+INFINITY = "an infinity stays one where Clip made it the largest finite number"
 ZERO_SIGN = "a zero may differ in sign"
 
 
@@ -150,11 +151,20 @@ def is_sign_of(value: ir.Value | None, x: ir.Value) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Clamp:
-    """``inner`` held to [low, high] by a chain of Relu, Clip, Min and Max with constants; None: no bound."""
+    """``inner`` held to [low, high] by a chain of Relu, Clip, Min and Max with constants; None: no bound.
+
+    ``open_clip``: a Clip without upper bound is among them, which by ONNX's definition ends at the largest
+    finite number.
+    """
 
     inner: ir.Value
     low: np.ndarray | None
     high: np.ndarray | None
+    open_clip: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (INFINITY,) if self.open_clip and self.high is None else ()
 
     @property
     def low_is_zero(self) -> bool:
@@ -172,7 +182,7 @@ def clamp(value: ir.Value | None) -> Clamp | None:
     while (step := _clamp_step(first.inner)) is not None:
         low = _tighter(np.maximum, first.low, step.low)
         high = _tighter(np.minimum, first.high, step.high)
-        first = Clamp(step.inner, low, high)
+        first = Clamp(step.inner, low, high, first.open_clip or step.open_clip)
     if first.low is not None and first.high is not None and not np.all(first.low <= first.high):
         return None
     return first
@@ -193,7 +203,7 @@ def _clamp_step(value: ir.Value | None) -> Clamp | None:
         bounds = [None if v is None else const_array(v) for v in (low, high)]
         if (low is not None and bounds[0] is None) or (high is not None and bounds[1] is None):
             return None
-        return Clamp(node.inputs[0], *bounds)
+        return Clamp(node.inputs[0], *bounds, open_clip=high is None)
     if len(node.inputs) != 2:
         return None
     for x, c in (node.inputs, node.inputs[::-1]):

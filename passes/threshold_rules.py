@@ -66,7 +66,7 @@ def _clamped(node: ir.Node) -> Result:
     soft = match(inner) if is_op(inner, "Shrink", "Mul", "Sub", "Add", "Where") else None
     if isinstance(soft, Form) and soft.op == "SoftThreshold":
         if bounds.low_is_zero:
-            return _shifted(soft.x, soft.tau, high, soft.notes)
+            return _shifted(soft.x, soft.tau, high, soft.notes + bounds.notes)
         if bounds.low is not None and high is not None and np.all(bounds.low == -high):
             return Form("ClippedSoftThreshold", soft.x, soft.tau, high, soft.notes)
         reason = (
@@ -80,7 +80,7 @@ def _clamped(node: ir.Node) -> Result:
         return None
     if t.array is None and (t.value is x or depends_on(t.value, x)):  # no threshold: a difference
         return None
-    return _shifted(x, t, high, ())
+    return _shifted(x, t, high, bounds.notes)
 
 
 def _shifted(x: ir.Value, t: Threshold, high: np.ndarray | None, notes: tuple[str, ...]) -> Form:
@@ -95,7 +95,7 @@ def _mul(node: ir.Node) -> Result:
             form = minus(bounds.inner) if bounds is not None and bounds.low_is_zero else None
             if form is not None and is_abs_of(form[0], x):
                 op = "SoftThreshold" if bounds.high is None else "ClippedSoftThreshold"
-                return Form(op, x, form[1], bounds.high, (ZERO_SIGN,))
+                return Form(op, x, form[1], bounds.high, (*bounds.notes, ZERO_SIGN))
         cast = producer(a, "Cast", "CastLike")
         if cast is None or b is None or b is a or (keeps := condition(cast.inputs[0], b)) is None:
             continue
@@ -134,7 +134,9 @@ def _two_relus(a: ir.Value | None, b: ir.Value | None) -> Result:
         up.high is not None and not np.array_equal(up.high, down.high)
     ):
         return Refusal("the positive and the negative side are clipped differently", x)
-    return Form("SoftThreshold" if up.high is None else "ClippedSoftThreshold", x, t, up.high)
+    return Form(
+        "SoftThreshold" if up.high is None else "ClippedSoftThreshold", x, t, up.high, up.notes or down.notes
+    )
 
 
 def _add(node: ir.Node) -> Result:
