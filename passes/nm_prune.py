@@ -121,7 +121,7 @@ class PruneNM(SparsecPass):
             return f"the reduction axis has {k} input channels, fewer than m={nm.m}"
         if not np.any(layer.weight):
             return "every weight is zero"
-        if layer.node.domain and fits(layer.weight, nm, layer.groups):
+        if layer.before == layer.after and fits(layer.weight, nm, layer.groups):
             return f"its weight has the pattern {nm} already"
         return None
 

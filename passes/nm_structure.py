@@ -69,13 +69,15 @@ def nonzero_mask(weight: np.ndarray, groups: int = 1) -> np.ndarray:
 
 
 def find(weight: np.ndarray, groups: int = 1) -> NM | NearMiss | str:
-    """The pattern that `weight` `[out, taps, in]` has exactly, or why it has none (in `str`, one line)."""
+    """The pattern that `weight` `[out, taps, in]` has exactly, or what says in one line why it has none."""
     mask = nonzero_mask(weight, groups)
     k = mask.shape[-1]
     nonzeros = int(np.count_nonzero(mask))
     density = nonzeros / mask.size
     if nonzeros == 0:
         return "every weight is zero: there is no pattern to tell"
+    if nonzeros == mask.size:
+        return "no weight is zero"
     if k < 2:
         return "the reduction axis has 1 input channel: an N:M group needs 2"
     nm = _tight(mask)

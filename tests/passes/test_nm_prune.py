@@ -246,6 +246,15 @@ def test_a_recognised_layer_is_pruned_further_or_left():
     assert set(patterns(model).values()) == {NM(1, 4, 16)}
 
 
+def test_a_layer_that_has_the_pattern_unrecognised_loses_nothing():
+    model = three_layers()
+    PruneNM(2, 4, 4)(model)
+    findings = PruneNM(3, 4, 4)(as_plain(model)).findings
+    assert [f.reason for f in findings] == [
+        "3:4x4 by magnitude: keeps 75.0 % of the weights and 100.0 % of their energy (sum of squares)"
+    ] * 3
+
+
 def test_grouped_convolution_and_few_channels(ort_run):
     W = weights(24, 16, 3, 3)
     model = model_of(
