@@ -16,9 +16,9 @@ pow         products for the constant exponents 2, 3, 4 and -1, sqrt for 0.5 and
             otherwise libm                                                                  2 ulp
 ==========  ===========================================================================  ========
 
-The coefficients are least squares fits on Chebyshev nodes, reweighted until the error is even (Lawson), of the
-function in float64, rounded to float32.  NaN gives NaN, infinities give the limits, ``-0.0`` keeps its sign where
-the function is odd.
+The coefficients are least squares fits on Chebyshev nodes, reweighted until the error is even (Lawson), of
+the function in float64, rounded to float32.  NaN gives NaN, infinities give the limits, ``-0.0`` keeps its
+sign where the function is odd.
 """
 
 import functools
@@ -155,6 +155,25 @@ def _power_of_two(x, n):
 def exp(x):
     low, high = _f(x, -104.0), _f(x, 89.0)
     return _let(_select(x < low, low, _select(x > high, high, x)), _exp_reduced, "x")
+
+
+def exp_not_positive(x):
+    """e^x for x <= 0, or NaN, in two thirds of the instructions; below 2^-126 it is 0.
+
+    For kernels that subtract a maximum first, where such a term is lost beside the 1 of the maximum.
+    """
+    low = _f(x, -87.33654)
+
+    def scaled(t):
+        n = t - _f(x, _ROUND)
+        reduced = x_bounded - n * _f(x, _LN2_HIGH) - n * _f(x, _LN2_LOW)
+        # The bits of t end in n, all of _ROUND's leave at the top.
+        power = _float(tirx.shift_left(_bits(t), _i(x, 23)) + _i(x, 127 << 23))
+        return _let(reduced, lambda r: (_f(x, 1.0) + (r + r * r * _poly(r, _EXP))) * power, "r")
+
+    x_bounded = tirx.Var("bounded", x.ty)
+    value = _let(x_bounded * _f(x, _LOG2E) + _f(x, _ROUND), scaled)
+    return _select(x < low, _f(x, 0.0), tirx.Let(x_bounded, _select(x < low, low, x), value))
 
 
 def log(x):
@@ -330,7 +349,7 @@ _LEVEL = 120  # above every rule that TVM registers itself
 
 @functools.cache
 def install() -> None:
-    """Makes the rules above TVM's lowering for every LLVM target of this process; calling it again is free."""
+    """Makes the rules above TVM's lowering for every LLVM target of this process; a second call is free."""
     x = tirx.Var("x", "float32")
     for name, rule in _RULES.items():
         op = getattr(tirx, name)(*(x, x) if name == "pow" else (x,)).op

@@ -8,7 +8,7 @@ A row that holds NaN or +inf, or nothing but -inf, is NaN throughout, as in ONNX
 
 from tvm import te, tirx
 
-from sparsec.schedules import rows, tir
+from sparsec.schedules import math, rows, tir
 from sparsec.schedules.target import Cpu
 
 _COST = 12
@@ -59,12 +59,16 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         def shifted(place, l):
             return tir.load(x, *place.index(l)) - row.get(top, l)
 
+        def exponential(place, l):
+            name = tirx.Var("z", "float32")
+            return tirx.Let(name, shifted(place, l), math.exp_not_positive(name))
+
         def find_top(place):
             yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), rows.maximum)
 
         def exponentials(place):
             # The output row holds the exponentials until they are scaled.
-            yield row.vector(lambda l: tirx.BufferStore(y, tirx.exp(shifted(place, l)), place.index(l)))
+            yield row.vector(lambda l: tirx.BufferStore(y, exponential(place, l), place.index(l)))
             yield row.fold_in(
                 total,
                 place,
@@ -76,7 +80,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             yield row.fold_in(
                 total,
                 place,
-                lambda l: place.only_fresh(l, tirx.exp(shifted(place, l)), tir.f32(0.0)),
+                lambda l: place.only_fresh(l, exponential(place, l), tir.f32(0.0)),
                 rows.add,
             )
 

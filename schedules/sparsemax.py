@@ -21,6 +21,7 @@ from sparsec.schedules.elementwise import keep_nan
 from sparsec.schedules.target import Cpu
 
 _COST = 12
+_LEADER_STEPS = 3
 
 
 def sparsemax(shape: tuple[int, ...], axis: int = -1) -> tirx.PrimFunc:
@@ -69,6 +70,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     def body(row: rows.Row):
         names = ("top", "total", "count", "tau", "before", "flag")
         top, total, count, tau, before, flag = buffers = [row.state(n) for n in names]
+        leaders = row.state("leaders")
 
         def shifted(place, l):
             return tir.load(x, *place.index(l)) - row.get(top, l)
@@ -76,14 +78,33 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         def find_top(place):
             yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), rows.maximum_or_nan)
 
-        def gather(place):
-            def above(l, value: Callable):
+        def gather(place, value: Callable):
+            def above(l, part: Callable):
                 z = tirx.Var("z", "float32")
-                chosen = tirx.Select(z > row.get(tau, l), value(z), tir.f32(0.0))
-                return place.only_fresh(l, tirx.Let(z, shifted(place, l), chosen), tir.f32(0.0))
+                chosen = tirx.Select(z > row.get(tau, l), part(z), tir.f32(0.0))
+                return place.only_fresh(l, tirx.Let(z, value(l), chosen), tir.f32(0.0))
 
             yield row.fold_in(total, place, lambda l: above(l, lambda z: z), rows.add)
             yield row.fold_in(count, place, lambda l: above(l, lambda z: tir.f32(1.0)), rows.add)
+
+        def step(sweep: tir.Stmt):
+            """Moves tau to where the elements above it, which ``sweep`` adds up, would sum to one."""
+            return [
+                row.fill(total, 0.0),
+                row.fill(count, 0.0),
+                sweep,
+                *row.fold(total, rows.add),
+                *row.fold(count, rows.add),
+                row.set(tau, lambda l: (row.get(total, l) - tir.f32(1.0)) / row.get(count, l)),
+            ]
+
+        def of_leaders(slot: int):
+            place = rows.Place(None, None, slot)
+
+            def value(l):
+                return tir.load(leaders, tir.i64(slot * row.lanes) + l) - row.get(top, l)
+
+            return tir.seq(gather(place, value))
 
         def finish(place):
             def lane(l):
@@ -95,28 +116,28 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         def fewer(l):
             return tirx.Select(row.get(count, l) < row.get(before, l), tir.f32(1.0), tir.f32(0.0))
 
-        iteration = tir.seq(
-            [
-                row.fill(total, 0.0),
-                row.fill(count, 0.0),
-                row.sweep(gather),
-                *row.fold(total, rows.add),
-                *row.fold(count, rows.add),
-                row.set(tau, lambda l: (row.get(total, l) - tir.f32(1.0)) / row.get(count, l)),
-                row.set(flag, fewer),
-                row.set(before, lambda l: row.get(count, l)),
-                *row.fold_lanes(flag, rows.add),
-            ]
-        )
+        iteration = [
+            *step(row.sweep(lambda place: gather(place, lambda l: shifted(place, l)))),
+            row.set(flag, fewer),
+            row.set(before, lambda l: row.get(count, l)),
+            *row.fold_lanes(flag, rows.add),
+        ]
+        # The largest of each lane alone give a good lower bound of tau, without another look at a long row.
+        head = []
+        if row.along and row.extent >= 8 * row.width:
+            from_leaders = tir.seq(of_leaders(slot) for slot in range(row.unroll))
+            head = step(from_leaders) * _LEADER_STEPS
         return [
-            *tir.alloc(buffers),
+            *tir.alloc([*buffers, leaders]),
             row.fill(top, float("-inf")),
             row.sweep(find_top),
+            row.vector(lambda l: tirx.BufferStore(leaders, tir.load(top, l), [l]), row.width),
             *row.fold(top, rows.maximum_or_nan),
             row.set(tau, lambda l: tir.f32(-1.0)),
+            *head,
             row.set(before, lambda l: tir.f32(float("inf"))),
             row.set(flag, lambda l: tir.f32(1.0)),
-            tirx.While(tir.load(flag, tir.i64(0)) > tir.f32(0.0), iteration),
+            tirx.While(tir.load(flag, tir.i64(0)) > tir.f32(0.0), tir.seq(iteration)),
             row.sweep(finish),
         ]
 
