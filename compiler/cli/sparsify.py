@@ -126,16 +126,21 @@ def compare(before: bytes, after: bytes, feeds: dict) -> dict[str, dict]:
 
 def publish(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` holds the old bytes or all of the new ones, whatever happens."""
-    handle, draft = tempfile.mkstemp(prefix=".sparsec-", suffix=".tmp", dir=path.parent)
+    from sparsec.compiler.errors import CompileError
+
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(handle)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(draft, 0o666 & ~umask)
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
+        handle, draft = tempfile.mkstemp(prefix=".sparsec-", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(handle)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(draft, 0o666 & ~umask)
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+    except OSError as error:
+        raise CompileError(f"cannot write {str(path)!r}: {os.strerror(error.errno)}") from error

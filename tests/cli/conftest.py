@@ -62,5 +62,6 @@ def artifact(digits, tmp_path_factory) -> Path:
     """``digits`` compiled for this machine; not to be changed."""
     path = tmp_path_factory.mktemp("artifact") / "digits.sparsec"
     command = [sys.executable, "-m", "sparsec", "compile", str(digits), "-o", str(path), "--target", "native"]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     return path
