@@ -1,7 +1,7 @@
-"""Contractions with a constant weight: what they compute, as definitions that any target can schedule.
+"""Contractions: what they compute, as definitions that any target can schedule.
 
-``Gemm`` and ``Conv`` are specs; ``conv`` makes the right one for a convolution.  A spec packs its weight
-(``pack``), says what the packed arrays look like (``weight_args``), and makes the unscheduled S-TIR function of
+``Gemm``, ``Conv``, ``Depthwise`` and ``BatchMatmul`` are specs; ``conv`` makes the right one for a convolution.
+A spec packs its constant weight (``pack``), says what the packed arrays look like (``weight_args``), and makes the unscheduled S-TIR function of
 the contraction (``prim_func``), which is right as it stands and which FuseOps fuses with the elementwise
 operators behind it (``op_pattern`` 4).  The anchor's block carries the spec as an annotation, by which
 ``find_anchor`` recognises it after fusion.
@@ -18,6 +18,7 @@ import numpy as np
 from tvm import te, tirx
 
 from sparsec.schedules import tir
+from sparsec.schedules.batch_matmul import BatchMatmul
 from sparsec.schedules.contraction_conv import Conv
 from sparsec.schedules.contraction_spec import (
     ANNOTATION,
@@ -97,10 +98,11 @@ def conv(
     return Conv(batch, in_h, in_w, in_c, out_c, k_h, k_w, strides, dilations, pads, groups, pattern)
 
 
-KINDS = {kind.__name__: kind for kind in (Gemm, Conv, Depthwise)}
+Spec = Gemm | Conv | Depthwise | BatchMatmul
+KINDS = {kind.__name__: kind for kind in (Gemm, Conv, Depthwise, BatchMatmul)}
 
 
-def find_anchor(func: tirx.PrimFunc) -> tuple[Gemm | Conv | Depthwise, tir.Block] | None:
+def find_anchor(func: tirx.PrimFunc) -> tuple[Spec, tir.Block] | None:
     """The contraction's spec and block in a function before or after fusion, or None."""
     for block in tir.blocks(func.body):
         if ANNOTATION in block.annotations:
@@ -108,7 +110,7 @@ def find_anchor(func: tirx.PrimFunc) -> tuple[Gemm | Conv | Depthwise, tir.Block
     return None
 
 
-def from_text(text: str) -> Gemm | Conv | Depthwise:
+def from_text(text: str) -> Spec:
     """The spec that ``contraction_spec.to_text`` wrote."""
     fields = json.loads(text)
     kind = KINDS[fields.pop("kind")]

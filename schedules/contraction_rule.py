@@ -6,14 +6,15 @@ import tvm_ffi
 from tvm import tirx
 
 from sparsec.schedules import tir
-from sparsec.schedules.contraction import Conv, Depthwise, Gemm, find_anchor
+from sparsec.schedules.batch_matmul_kernel import batch_matmul_body
+from sparsec.schedules.contraction import BatchMatmul, Conv, Depthwise, Gemm, find_anchor
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
 from sparsec.schedules.contraction_kernel_conv import conv_body
 from sparsec.schedules.contraction_kernel_gemm import gemm_body
 from sparsec.schedules.contraction_plan import tile_plan
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.depthwise_kernel import depthwise_body
-from sparsec.schedules.layout import panels
+from sparsec.schedules.layout import DENSE, panels
 from sparsec.schedules.target import Cpu
 
 
@@ -29,6 +30,9 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         lead = spec.x_shape[:-1]
         tap = [tir.i64(0), tir.i64(0)]
         body = _gemm(cpu, lead, spec.in_c, spec.out_c, spec.packed, tap, x, weights, epilogue)
+    elif isinstance(spec, BatchMatmul):
+        plan = tile_plan(cpu, DENSE, spec.k, spec.m, spec.n, panels(spec.n))
+        body = batch_matmul_body(cpu, spec, x, weights[0], epilogue, plan)
     elif isinstance(spec, Depthwise):
         body = depthwise_body(cpu, spec, x, weights[0], epilogue)
     else:
