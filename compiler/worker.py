@@ -40,7 +40,13 @@ JSON can hold.  ``progress(stage, **facts)`` names what begins now."""
 
 _GRACE = 5.0  # seconds that a worker may take to leave after its result, for the atexit hooks of libraries
 _PR_SET_PDEATHSIG = 1
-_MEMORY_WORDS = ("bad_alloc", "Cannot allocate memory", "out of memory", "MemoryError", "LLVM ERROR: Allocation")
+_MEMORY_WORDS = (
+    "bad_alloc",
+    "Cannot allocate memory",
+    "out of memory",
+    "MemoryError",
+    "LLVM ERROR: Allocation",
+)
 
 
 class WorkerError(CompileError):
@@ -73,7 +79,13 @@ def run_in_worker(
     """
     if task not in TASKS:
         raise WorkerError(f"no worker task {task!r}; there are {', '.join(sorted(TASKS))}")
-    message = {"target": TASKS[task], "request": request, "memory": memory, "timeout": timeout, "parent": os.getpid()}
+    message = {
+        "target": TASKS[task],
+        "request": request,
+        "memory": memory,
+        "timeout": timeout,
+        "parent": os.getpid(),
+    }
     handle, log = tempfile.mkstemp(prefix="sparsec-worker-", suffix=".log")
     keep = False
     try:
@@ -159,15 +171,21 @@ def _named_error(outcome, stage: str, status, timeout, memory, log: str) -> Exce
     if outcome is not None and outcome["memory"]:
         starved = True
     if status == "timeout":
-        return WorkerError(f"the worker took longer than {timeout:g} s {where}; allow more time or a smaller model")
+        return WorkerError(
+            f"the worker took longer than {timeout:g} s {where}; allow more time or a smaller model"
+        )
     if starved or status == -signal.SIGKILL:
-        return WorkerError(f"the worker ran out of memory {where}{limit}; allow more memory or a smaller model", log)
+        return WorkerError(
+            f"the worker ran out of memory {where}{limit}; allow more memory or a smaller model", log
+        )
     if outcome is not None:
         return WorkerError(
             f"a bug in sparsec {where}: {outcome['error']}; please report it with the traceback in {log}", log
         )
     if status == -signal.SIGXCPU:
-        return WorkerError(f"the worker used up its processor time {where}; allow more time or a smaller model")
+        return WorkerError(
+            f"the worker used up its processor time {where}; allow more time or a smaller model"
+        )
     if status < 0:
         name = signal.Signals(-status).name
         return WorkerError(
@@ -175,7 +193,9 @@ def _named_error(outcome, stage: str, status, timeout, memory, log: str) -> Exce
             f"check how it was exported; details in {log}",
             log,
         )
-    return WorkerError(f"the worker left with status {status} {where} and said nothing; details in {log}", log)
+    return WorkerError(
+        f"the worker left with status {status} {where} and said nothing; details in {log}", log
+    )
 
 
 def _same_kind(outcome: dict) -> Exception:
@@ -219,7 +239,9 @@ def main(descriptor: int) -> None:
 
 def _kinds(error: Exception) -> list[str]:
     """The classes of an expected error, nearest first; none for anything that is not meant for users."""
-    ours = [f"{c.__module__}:{c.__qualname__}" for c in type(error).__mro__ if c.__module__.startswith("sparsec.")]
+    ours = [
+        f"{c.__module__}:{c.__qualname__}" for c in type(error).__mro__ if c.__module__.startswith("sparsec.")
+    ]
     known = ("sparsec.runtime.errors:SparsecError", "sparsec.passes")
     return ours if any(kind == known[0] or kind.startswith(known[1]) for kind in ours) else []
 

@@ -31,39 +31,23 @@ def replace(node: ir.Node, new: list[ir.Value]) -> bool:
     if node.op_type == "Identity" and _pinned(node.outputs[0], new[0]):
         return False
     for old, value in zip(node.outputs, new, strict=True):
-        if value is None or not _is_output(old):
-            if value is not None:
-                ir.convenience.replace_all_uses_with(old, value)
+        if value is None:
             continue
-        if _pinned(old, value):
-            keeper = ir.node("Identity", [value], name=f"{node.name}_output")
-            keeper.outputs[0].name, keeper.outputs[0].type, keeper.outputs[0].shape = (
-                old.name,
-                old.type,
-                old.shape,
-            )
-            graph.insert_before(node, keeper)
-            ir.convenience.replace_all_uses_with(old, value)
-            final = keeper.outputs[0]
-        else:
-            name = old.name
-            ir.convenience.replace_all_uses_with(old, value)
-            old.name = f"{name}_replaced"
-            value.name = name
+        if old.is_graph_output():
             final = value
-        final.metadata_props.update(old.metadata_props)
-        graph.outputs[:] = [final if output is old else output for output in graph.outputs]
+            if _pinned(old, value):
+                final = node_before(node, "Identity", [value]).outputs[0]
+                final.type, final.shape = old.type, old.shape
+            final.name, old.name = old.name, f"{old.name}_replaced"
+            graph.outputs[:] = [final if output is old else output for output in graph.outputs]
+        ir.convenience.replace_all_uses_with(old, value)
     graph.remove(node, safe=True)
     return True
 
 
-def _is_output(value: ir.Value) -> bool:
-    return value.is_graph_output()
-
-
 def _pinned(old: ir.Value, new: ir.Value) -> bool:
     """Whether ``new`` cannot take over the name of the graph output ``old``."""
-    if not _is_output(old):
+    if not old.is_graph_output():
         return False
     producer = new.producer()
     return producer is None or new.is_graph_output() or producer.graph is not old.producer().graph
@@ -91,3 +75,8 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
 def integer(node: ir.Node, name: str, default: int | None) -> int | None:
     attr = node.attributes.get(name)
     return default if attr is None else attr.as_int()
+
+
+def integers(node: ir.Node, name: str, default: list[int]) -> list[int]:
+    attr = node.attributes.get(name)
+    return list(attr.as_ints()) if attr is not None else list(default)

@@ -64,6 +64,7 @@ def constants(model: ir.Model, failed: set[str]) -> None:
 
 def _constant_nodes(graph: ir.Graph, failed: set[str]) -> list[ir.Node]:
     known = {value for value in graph.initializers.values() if not value.is_graph_input()}
+    known = {value for value in known if value.dtype != ir.DataType.STRING}
     sizes = {value: value.const_value.nbytes for value in known}
     found = []
     for node in graph:
@@ -107,7 +108,7 @@ def _captured(node: ir.Node) -> list[ir.Value]:
 
 def _nbytes(value: ir.Value) -> int | None:
     sizes = edit.static_shape(value)
-    if sizes is None or value.dtype is None:
+    if sizes is None or not value.dtype or value.dtype == ir.DataType.STRING:
         return None
     return math.ceil(math.prod(sizes) * value.dtype.bitwidth / 8)
 

@@ -3,26 +3,27 @@
 import json
 import logging
 
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from sparsec.compiler.ingest import (
     OPSET,
     SOURCE_DIMS,
+    contrib,
     control,
     expand,
     fold,
     freeze,
     fuse,
-    light,
     load,
+    normalise,
     opset,
     sequences,
     simplify,
     support,
 )
-from sparsec.compiler.ingest.errors import IngestError, one_line, quoted
+from sparsec.compiler.ingest.errors import IngestError, quoted
+from sparsec.compiler.ingest.inference import infer
 
 MAX_ROUNDS = 50  # real models settle in 2 to 6; nested loops need one per level
 
@@ -40,11 +41,14 @@ def ingest(path, shapes: dict, dims: dict, log) -> ir.Model:
     if model.graph.opset_imports.get("", OPSET) > OPSET:
         infer(model)  # expanding what is newer needs the dtypes
     model = opset.convert(model)
+    for op_type in contrib.expand(model):
+        log(f"{contrib.DOMAIN} {op_type} was replaced by standard operators")
     settle(model)
     replaced = expand.expand(model, lambda node: not support.handled(node), OPSET)
     for op_type in sorted({node.op_type for node in replaced}):
         log(f"{op_type} was replaced by the standard operators that define it")
     settle(model)
+    normalise.normalise(model.graph)
     fuse.fuse(model.graph)
     settle(model)
     support.check(model)
@@ -77,28 +81,6 @@ def settle(model: ir.Model) -> None:
     )
 
 
-def infer(model: ir.Model) -> None:
-    """Shapes and dtypes by onnx's inference, with the values of shape arithmetic propagated."""
-    proto, _ = light.serialize(model)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    except Exception as error:  # bare C++ exceptions
-        raise IngestError(
-            f"the model contradicts itself, by onnx's shape inference: {one_line(error)}"
-        ) from error
-    types = {v.name: v.type for v in (*inferred.graph.value_info, *inferred.graph.output)}
-    for node in model.graph:
-        for value in node.outputs:
-            found = types.get(value.name)
-            if found is None:
-                continue
-            if value.type is None or found.HasField("tensor_type"):
-                value.type = ir.serde.deserialize_type_proto_for_type(found)
-            shape = ir.serde.deserialize_type_proto_for_shape(found)
-            if shape is not None and (value.shape is None or not value.shape.is_static()):
-                value.shape = shape
-
-
 def _prepare(model: ir.Model) -> None:
     """Bring the model into the plainest shape that still means the same."""
     inputs = [value for value in model.graph.inputs if value.name in model.graph.initializers]
@@ -115,7 +97,7 @@ def _prepare(model: ir.Model) -> None:
         for key, attr in node.attributes.items():
             if attr.is_ref():
                 raise IngestError(
-                    f"{node.op_type} {quoted(node.name)}: attribute {key} refers to an attribute of a function, "
+                    f"{node.op_type} {quoted(node.name)}: attribute {key} refers to one of a function, "
                     "but the node is in none; the file is damaged"
                 )
     _lift(model)

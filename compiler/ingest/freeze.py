@@ -122,8 +122,8 @@ def _bind_shape(name: str, declared: list[Dim] | None, shape: tuple, known: dict
             )
         if isinstance(dim, str) and symbols(dim) == {dim} and known.setdefault(dim, size) != size:
             raise IngestError(
-                f"--shape {name}: axis {axis} is dim {quoted(dim)}, which is {known[dim]} elsewhere, not {size}; "
-                "give it one size"
+                f"--shape {name}: axis {axis} is dim {quoted(dim)}, which is {known[dim]} elsewhere, "
+                f"not {size}; give it one size"
             )
     for axis, (dim, size) in enumerate(zip(declared, shape, strict=True)):
         if isinstance(dim, str) and (value := _value(dim, known)) not in (None, size):
@@ -131,7 +131,7 @@ def _bind_shape(name: str, declared: list[Dim] | None, shape: tuple, known: dict
 
 
 def _assume_batch(declared, shapes, known: dict[str, int], log) -> None:
-    """Bind to 1 each name that occurs only as a leading dim; a name that also occurs elsewhere is asked for."""
+    """Bind to 1 each name that occurs as a leading dim only; one that occurs elsewhere, too, is asked for."""
     elsewhere = {
         s for d in declared.values() for n in (d or ())[1:] if isinstance(n, str) for s in symbols(n)
     }  # fmt: skip
@@ -140,13 +140,12 @@ def _assume_batch(declared, shapes, known: dict[str, int], log) -> None:
             continue
         first = dims[0]
         if first is None:
-            log(
-                f"input {quoted(name)}: axis 0 has no size; assuming a batch of 1 (--shape {name}=... sets it)"
-            )
+            log(f"input {quoted(name)}: axis 0 has no size; assuming 1 (--shape {name}=... sets it)")
         elif isinstance(first, str):
             for symbol in sorted(symbols(first) - known.keys() - elsewhere):
                 log(
-                    f"input {quoted(name)}: axis 0 is {quoted(symbol)}; assuming {symbol}=1 (--dim {symbol}=N sets it)"
+                    f"input {quoted(name)}: axis 0 is {quoted(symbol)}; "
+                    f"assuming {symbol}=1 (--dim {symbol}=N sets it)"
                 )
                 known[symbol] = 1
 

@@ -91,7 +91,10 @@ def _explicit_pads(node: ir.Node) -> None:
     rank = len(given) - 2
     begin, end = [0] * rank, [0] * rank
     if mode != "VALID":
-        strides, dilations = _ints(node, "strides", [1] * rank), _ints(node, "dilations", [1] * rank)
+        strides, dilations = (
+            edit.integers(node, "strides", [1] * rank),
+            edit.integers(node, "dilations", [1] * rank),
+        )
         for i in range(rank):
             covered = (out[2 + i] - 1) * strides[i] + (kernel[2 + i] - 1) * dilations[i] + 1
             total = max(covered - given[2 + i], 0)
@@ -126,11 +129,6 @@ def _pad(node: ir.Node) -> None:
     # Cropping, and padding of the batch or of the channels, are nothing that a convolution can do.
     if full.min() < 0 or full[:, :2].any():
         return
-    own = np.array(_ints(node, "pads", [0] * (2 * (rank - 2)))).reshape(2, -1)
+    own = np.array(edit.integers(node, "pads", [0] * (2 * (rank - 2)))).reshape(2, -1)
     node.attributes["pads"] = ir.AttrInt64s("pads", (own + full[:, 2:]).reshape(-1).tolist())
     node.replace_input_with(0, pad.inputs[0])
-
-
-def _ints(node: ir.Node, name: str, default: list[int]) -> list[int]:
-    attr = node.attributes.get(name)
-    return list(attr.as_ints()) if attr is not None else default

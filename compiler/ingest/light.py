@@ -15,7 +15,7 @@ def serialize(
 ) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
     """``model`` as a message in which initializers above ``BIG`` bytes are inputs, and these by name."""
     graph = model.graph
-    big = {name: v for name, v in graph.initializers.items() if v.const_value.nbytes > BIG}
+    big = {name: v for name, v in graph.initializers.items() if _nbytes(v.const_value) > BIG}
     count = len(graph.inputs)
     kept = list(graph.outputs)
     try:
@@ -33,6 +33,10 @@ def serialize(
             graph.register_initializer(value)
         if outputs is not None:
             graph.outputs[:] = kept
+
+
+def _nbytes(tensor: ir.TensorProtocol) -> int:
+    return 0 if tensor.dtype == ir.DataType.STRING else tensor.nbytes  # strings have no size of their own
 
 
 def restore(proto: onnx.ModelProto, big: dict[str, ir.Value]) -> ir.Model:

@@ -28,6 +28,13 @@ def convert(model: ir.Model) -> ir.Model:
 
 
 def _up(model: ir.Model) -> ir.Model:
+    for node in model.graph.all_nodes():
+        if node.op_type == "Scan" and not node.domain and model.graph.opset_imports[""] < 9:
+            # Opset 8 has a batch axis in every input; the converter drops it without a word.
+            raise IngestError(
+                f"Scan {quoted(node.name)} is of opset 8, where it means something else; "
+                "export the model with opset 9 or newer"
+            )
     functions = dict(model.functions)
     model.functions.clear()
     proto, big = light.serialize(model)
@@ -64,8 +71,8 @@ def _down(model: ir.Model, version: int) -> None:
             value = node.attributes[name]
             if default is None or onnx.helper.get_attribute_value(default) != _plain(value.value):
                 raise IngestError(
-                    f"{node.op_type} {quoted(node.name)} sets {name}={_plain(value.value)}, which opset {OPSET} "
-                    f"does not have; export the model with opset {OPSET}"
+                    f"{node.op_type} {quoted(node.name)} sets {name}={_plain(value.value)}, which opset "
+                    f"{OPSET} does not have; export the model with opset {OPSET}"
                 )
             del node.attributes[name]
     model.graph.opset_imports[""] = OPSET

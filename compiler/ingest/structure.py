@@ -108,7 +108,8 @@ def _graph(graph: onnx.GraphProto, outer: frozenset[str], depth: int) -> None:
     for value in [*graph.input, *graph.output, *graph.value_info]:
         if value.type.HasField("tensor_type") and not ir_dtype(value.type.tensor_type.elem_type):
             raise IngestError(
-                f"{quoted(value.name)} has element type {value.type.tensor_type.elem_type}, which ONNX does not define"
+                f"{quoted(value.name)} has element type {value.type.tensor_type.elem_type}, "
+                "which ONNX does not define"
             )
     _nodes(graph.node, known, depth, late={o for n in graph.node for o in n.output if o})
     _defined([v.name for v in graph.output], known, "output")
@@ -140,7 +141,8 @@ def _nodes(nodes, known: set[str], depth: int, late: frozenset | set = frozenset
         for name in node.input:
             if name and name not in known and name not in late:
                 raise IngestError(
-                    f"{node.op_type} {quoted(node.name)} reads {quoted(name)}, which nothing defines; the model is damaged"
+                    f"{node.op_type} {quoted(node.name)} reads {quoted(name)}, which nothing defines; "
+                    "the model is damaged"
                 )
         for attr in node.attribute:
             _attribute(attr, node, known | late, depth)
@@ -210,11 +212,11 @@ def _tensor(tensor: onnx.TensorProto, where: str = "") -> None:
         field = _FIELDS.get(dtype.name, "int32_data")
         per_element = 2 if dtype.name.startswith("COMPLEX") else 1
         needed, found, unit = count * per_element, len(getattr(tensor, field)), f"values in {field}"
-        if dtype.bitwidth < 8:
+        if dtype != ir.DataType.STRING and dtype.bitwidth < 8:
             needed = math.ceil(count * dtype.bitwidth / 8)
     if needed != found:
         raise IngestError(
-            f"tensor {name} of {dtype.name} {dims} needs {needed} {unit}, the file holds {found}; it is damaged"
+            f"tensor {name} of {dtype.name} {dims} needs {needed} {unit}, the file has {found}; it is damaged"
         )
 
 
