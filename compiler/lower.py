@@ -17,7 +17,8 @@ def _as_reshape(_: relax.BlockBuilder, call):
 def lower(mod: tvm.IRModule) -> tvm.IRModule:
     """A module whose ``main`` calls PrimFuncs (fused, unscheduled) and aliases, and nothing else."""
     passes = [
-        relax.transform.LegalizeOps({name: _as_reshape for name in ALIASES[1:]}, skip_ops=[ALIASES[0]]),
+        relax.transform.DeadCodeElimination(),
+        relax.transform.LegalizeOps(dict.fromkeys(ALIASES[1:], _as_reshape), skip_ops=[ALIASES[0]]),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),

@@ -5,7 +5,7 @@ Relax expressions (None where one is absent).  It returns the output expression 
 or None to leave the node to TVM's own converter.
 """
 
-from sparsec.compiler.to_relax import linear, pointwise, pooling, recurrent, resize, rows
+from sparsec.compiler.to_relax import activations, linear, lookup, pointwise, pooling, recurrent, resize, rows
 
 OURS = "ai.sparsec"
 
@@ -18,6 +18,7 @@ CONVERTERS = {
     (OURS, "ConvNWC"): linear.conv,
     (OURS, "ConvTransposeNHWC"): linear.conv_transpose,
     (OURS, "ConvTransposeNWC"): linear.conv_transpose,
+    ("", "Transpose"): activations.transpose,
     ("", "Softmax"): rows.softmax,
     ("", "LogSoftmax"): rows.log_softmax,
     ("", "LayerNormalization"): rows.layer_normalization,
@@ -33,6 +34,7 @@ CONVERTERS = {
     (OURS, "MaxPoolNWC"): pooling.max_pool,
     (OURS, "AveragePoolNHWC"): pooling.average_pool,
     (OURS, "AveragePoolNWC"): pooling.average_pool,
+    ("", "Gather"): lookup.gather,
     ("", "Resize"): resize.resize,
     ("", "LSTM"): recurrent.lstm,
     ("", "GRU"): recurrent.gru,

@@ -6,6 +6,7 @@ An operator of ours, or one whose TVM conversion is missing, slow or not exact, 
 
 import contextlib
 from collections.abc import Mapping
+from math import prod
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,9 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
-from sparsec.compiler.to_relax.converters import CONVERTERS
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.planner import address
+from sparsec.compiler.to_relax.converters import CONVERTERS
 
 
 class _Values(dict):
@@ -45,7 +46,7 @@ class Importer(ONNXGraphImporter):
         self.choices = choices
         self.labels: dict[int, str] = {}
         self.layers: list[dict] = []
-        self._kernels: dict[str, tvm.ir.GlobalVar] = {}
+        self.stored: dict[ir.Value, tuple] = {}  # results that a kernel has written in another axis order
         self._nodes = _Values(model.graph.initializers)
         self._by_name = {node.name: node for node in model.graph}
 
@@ -74,17 +75,34 @@ class Importer(ONNXGraphImporter):
             if convert is not None:
                 result = convert(self, node, list(inputs))
                 if result is not None:
-                    return self.bb.normalize(result)
+                    return self._checked(node, self.bb.normalize(result))
             if node.domain not in ("", "ai.onnx"):
                 raise CompileError(
                     f"{node.domain}::{op_name} '{node.name}' has no kernel; expand its function first"
                 )
-            return super()._convert_operator(op_name, inputs, attrs, opset)
+            return self._checked(node, super()._convert_operator(op_name, inputs, attrs, opset))
         except CompileError:
             raise
         except Exception as error:
             line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise CompileError(f"{op_name} '{node.name}' could not be imported: {line}") from error
+
+    def _checked(self, node: ir.Node, result):
+        """``result`` with the very type that ONNX gives each output of ``node``."""
+        parts = list(result.fields) if isinstance(result, relax.Tuple) else [result]
+        for index, (part, value) in enumerate(zip(parts, node.outputs, strict=False)):
+            if not isinstance(part.ty, relax.TensorType) or value.shape is None:
+                continue
+            shape, wanted = [int(d) for d in part.ty.shape], [int(d) for d in value.shape]
+            dtype = str(value.dtype.numpy())
+            if str(part.ty.dtype) != dtype or prod(shape) != prod(wanted):
+                raise CompileError(
+                    f"{node.op_type} '{node.name}' was imported as {part.ty.dtype}{shape}, ONNX says {dtype}{wanted}; "
+                    "this is a bug in sparsec"
+                )
+            if shape != wanted:  # unit axes that the importer adds or drops
+                parts[index] = self.bb.emit(relax.op.reshape(part, wanted))
+        return relax.Tuple(parts) if isinstance(result, relax.Tuple) else parts[0]
 
     # What converters use --------------------------------------------------------------------------
 
@@ -98,6 +116,10 @@ class Importer(ONNXGraphImporter):
         else:
             out = relax.TensorType(shape, dtype)
         return self.bb.emit(relax.call_tir(var, args, out))
+
+    def expression(self, value: ir.Value):
+        """The Relax expression of an ONNX value that has been converted."""
+        return self._nodes[value.name]
 
     def weight(self, array: np.ndarray, node: ir.Node):
         """A constant that belongs to ``node``."""

@@ -8,6 +8,7 @@ from tvm import relax, te, tirx
 
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.to_relax import activations
+from sparsec.compiler.to_relax.activations import reshaped
 from sparsec.schedules import contraction
 from sparsec.schedules.contraction import Gemm
 from sparsec.schedules.layout import DENSE, Pattern
@@ -186,11 +187,6 @@ def pattern_text(node: ir.Node) -> str:
 
 def with_bias(y, inputs):
     return relax.op.add(y, inputs[2]) if len(inputs) > 2 and inputs[2] is not None else y
-
-
-def reshaped(importer, x, shape):
-    shape = [int(d) for d in shape]
-    return x if [int(d) for d in x.ty.shape] == shape else importer.bb.emit(relax.op.reshape(x, shape))
 
 
 def ohwi(weight: np.ndarray) -> np.ndarray:

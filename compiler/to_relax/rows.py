@@ -34,7 +34,6 @@ def layer_normalization(importer, node: ir.Node, inputs):
         return None
     axis = attribute(node, "axis", -1) % len(shape)
     has_bias = len(inputs) > 2 and inputs[2] is not None
-    axes = tuple(range(axis, len(shape)))
-    func = layer_norm_kernel.layer_norm(tuple(shape), axes, attribute(node, "epsilon", 1e-5), has_bias)
+    func = layer_norm_kernel.layer_norm(tuple(shape), axis, attribute(node, "epsilon", 1e-5), has_bias)
     args = [value for value in inputs if value is not None]
     return importer.kernel("layer_norm", func, args, shape)

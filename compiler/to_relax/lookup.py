@@ -1,0 +1,42 @@
+"""Gather and its relatives with checked indices."""
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax, te
+
+from sparsec.compiler.errors import CompileError
+from sparsec.compiler.to_relax.linear import attribute
+from sparsec.schedules.lookup import checked_index
+
+
+def gather(importer, node: ir.Node, inputs):
+    """``Gather``: entries of ``data`` along ``axis``; a constant index is checked now, any other at run time."""
+    data, index = node.inputs
+    axis = attribute(node, "axis", 0) % len(data.shape)
+    size = int(data.shape[axis])
+    if index.const_value is not None:
+        where = relax.const(constant_index(node, index.const_value.numpy(), size))
+    else:
+        where = checked(importer, node, inputs[1], size)
+    rank = len(index.shape)
+
+    def taken(table, at):
+        def value(*i):
+            entry = at(*i[axis : axis + rank])
+            return table(*i[:axis], entry, *i[axis + rank :])
+
+        return te.compute([int(d) for d in node.outputs[0].shape], value, name="gather")
+
+    return importer.bb.emit_te(taken, inputs[0], where)
+
+
+def constant_index(node: ir.Node, index: np.ndarray, size: int) -> np.ndarray:
+    if index.size and not (-size <= index.min() and index.max() < size):
+        raise CompileError(f"{node.op_type} '{node.name}': a constant index is outside [-{size}, {size})")
+    return np.where(index < 0, index + size, index).astype(np.int32)
+
+
+def checked(importer, node: ir.Node, index, size: int):
+    shape = [int(d) for d in index.ty.shape]
+    func = checked_index(tuple(shape), str(index.ty.dtype), size, f"{node.op_type} '{node.name}'")
+    return importer.kernel("checked_index", func, [index], shape, "int32")
