@@ -58,7 +58,10 @@ class RecogniseSparsemax(SparsecPass):
                 pattern = nodes_between(x, node)
             replace_with_op(model, node, "Sparsemax", [x], {"axis": axis})
             reason = "; ".join(
-                [f"sparsemax along axis {axis}", *(sorted(notes) or ["the same in every bit"])]
+                [
+                    f"sparsemax along axis {axis}",
+                    *(sorted(notes) or ["the same in every bit unless a slice has NaN or +inf"]),
+                ]
             )
             findings.append(self.applied(name, reason, op_list(pattern), "ai.sparsec.Sparsemax"))
         return findings

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from sparsec.passes.fold import fold
 from sparsec.passes.graph import attribute, producer
 
+SLICE_NAN = "a -inf gets 0 where 0 * -inf made the whole slice NaN"
 ROUNDING = "its sums are taken in another order, so the last digits may differ"
 
 
@@ -237,6 +238,6 @@ def _masked_sum(value: ir.Value, node: ir.Node, shapes: Mapping[ir.Value, Sequen
         if (stage := sort_stage(candidate, shapes)) is None:
             continue
         if masked(reduced(value, stage, "ReduceSum"), stage) is stage.sorted:
-            stage.notes.add(ROUNDING)
+            stage.notes |= {ROUNDING, SLICE_NAN}
             return stage
     return None

@@ -54,9 +54,14 @@ def _build(t: ir.tape.Tape, x: ir.Value) -> ir.Value:
     excess = t.op("Sub", [t.op("CumSum", [ordered, axis]), one_x])
     support = t.op("Greater", [t.op("Mul", [ranks, ordered]), excess])
     size = t.op("ReduceSum", [t.op("Cast", [support], {"to": ir.DataType.INT64}), axes], {"keepdims": 1})
-    # size is 0 only when the slice has NaN; index -1 then picks the last excess, which is NaN
+    # size is 0 only when the slice has NaN; index -1 is then the last element, and nothing is out of bounds
     last = t.op("GatherElements", [excess, t.op("Sub", [size, one])], along)
     tau = t.op("Div", [last, t.op("CastLike", [size, x])])
+    # TopK may put a NaN anywhere, and then tau need not be NaN: add 0, or NaN where the slice has one
+    zero_x = t.op("Sub", [one_x, one_x])
+    bounded = t.op("Clip", [z, t.op("Neg", [one_x]), zero_x])
+    guard = t.op("Mul", [t.op("ReduceSum", [bounded, axes], {"keepdims": 1}), zero_x])
+    tau = t.op("Add", [tau, guard])
     return t.op("Relu", [t.op("Sub", [z, tau])])
 
 

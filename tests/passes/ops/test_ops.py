@@ -137,17 +137,16 @@ def test_sparsemax_keeps_digits_of_large_inputs(size):
     np.testing.assert_allclose(p, sparsemax.sparsemax(x.astype(np.float64)), rtol=0, atol=1e-6)
 
 
-def test_shape_and_type_inference_agree_with_onnx():
-    for name in MINE:
-        arrays = [np.zeros((2, 3), np.float32), np.zeros((3,), np.float32), np.ones((), np.float32)]
-        attributes = {"axis": 1} if name == "Sparsemax" else {}
-        model = model_with(name, arrays[: len(OPS[name].inputs)], attributes, 20)
-        proto = ir.to_proto(model)
-        del proto.graph.output[0].type.tensor_type.shape.dim[:]
-        proto.graph.output[0].ClearField("type")
-        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto)).graph.outputs[0]
-        mine = model.graph.outputs[0]
-        assert (inferred.dtype, list(inferred.shape)) == (mine.dtype, list(mine.shape))
+@pytest.mark.parametrize("name", [op.name for op in threshold.OPS])
+def test_shape_and_type_inference_agree_with_onnx(name):
+    """Sparsemax is not among them: onnx does not see through its TopK; the body test checks its shape."""
+    arrays = [np.zeros((2, 3), np.float32), np.zeros((3,), np.float32), np.ones((), np.float32)]
+    model = model_with(name, arrays[: len(OPS[name].inputs)], {}, 20)
+    proto = ir.to_proto(model)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto)).graph.outputs[0]
+    mine = model.graph.outputs[0]
+    assert (inferred.dtype, list(inferred.shape)) == (mine.dtype, list(mine.shape))
 
 
 def test_function_and_import_are_put_in_once():
