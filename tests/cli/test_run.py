@@ -133,7 +133,7 @@ def test_a_full_disk_is_one_line(artifact, image, tmp_path):
 def test_run_and_verify_need_neither_onnx_nor_tvm(artifact, image):
     code = (
         "import sys\n"
-        "for name in ('onnx', 'onnx_ir', 'onnxscript', 'onnxruntime', 'tvm', 'torch'): sys.modules[name] = None\n"
+        "for name in ('onnx', 'onnx_ir', 'onnxruntime', 'tvm', 'torch'): sys.modules[name] = None\n"
         "from sparsec.compiler.cli import main\n"
         "main(sys.argv[1:], prog_name='sparsec')"
     )
