@@ -229,5 +229,7 @@ def _table(kind: str, name: str, rows: Sequence[str]) -> list[str]:
 
 def c_string(text: str) -> str:
     """``text`` as a C string literal; bytes that are not plain ASCII, and ``?`` (trigraphs), in octal."""
+    if "\0" in text:
+        raise CompileError(f"the name {text!r} has a zero byte, which C strings cannot hold; rename it")
     plain = set(range(0x20, 0x7F)) - set(b'"\\?')
     return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'

@@ -111,10 +111,12 @@ def _canonical(manifest: Mapping, members: Mapping[str, bytes]) -> bytes:
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in members.items()
     }
-    text = json.dumps(
-        {**manifest, "members": table}, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
-    )
-    return text.encode() + b"\n"
+    whole = {**manifest, "members": table}
+    try:
+        text = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        return text.encode() + b"\n"
+    except (TypeError, ValueError) as e:
+        raise CompileError(f"the manifest holds a value that JSON cannot spell: {e}") from None
 
 
 def _layout(manifest: bytes, members: Mapping[str, bytes]) -> list[bytes]:
