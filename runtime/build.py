@@ -5,6 +5,7 @@ depends on time, user or folder, so the same compiler gives the same objects.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def compiler() -> list[str]:
 
     Raises BuildError if there is none.
     """
-    named = os.environ.get("CC", "").split()
+    named = shlex.split(os.environ.get("CC", ""))
     if named:
         if shutil.which(named[0]) is None:
             raise BuildError(
