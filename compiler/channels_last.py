@@ -29,20 +29,26 @@ _ATTRS = {
 _LIST_ATTRS = {"dilations", "kernel_shape", "output_padding", "pads", "strides"}
 
 UNARY = frozenset(
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu "
-    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu "
-    "Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Tan Tanh ThresholdedRelu".split()
+    """
+    Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
+    HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round
+    Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Tan Tanh ThresholdedRelu
+    """.split()  # noqa: SIM905
 )
 BROADCAST = frozenset(
-    "Add And BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
-    "Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor "
-    "SoftThreshold HardThreshold ShiftedRelu JumpRelu ClippedSoftThreshold ClippedShiftedRelu".split()
+    """
+    Add And BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual
+    Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor SoftThreshold HardThreshold ShiftedRelu
+    JumpRelu ClippedSoftThreshold ClippedShiftedRelu
+    """.split()  # noqa: SIM905
 )
 REDUCE = frozenset(
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
-    "ReduceSumSquare".split()
+    """
+    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+    ReduceSum ReduceSumSquare
+    """.split()  # noqa: SIM905
 )
-WITH_AXIS = frozenset("Softmax LogSoftmax Hardmax Sparsemax Concat".split())
+WITH_AXIS = frozenset(["Softmax", "LogSoftmax", "Hardmax", "Sparsemax", "Concat"])
 GLOBAL_POOL = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 

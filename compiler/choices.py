@@ -52,7 +52,7 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
             _finding(nodes[name], kernel, "as given by --choices") for name, kernel in given.items()
         ]
     specs = {name: layer(node) for name, node in nodes.items()}
-    times = _times({spec: weight for spec, weight in specs.values()}, levels)
+    times = _times(dict(specs.values()), levels)
     choices, findings, slower = {}, [], []
     for name, node in nodes.items():
         dense, sparse, how = times[specs[name][0]]
@@ -87,8 +87,8 @@ def _read(path: str, nodes) -> dict[str, str]:
         or not set(given.values()) <= {"sparse", "dense"}
     ):
         raise CompileError(
-            f"choices '{path}' must map each of the {len(nodes)} layers with a pattern to 'sparse' or 'dense'; "
-            "take the 'choices' of an artifact of the same model"
+            f"choices '{path}' must map each of the {len(nodes)} layers with a pattern to "
+            "'sparse' or 'dense'; take the 'choices' of an artifact of the same model"
         )
     return given
 

@@ -86,7 +86,8 @@ def calibration_inputs(path: str, inputs: tuple[Port, ...]) -> dict[str, np.ndar
     for port in inputs:
         if port.name not in arrays:
             raise CompileError(
-                f"calibration data '{path}' has no array '{port.name}'; it holds {', '.join(arrays) or 'none'}"
+                f"calibration data '{path}' has no array '{port.name}'; "
+                f"it holds {', '.join(arrays) or 'none'}"
             )
         array = arrays[port.name]
         if port.shape and array.ndim == len(port.shape) and array.shape[0] >= port.shape[0]:

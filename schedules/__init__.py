@@ -11,7 +11,7 @@ if __name__ != "sparsec.schedules":
 import tvm
 from tvm import tirx
 
-from sparsec.schedules import fallback, layer_norm, softmax, sparsemax
+from sparsec.schedules import fallback, layer_norm, softmax, sparsemax, tir
 from sparsec.schedules.target import Cpu
 
 RULE = "sparsec.rule"
@@ -38,6 +38,8 @@ def schedule(mod: tvm.IRModule, cpu: Cpu) -> tvm.IRModule:
 
 
 def _schedule_one(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
+    if func.attrs is not None and tir.SCHEDULED in func.attrs:
+        return func.with_attr(RULE, "as written")
     for name, rule in RULES:
         scheduled = rule(func, cpu)
         if scheduled is not None:

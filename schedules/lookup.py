@@ -28,7 +28,7 @@ def checked_index(shape: tuple[int, ...], dtype: str, size: int, who: str) -> ti
         wrapped = tirx.Select(value < tir.i64(0), value + tir.i64(size), value)
         return tir.seq(
             [
-                tirx.AssertStmt(StringImm("IndexError"), inside, message),
+                tirx.AssertStmt(inside, StringImm("IndexError"), message),  # TVM's order, not its signature's
                 tirx.BufferStore(checked, wrapped.astype("int32"), at),
             ]
         )

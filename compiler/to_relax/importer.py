@@ -97,8 +97,8 @@ class Importer(ONNXGraphImporter):
             dtype = str(value.dtype.numpy())
             if str(part.ty.dtype) != dtype or prod(shape) != prod(wanted):
                 raise CompileError(
-                    f"{node.op_type} '{node.name}' was imported as {part.ty.dtype}{shape}, ONNX says {dtype}{wanted}; "
-                    "this is a bug in sparsec"
+                    f"{node.op_type} '{node.name}' was imported as {part.ty.dtype}{shape}, "
+                    f"ONNX says {dtype}{wanted}; this is a bug in sparsec"
                 )
             if shape != wanted:  # unit axes that the importer adds or drops
                 parts[index] = self.bb.emit(relax.op.reshape(part, wanted))

@@ -10,7 +10,7 @@ from sparsec.schedules.lookup import checked_index
 
 
 def gather(importer, node: ir.Node, inputs):
-    """``Gather``: entries of ``data`` along ``axis``; a constant index is checked now, any other at run time."""
+    """Entries of ``data`` along ``axis``; a constant index is checked now, any other at run time."""
     data, index = node.inputs
     axis = attribute(node, "axis", 0) % len(data.shape)
     size = int(data.shape[axis])
