@@ -26,6 +26,11 @@ class ExternalData:
 
     def tensor(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], entries: dict) -> ir.Tensor:
         """The tensor that ``entries`` (the key-value pairs of ``external_data``) describe."""
+        if dtype == ir.DataType.STRING or dtype.bitwidth < 8:
+            raise IngestError(
+                f"external data of {quoted(name)}: {dtype.name} is not supported; "
+                "export the weights as INT8 or FLOAT"
+            )
         location = entries.get("location", "")
         data = self._map(name, location)
         needed = math.ceil(math.prod(shape) * dtype.bitwidth / 8)
@@ -42,11 +47,6 @@ class ExternalData:
                 f"{list(shape)}, which takes {needed}; export the model again"
             )
         raw = np.frombuffer(data, np.uint8, length, offset)
-        if dtype.bitwidth < 8:
-            raise IngestError(
-                f"external data of {quoted(name)}: {dtype.name} is not supported; "
-                "export the weights as INT8 or FLOAT"
-            )
         kind = dtype.numpy()
         # A copy only where the file gives no aligned start.
         aligned = raw if offset % kind.alignment == 0 else raw.copy()

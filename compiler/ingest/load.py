@@ -56,7 +56,7 @@ def read(path: str | os.PathLike) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise IngestError(f"cannot read the model {shown}: {reason}") from None
-    with os.fdopen(handle, "rb") as file:
+    try:
         info = os.fstat(handle)
         if stat.S_ISDIR(info.st_mode):
             inside = sorted(entry for entry in os.listdir(path) if entry.endswith(".onnx"))
@@ -71,7 +71,10 @@ def read(path: str | os.PathLike) -> bytes:
                 f"{shown} has {info.st_size} bytes, an ONNX file at most {MAX_BYTES}; "
                 "save the model with external data"
             )
-        return file.read(info.st_size)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(info.st_size)
+    finally:
+        os.close(handle)
 
 
 def parse(data: bytes, path: str | os.PathLike = "model") -> onnx.ModelProto:
@@ -80,11 +83,11 @@ def parse(data: bytes, path: str | os.PathLike = "model") -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
+        if proto.HasField("graph"):
+            return proto
         reason = "it holds no graph"
-    except DecodeError:
+    except DecodeError:  # what was read up to there stays in ``proto``; it is of no use
         reason = "protobuf cannot parse it; it may be cut off"
-    if proto.HasField("graph"):
-        return proto
     for offset, magic, what, todo in _KNOWN:
         if data[offset : offset + len(magic)] == magic:
             raise IngestError(f"{shown} is {what}, not an ONNX model; {todo}")

@@ -16,7 +16,7 @@ from sparsec.compiler.ingest.errors import IngestError, quoted
 MIN_OPSET, MAX_OPSET = 7, 26
 """From opset 7 on, broadcasting is NumPy's; 26 is the newest that ONNX Runtime 1.31 runs."""
 
-_MAX_DEPTH = 32  # graphs in graphs; exporters write two or three
+_MAX_DEPTH = 16  # graphs in graphs; exporters write two or three
 _FIELDS = {
     "FLOAT": "float_data",
     "COMPLEX64": "float_data",
@@ -50,7 +50,7 @@ def check(proto: onnx.ModelProto) -> None:
             )
         seen.add(key)
         known = _fresh(function.input, frozenset(), f"an input of function {quoted(function.name)}")
-        _nodes(function.node, known, 0)
+        _nodes(function.node, known, set(function.input), 0)
         _defined(function.output, known, f"output of function {quoted(function.name)}")
     _acyclic(proto)
 
@@ -111,7 +111,8 @@ def _graph(graph: onnx.GraphProto, outer: frozenset[str], depth: int) -> None:
                 f"{quoted(value.name)} has element type {value.type.tensor_type.elem_type}, "
                 "which ONNX does not define"
             )
-    _nodes(graph.node, known, depth, late={o for n in graph.node for o in n.output if o})
+    own = constants | {v.name for v in graph.input}
+    _nodes(graph.node, known, own, depth, late={o for n in graph.node for o in n.output if o})
     _defined([v.name for v in graph.output], known, "output")
 
 
@@ -125,10 +126,9 @@ def _fresh(names, outer: frozenset[str], what: str) -> set[str]:
     return known | seen
 
 
-def _nodes(nodes, known: set[str], depth: int, late: frozenset | set = frozenset()) -> None:
-    """Check ``nodes`` and add what they define to ``known``; ``late`` may be used before its definition,
-    which some exporters do and a topological sort cures."""
-    produced: set[str] = set()
+def _nodes(nodes, known: set[str], own: set[str], depth: int, late: frozenset | set = frozenset()) -> None:
+    """Check ``nodes`` and add what they define to ``known`` (what can be read) and ``own`` (defined in
+    this graph); ``late`` may be read before its definition, which a topological sort cures."""
     names: set[str] = set()
     for index, node in enumerate(nodes):
         if not node.op_type:
@@ -147,9 +147,9 @@ def _nodes(nodes, known: set[str], depth: int, late: frozenset | set = frozenset
         for attr in node.attribute:
             _attribute(attr, node, known | late, depth)
         for name in node.output:
-            if name and (name in produced or (name in known and name not in late)):
+            if name and name in own:
                 raise IngestError(f"{quoted(name)} is defined twice, the second time by {quoted(node.name)}")
-            produced.add(name)
+            own.add(name)
         known.update(name for name in node.output if name)
 
 
@@ -205,9 +205,9 @@ def _tensor(tensor: onnx.TensorProto, where: str = "") -> None:
         return
     count = math.prod(dims)
     if tensor.HasField("raw_data"):
-        needed, found, unit = math.ceil(count * dtype.bitwidth / 8), len(tensor.raw_data), "bytes"
         if dtype == ir.DataType.STRING:
             raise IngestError(f"tensor {name} holds strings as raw bytes; the file is damaged")
+        needed, found, unit = math.ceil(count * dtype.bitwidth / 8), len(tensor.raw_data), "bytes"
     else:
         field = _FIELDS.get(dtype.name, "int32_data")
         per_element = 2 if dtype.name.startswith("COMPLEX") else 1
