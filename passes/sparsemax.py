@@ -103,6 +103,8 @@ def _match(node: ir.Node, z: ir.Value, tau: ir.Value) -> tuple[ir.Value, int, se
 
 def _why_other(z: ir.Value, node: ir.Node) -> str:
     kinds = {n.op_type for n in nodes_between(z, node)}
+    if "GatherND" in kinds:
+        return "recomputes exactly one slice, as in the example traced; the graph fails for any other number"
     if kinds & {"Sqrt", "Pow"}:
         return "this is entmax with alpha 1.5, not sparsemax (alpha 2); it has no operator yet"
     return "sorts and sums, but tau is not (sum of the support - 1) / size of the support"
