@@ -1,6 +1,7 @@
 """Kernels to machine code: schedule for one CPU level, lower, and let LLVM write the object."""
 
 import tempfile
+import threading
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +16,8 @@ from sparsec.schedules.target import Cpu
 
 STACK_LIMIT = 16 * 1024
 """Bytes of a buffer that a kernel may keep on the stack of a thread."""
+
+_INSTALLING = threading.Lock()  # levels are built side by side, and TVM's registry takes a row once
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def build_library(kernels: tvm.IRModule, cpu: Cpu) -> Built:
     workspace: list[int] = []
     name = f"sparsec.{cpu.name}"
     tirx.register_tir_pipeline(name, lambda: _pipeline(workspace))
-    math.install()
+    with _INSTALLING:
+        math.install()
     with tvm.transform.PassContext(opt_level=3):
         library = tirx.build(scheduled, target=cpu.tvm_target(), pipeline=name)
     return Built(library, max(workspace, default=0), rules)
