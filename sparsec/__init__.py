@@ -22,7 +22,7 @@ def __getattr__(name: str):
 
         return load
     if name == "compile":
-        from sparsec.compiler import compile_model
+        from sparsec.compiler import compile_file
 
-        return compile_model
+        return compile_file
     raise AttributeError(f"module 'sparsec' has no attribute {name!r}")
