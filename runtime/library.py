@@ -87,7 +87,10 @@ def load_code(code: bytes) -> tuple[ctypes.CDLL, int]:
 
 
 class Code:
-    """A loaded library.  It is unloaded by ``close``, or when the last context is gone.
+    """A loaded library.  It is unloaded after ``close`` when its last context has been destroyed.
+
+    The garbage collector may finalise a library before its contexts, so neither side trusts the
+    order: whoever comes last unloads.
 
     ``weights`` is the address of the weights (0 if there are none), which ``keep`` keeps mapped.
     The library must describe the very model that ``manifest`` does.
@@ -97,6 +100,8 @@ class Code:
         self.module = None
         self._library, self._fd = load_code(code)
         self._weights, self._keep = weights, keep
+        self._live: set[int] = set()
+        self._doomed = False
         try:
             self.module = self._entry()
             wanted = (manifest.weights_size, _described(manifest.inputs), _described(manifest.outputs))
@@ -121,19 +126,32 @@ class Code:
         context, error = _Pointer(), Error()
         if self.module.create(self._weights or None, threads, ctypes.byref(context), ctypes.byref(error)):
             raise to_exception(error)
+        self._live.add(context.value)
         return context.value
+
+    def destroy(self, context: int) -> None:
+        """Free a context that ``create`` made."""
+        self.module.destroy(context)
+        self._live.remove(context)
+        if self._doomed:
+            self.close()
 
     def labels(self) -> list[str]:
         """The label of each step, in the order of execution."""
         return [self.module.label(i).decode() for i in range(self.module.step_count)]
 
     def close(self) -> None:
-        """Unload; every context must have been destroyed before."""
-        if self._fd >= 0:
+        """Make no more contexts; unload now, or with the last of those that there are."""
+        self._doomed = True
+        if self._fd >= 0 and not self._live:
             self.module = None
             _ctypes.dlclose(self._library._handle)
             os.close(self._fd)
             self._fd = -1
+
+    @property
+    def closed(self) -> bool:
+        return self._doomed
 
     def __del__(self):
         if getattr(self, "_fd", -1) >= 0:

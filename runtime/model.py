@@ -61,7 +61,7 @@ class Model:
 
     def context(self, threads: int | None = None) -> "Context":
         """A new context, to be used by one thread at a time; ``threads`` as in ``load``."""
-        if self._code.module is None:
+        if self._code.closed:
             raise RunError(f"{self.path!r} is closed; load it again")
         context = Context(
             self._code, self.inputs, self.outputs, self._threads if threads is None else threads
@@ -169,8 +169,8 @@ class Context:
 
     def _free(self) -> None:
         if self._handle is not None:
-            self._module.destroy(self._handle)
-            self._handle = None
+            handle, self._handle = self._handle, None
+            self._code.destroy(handle)
 
     def __del__(self):
         if getattr(self, "_handle", None) is not None:

@@ -111,7 +111,9 @@ def test_member_count(tmp_path):
 
 def test_size_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(container, "MAX_SIZE", 9000)
-    with pytest.raises(CompileError, match=r"larger than 4 GiB \(\d+ bytes at weights.bin\), the format's limit"):
+    with pytest.raises(
+        CompileError, match=r"larger than 4 GiB \(\d+ bytes at weights.bin\), the format's limit"
+    ):
         write_artifact(tmp_path / "a", {}, {"weights.bin": bytes(5000)})
 
 

@@ -207,6 +207,28 @@ def test_context_outlives_model(tiny):
     tiny.check(context(inputs), inputs)
 
 
+CYCLES = """
+import gc, os, sys, sparsec
+for i in range(40):  # the collector finalises in the order of creation, or the other way round
+    model = sparsec.load(sys.argv[1], threads=2)
+    cycle = [[], model]
+    context = model.context()
+    cycle[0].append(cycle)
+    cycle.insert(i % 3, context)
+    context.cycle = context._code.cycle = cycle
+    model.cycle = cycle
+    del cycle, context, model
+    gc.collect()
+print(sum("sparsec-model" in line for line in open("/proc/self/maps")))
+"""
+
+
+def test_garbage_in_cycles(tiny):
+    """A library finalised before its contexts stays loaded until they are gone."""
+    run = subprocess.run([sys.executable, "-c", CYCLES, tiny.path], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr
+
+
 def test_nothing_is_left_behind(tiny):
     def resources():
         maps = Path("/proc/self/maps").read_text().count("sparsec")
