@@ -13,16 +13,31 @@ import onnx_ir as ir
 
 from sparsec.passes.graph import attribute, const_array, dims, is_op
 
-_MAX_ELEMENTS = 1 << 20  # beyond this it is no shape arithmetic
+# Beyond these it is no shape arithmetic.
+_MAX_ELEMENTS = 1 << 20
+_MAX_DEPTH = 64
 
 
 def fold(value: ir.Value | None, shapes: Mapping[ir.Value, Sequence[int]] | None = None) -> np.ndarray | None:
     """The array that ``value`` always is, given ``shapes`` of some values, or None when that is not known."""
-    shapes = shapes or {}
-    if value is None:
+    return _fold(value, shapes or {}, {}, 0)
+
+
+def _fold(
+    value: ir.Value | None,
+    shapes: Mapping[ir.Value, Sequence[int]],
+    done: dict[ir.Value, np.ndarray | None],
+    depth: int,
+) -> np.ndarray | None:
+    if value is None or depth > _MAX_DEPTH:
         return None
-    if (known := const_array(value)) is not None:
-        return known
+    if value not in done:
+        known = const_array(value)
+        done[value] = _evaluate(value, shapes, done, depth) if known is None else known
+    return done[value]
+
+
+def _evaluate(value: ir.Value, shapes: Mapping, done: dict, depth: int) -> np.ndarray | None:
     node = value.producer()
     if not is_op(node, *_OPS):
         return None
@@ -31,9 +46,11 @@ def fold(value: ir.Value | None, shapes: Mapping[ir.Value, Sequence[int]] | None
         if shape is None or not all(isinstance(d, int) for d in shape):
             return None
         return np.array(shape[attribute(node, "start", 0) : attribute(node, "end", len(shape))], np.int64)
-    args = [None if v is None else fold(v, shapes) for v in node.inputs]
-    if any(a is None and v is not None for a, v in zip(args, node.inputs, strict=True)):
-        return None
+    args = []
+    for operand in node.inputs:
+        args.append(None if operand is None else _fold(operand, shapes, done, depth + 1))
+        if operand is not None and args[-1] is None:
+            return None
     try:
         result = np.asarray(_OPS[node.op_type](node, *args))
     except (ValueError, IndexError, TypeError):  # a wrong graph is for the checker to report

@@ -80,11 +80,6 @@ def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)
 
 
-def single_use(value: ir.Value) -> bool:
-    """Whether exactly one input of one node reads ``value`` and the graph does not return it."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
 def broadcasts_into(shape: Sequence[int], value: ir.Value) -> bool:
     """Whether an operand of static ``shape`` leaves the shape of ``value`` as it is under broadcasting.
 
@@ -133,14 +128,6 @@ def depends_on(value: ir.Value | None, leaf: ir.Value) -> bool:
 def op_list(pattern: Sequence[ir.Node]) -> str:
     """The operators of ``pattern`` as a finding shows them: "Sub, Relu"."""
     return ", ".join(n.op_type for n in pattern)
-
-
-def last_axis_of(axis: int, value: ir.Value) -> int | None:
-    """``axis`` counted from the end (-1 is the last), or None when the rank is unknown and it matters."""
-    if axis < 0:
-        return axis
-    target = dims(value)
-    return None if target is None else axis - len(target)
 
 
 # ---- rewriting ----------------------------------------------------------------------------------------

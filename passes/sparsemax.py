@@ -165,7 +165,8 @@ def _with_recomputation(z: ir.Value, tau: ir.Value) -> Stage | None:
                 f"sorts the {first.k} and then the {second.k} largest of {first.n}, which is not sparsemax"
                 f" for a slice with a support of more than {second.k}"
             )
-    return Stage(z, first.rank, -1, first.n, first.n, first.sorted, first.size, first.notes | second.notes)
+    notes = first.notes | second.notes
+    return Stage(z, first.rank, -1, first.n, first.n, first.sorted, first.shape, first.size, notes)
 
 
 def _picked(tau: ir.Value | None, z: ir.Value) -> ir.Node | None:

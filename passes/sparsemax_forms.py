@@ -40,6 +40,7 @@ class Stage:
     n: int
     k: int
     sorted: ir.Value
+    shape: tuple[int | str | None, ...]
     size: ir.Value | None = None
     notes: set[str] = field(default_factory=set)
     shapes: Mapping[ir.Value, Sequence[int]] = field(default_factory=dict)
@@ -54,7 +55,8 @@ class Stage:
 
 def scalar(value: ir.Value | None, shapes: Mapping | None = None) -> float | int | None:
     array = fold(value, shapes)
-    return array.reshape(()).item() if array is not None and array.size == 1 else None
+    small = array is not None and array.size == 1 and array.ndim <= 1  # a higher rank could widen the result
+    return array.reshape(()).item() if small else None
 
 
 def plus_one(value: ir.Value | None) -> ir.Value | None:
@@ -103,7 +105,7 @@ def sort_stage(value: ir.Value | None, shapes: Mapping[ir.Value, Sequence[int]])
         raise Miss("the k of TopK is not a constant")
     if attribute(node, "largest", 1) != 1 or attribute(node, "sorted", 1) != 1:
         raise Miss("TopK does not sort in descending order")
-    return Stage(z, rank, axis % rank - rank, n, int(k), value, shapes=shapes)
+    return Stage(z, rank, axis % rank - rank, n, int(k), value, tuple(shape), shapes=shapes)
 
 
 def is_cumsum(value: ir.Value | None, stage: Stage) -> bool:
@@ -124,12 +126,12 @@ def is_ranks(value: ir.Value | None, stage: Stage) -> bool:
     shape = [1] * stage.rank
     shape[stage.axis] = stage.k
     wanted = np.arange(1, stage.k + 1).reshape(shape)
-    padded = (
-        array.reshape((1,) * (stage.rank - array.ndim) + array.shape) if array.ndim <= stage.rank else array
+    full = [d if isinstance(d, int) else 1 for d in stage.shape]
+    full[stage.axis] = stage.k
+    fits = array.ndim <= stage.rank and all(
+        d in (1, f) for d, f in zip(reversed(array.shape), reversed(full), strict=False)
     )
-    if padded.shape[stage.axis] != stage.k or not np.array_equal(
-        np.broadcast_to(wanted, padded.shape), padded
-    ):
+    if not fits or not np.array_equal(np.broadcast_to(array, full), np.broadcast_to(wanted, full)):
         raise Miss(f"the sorted values are not multiplied by 1, 2, ... {stage.k} along axis {stage.axis}")
     return True
 

@@ -13,6 +13,7 @@ number for every number; where it treats NaN, -inf or the sign of a zero differe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from sparsec.passes.graph import (
     FLOATS,
     add_constant,
     broadcasts_into,
+    const_array,
     node_name,
     nodes,
     nodes_between,
@@ -51,10 +53,10 @@ class RecogniseThreshold(SparsecPass):
             found = match(node)
             if found is None:
                 continue
-            if isinstance(found, Form):
-                found = check(found)
             stop = found.tau.value if isinstance(found, Form) else found.tau
             pattern = nodes_between(found.x, node, stop)
+            if isinstance(found, Form):
+                found = check(found, pattern)
             name, before = node_name(node), op_list(pattern)
             if isinstance(found, Refusal):
                 if not found.inner_may_match:
@@ -69,7 +71,7 @@ class RecogniseThreshold(SparsecPass):
         return findings[::-1]
 
 
-def check(form: Form) -> Form | Refusal:
+def check(form: Form, pattern: Sequence[ir.Node]) -> Form | Refusal:
     """``form`` with its final tau if the operator's conditions hold, else why not."""
 
     def refuse(reason: str) -> Refusal:
@@ -92,6 +94,11 @@ def check(form: Form) -> Form | Refusal:
         if not broadcasts_into(array.shape, form.x):
             shape = "unknown" if form.x.shape is None else str(form.x.shape)
             return refuse(f"the {name} of shape {list(array.shape)} may widen x, whose shape is {shape}")
+    for node in pattern:  # the zeros of a Where, a second copy of the threshold
+        for value in node.inputs:
+            array = const_array(value)
+            if array is not None and not broadcasts_into(array.shape, form.x):
+                return refuse(f"the constant {value.name} of shape {list(array.shape)} may widen x")
     if not np.any(tau > 0):
         return refuse("the threshold is 0, so nothing is thresholded that Relu or identity would not be")
     if form.strict:

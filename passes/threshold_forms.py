@@ -88,15 +88,16 @@ class Condition:
     at_nan: bool = False
 
 
-def is_zeros(value: ir.Value | None) -> bool:
-    """Whether every element of ``value`` is 0 (of either sign): a constant or ConstantOfShape."""
+def is_zeros(value: ir.Value | None, x: ir.Value) -> bool:
+    """Whether every element of ``value`` is 0 (of either sign): a constant, or ConstantOfShape like x."""
     array = const_array(value)
     if array is not None:
         return bool(np.all(array == 0))
     node = producer(value, "ConstantOfShape")
-    return node is not None and (
-        "value" not in node.attributes or not node.attributes["value"].as_tensor().numpy().any()
-    )
+    shape = producer(node.inputs[0], "Shape") if node is not None else None
+    if shape is None or shape.inputs[0] is not x or len(shape.attributes):
+        return False
+    return "value" not in node.attributes or not node.attributes["value"].as_tensor().numpy().any()
 
 
 def minus(value: ir.Value | None) -> tuple[ir.Value, Threshold] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.passes.graph import broadcasts_into, const_array, producer
+from sparsec.passes.graph import const_array, producer
 from sparsec.passes.threshold_forms import (
     MINUS_INF,
     NAN_KEPT,
@@ -30,7 +30,7 @@ def leg(node: ir.Node | None, kind: str) -> tuple[ir.Value, Threshold] | None:
     """(x, t) of Where(x > t, x - t, 0) (above) or Where(x < -t, x + t, 0) (below)."""
     for keep, other, when in _orientations(node):
         form = minus(keep)
-        if form is None or not is_zeros(other):
+        if form is None or not is_zeros(other, form[0]):
             continue
         x, t = form[0], form[1] if kind == "above" else -form[1]
         keeps = condition(node.inputs[0], x)
@@ -65,7 +65,7 @@ def _where_keep(node: ir.Node, x: ir.Value, other: ir.Value, when: bool) -> Resu
     if keeps.inverted == when:
         return None
     scaled = _times_zero(other, x)
-    if not scaled and not is_zeros(other):
+    if not scaled and not is_zeros(other, x):
         if (small := const_array(other)) is None:
             return None
         return Refusal(f"inputs under the threshold become {show(small)}, not 0", x)
@@ -75,7 +75,7 @@ def _where_keep(node: ir.Node, x: ir.Value, other: ir.Value, when: bool) -> Resu
         notes += (MINUS_INF,)
     if scaled or np.any(np.signbit(const_array(other) if const_array(other) is not None else 0.0)):
         notes += (ZERO_SIGN,)
-    return _same_shape(Form(op, x, keeps.t, None, notes, keeps.strict), other)
+    return Form(op, x, keeps.t, None, notes, keeps.strict)
 
 
 def _where_soft(node: ir.Node, keep: ir.Value, other: ir.Value, when: bool) -> Result:
@@ -87,14 +87,14 @@ def _where_soft(node: ir.Node, keep: ir.Value, other: ir.Value, when: bool) -> R
     if keeps is None or keeps.inverted == when:
         return None
     scaled = _times_zero(other, x)
-    zero = scaled or is_zeros(other)
+    zero = scaled or is_zeros(other, x)
     notes = () if scaled or keeps.at_nan == when else (NAN_KEPT,)
     if scaled:
         notes += (ZERO_SIGN,)
     if keeps.kind == "abs" and zero and (size := _signed(t.value, x)) is not None:
         if not keeps.t.same(size):
             return Refusal("compares with another number than it subtracts", x)
-        return _same_shape(Form("SoftThreshold", x, size, None, notes), other)
+        return Form("SoftThreshold", x, size, None, notes)
     kind, size = ("above", t) if keeps.kind == "above" else ("below", -t)
     if keeps.kind != kind:
         return None
@@ -103,21 +103,13 @@ def _where_soft(node: ir.Node, keep: ir.Value, other: ir.Value, when: bool) -> R
             return Refusal("compares with another number than it subtracts", x)
         if scaled:
             notes += (MINUS_INF,)
-        return _same_shape(Form("ShiftedRelu", x, size, None, notes), other)
+        return Form("ShiftedRelu", x, size, None, notes)
     mirrored = leg(producer(other, "Where"), "below" if kind == "above" else "above")
     if mirrored is None or mirrored[0] is not x or not keeps.t.same(size):
         return None
     if not mirrored[1].same(size):
         return Refusal("the positive and the negative side have different thresholds", x)
     return Form("SoftThreshold", x, size, None, notes)
-
-
-def _same_shape(form: Form, other: ir.Value) -> Form | Refusal:
-    """``form`` unless the branch of zeros may be larger than x."""
-    zeros = const_array(other)
-    if zeros is not None and not broadcasts_into(zeros.shape, form.x):
-        return Refusal(f"the zeros of shape {list(zeros.shape)} may widen x", form.x)
-    return form
 
 
 def _signed(value: ir.Value | None, x: ir.Value) -> Threshold | None:

@@ -294,7 +294,7 @@ DECLINED = {
     ),
     "widening zeros": (
         "c = Greater(x, t) y = Where(c, x, wide)",
-        "the zeros of shape [2, 1, 1, 1, 1] may widen x",
+        "the constant wide of shape [2, 1, 1, 1, 1] may widen x",
     ),
     "widening tau": ("a = Sub(x, big) y = Relu(a)", "the threshold of shape [2, 1, 1, 1, 1] may widen x"),
     "run time": (
@@ -383,3 +383,24 @@ def test_old_opset_is_told(model_of):
     model = model_of("a = Sub(x, t) y = Relu(a)", constants=CONSTANTS, opset=13)
     with pytest.raises(PassError, match="need opset 18 or newer, the model imports 13; convert it"):
         RecogniseThreshold()(model)
+
+
+def test_new_threshold_replaces_the_old_constant(model_of):
+    """Add(x, -t) needs a threshold of the other sign; -t, which nothing reads any more, goes."""
+    model = model_of("a = Add(x, nt) y = Relu(a)", constants="float nt = {-0.3}")
+    run_pipeline(model)
+    assert list(model.graph.initializers) == ["n1_Relu_tau"]
+    assert model.graph.initializers["n1_Relu_tau"].const_value.numpy() == T
+
+
+def test_bfloat16(model_of, op_types):
+    """No runtime here has all of bfloat16, so the result is compared as a graph."""
+    import ml_dtypes
+
+    body = "c = GreaterOrEqual(x, t) y = Where(c, x, zero)"
+    model = model_of(body, constants="float t = {0.5}, float zero = {0}", dtype=ml_dtypes.bfloat16)
+    (finding,) = run_pipeline(model)
+    assert finding.applied and op_types(model) == ["JumpRelu"]
+    tau = list(model.graph)[0].inputs[1].const_value
+    assert tau.dtype == ir.DataType.BFLOAT16
+    assert float(tau.numpy()) == 0.5 - 2**-9
