@@ -23,7 +23,8 @@ FORMS = {
     "mask": ("JumpRelu", "c = Greater(x, t) k = Cast <to=1> (c) y = Mul(x, k)"),
     "sparsemax": (
         "Sparsemax",
-        """last = Constant <value_ints = [-1]> () l0 = Constant <value_int = -1> () i1 = Constant <value_int = 1> ()
+        """last = Constant <value_ints = [-1]> ()
+           l0 = Constant <value_int = -1> () i1 = Constant <value_int = 1> ()
            one = Constant <value_float = 1.0> () top = ReduceMax(x, last) z = Sub(x, top) sh = Shape(z)
            k = Gather(sh, last) s, i = TopK <axis = -1> (z, k) c = CumSum(s, l0) e = Sub(c, one)
            k0 = Squeeze(k) limit = Add(k0, i1) rr = Range(i1, limit, i1) r = Cast <to = 1> (rr)
