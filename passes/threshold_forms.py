@@ -278,7 +278,7 @@ def _side(value: ir.Value | None, x: ir.Value) -> tuple[str, Threshold] | None:
     return (node.op_type, Threshold.of(b)) if a is x else (_MIRROR[node.op_type], Threshold.of(a))
 
 
-def upper(c: Condition) -> Condition:
+def as_above(c: Condition) -> Condition:
     """x < c with c <= 0, read as the opposite of x >= c."""
     if c.kind != "below":
         return c

@@ -15,6 +15,7 @@ from sparsec.passes.threshold_forms import (
     Refusal,
     Result,
     Threshold,
+    as_above,
     clamp,
     condition,
     is_abs_of,
@@ -22,7 +23,6 @@ from sparsec.passes.threshold_forms import (
     minus_negated,
     negation,
     show,
-    upper,
 )
 from sparsec.passes.threshold_where import leg, where
 
@@ -99,7 +99,7 @@ def _mul(node: ir.Node) -> Result:
         cast = producer(a, "Cast", "CastLike")
         if cast is None or b is None or b is a or (keeps := condition(cast.inputs[0], b)) is None:
             continue
-        keeps = upper(keeps)
+        keeps = as_above(keeps)
         if keeps.inverted:
             continue
         if keeps.kind == "abs":

@@ -17,12 +17,12 @@ from sparsec.passes.threshold_forms import (
     Refusal,
     Result,
     Threshold,
+    as_above,
     condition,
     is_sign_of,
     is_zeros,
     minus,
     show,
-    upper,
 )
 
 
@@ -61,7 +61,7 @@ def _where_keep(node: ir.Node, x: ir.Value, other: ir.Value, when: bool) -> Resu
     keeps = condition(node.inputs[0], x)
     if keeps is None:
         return None
-    keeps = upper(keeps)
+    keeps = as_above(keeps)
     if keeps.inverted == when:
         return None
     scaled = _times_zero(other, x)
