@@ -17,11 +17,15 @@ def expand(model: ir.Model) -> list[str]:
     replaced = set()
     for node in list(model.graph):
         if node.domain == DOMAIN and node.op_type in TABLE:
+            before = set(model.graph)
             new = TABLE[node.op_type](node)
-            if new is not None:
-                new += [None] * (len(node.outputs) - len(new))
-                edit.replace(node, new)
-                replaced.add(node.op_type)
+            if new is None:  # what was begun goes again, support names the node
+                for added in reversed([n for n in model.graph if n not in before]):
+                    model.graph.remove(added, safe=True)
+                continue
+            count = len(node.outputs)
+            edit.replace(node, (new + [None] * count)[:count])
+            replaced.add(node.op_type)
     return sorted(replaced)
 
 

@@ -14,10 +14,6 @@ def _text(node: ir.Node, name: str, default: str) -> str:
     return node.attributes[name].as_string() if name in node.attributes else default
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if len(node.inputs) > index else None
-
-
 def _is(node: ir.Node, *dtypes: str) -> bool:
     return bool(node.inputs[0].dtype) and node.inputs[0].dtype.name in dtypes
 
@@ -58,7 +54,7 @@ FORMS = (
     ),
     (
         "Resize",
-        lambda node: _input(node, 2) is not None and not normalise.exact_scales(node),
+        lambda node: normalise.scaled(node) and not normalise.exact_scales(node),
         "scales that do not divide the sizes evenly; give sizes instead of scales",
     ),
     (

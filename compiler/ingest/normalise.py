@@ -125,19 +125,24 @@ def _pow(node: ir.Node) -> None:
 def _resize(node: ir.Node) -> None:
     """Scales and sizes of some axes -> sizes of all axes, where they mean the same."""
     given, out = edit.static_shape(node.inputs[0]), edit.static_shape(node.outputs[0])
-    scales = node.inputs[2] if len(node.inputs) > 2 else None
     if given is None or out is None or _text(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
         return
     crops = _text(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     if crops:
         return
-    if scales is not None and not exact_scales(node):
+    if scaled(node) and not exact_scales(node):
         return
     node.attributes.pop("axes", None)
     full = edit.initializer(node.graph, f"{node.name}/sizes", np.array(out, np.int64))
     node.resize_inputs(4)
     for index, value in enumerate((node.inputs[0], None, None, full)):
         node.replace_input_with(index, value)
+
+
+def scaled(node: ir.Node) -> bool:
+    """Whether a Resize is given scales; an empty tensor stands for none."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    return value is not None and edit.static_shape(value) != (0,)
 
 
 def exact_scales(node: ir.Node) -> bool:

@@ -105,6 +105,9 @@ def _graph(graph: onnx.GraphProto, outer: frozenset[str], depth: int) -> None:
         constants.add(tensor.name)
         _tensor(tensor)
     known |= constants
+    for value in graph.input if depth == 0 else ():
+        if value.type.WhichOneof("value") is None:
+            raise IngestError(f"input {quoted(value.name)} has no type; export the model again")
     for value in [*graph.input, *graph.output, *graph.value_info]:
         if value.type.HasField("tensor_type") and not ir_dtype(value.type.tensor_type.elem_type):
             raise IngestError(
