@@ -1,7 +1,9 @@
 """The check against ONNX Runtime: inputs to run on, the reference's outputs, and how far ours are.
 
 Tolerance (docs/architecture.md, "Numbers"): per float output ``max|a-b| <= 1e-5 * max|b| + 1e-6``
-with NaN where the reference has NaN; integers and booleans are equal.
+with NaN where the reference has NaN; integers and booleans are equal.  A deep network may amplify the
+rounding of float32 beyond that in any engine.  Then ONNX Runtime is run once more without its graph
+optimisations: ``SPREAD`` times the distance of its two results is the tolerance, and the receipt says so.
 """
 
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.plan import Port
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
+SPREAD = 4.0
 SEED = 0
 
 
@@ -101,10 +104,14 @@ def calibration_inputs(path: str, inputs: tuple[Port, ...]) -> dict[str, np.ndar
     return feeds
 
 
-def run_reference(model: str | bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_reference(
+    model: str | bytes, feeds: Mapping[str, np.ndarray], *, optimised: bool = True
+) -> dict[str, np.ndarray]:
     """ONNX Runtime's outputs by name; ``model`` is a path or a serialised model."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
@@ -118,8 +125,11 @@ def run_reference(model: str | bytes, feeds: Mapping[str, np.ndarray]) -> dict[s
     return dict(zip(names, results, strict=True))
 
 
-def compare(ours: np.ndarray, reference: np.ndarray) -> Difference:
-    """How far ``ours`` is from ``reference``; unequal shapes, dtypes or NaN places are never within."""
+def compare(ours: np.ndarray, reference: np.ndarray, spread: float = 0.0) -> Difference:
+    """How far ``ours`` is from ``reference``; unequal shapes, dtypes or NaN places are never within.
+
+    ``spread`` is the distance of the reference to itself when it rounds differently.
+    """
     if ours.shape != reference.shape or ours.dtype != reference.dtype:
         return Difference(float("inf"), 0.0, False)
     if reference.dtype.kind != "f":
@@ -131,4 +141,4 @@ def compare(ours: np.ndarray, reference: np.ndarray) -> Difference:
         return Difference(float("inf"), 0.0, False)
     scale = float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
     error = float(np.max(np.abs(a - b), initial=0.0, where=~same))
-    return Difference(error, scale, error <= RELATIVE * scale + ABSOLUTE)
+    return Difference(error, scale, error <= max(RELATIVE * scale + ABSOLUTE, SPREAD * spread))
