@@ -125,6 +125,19 @@ def test_large_integers_are_not_rounded():
     assert not compare(b - 1, b).within
 
 
+@pytest.mark.parametrize("spread", [np.inf, np.nan])
+def test_reference_that_disagrees_with_itself_excuses_nothing(spread):
+    assert not compare(2 * X, X, spread).within
+
+
+def test_spread_of_the_reference_is_allowed_a_few_times():
+    error = 4 * RELATIVE * np.abs(X).max()
+    off = put(X[2, 3] + error)
+    assert not compare(off, X).within
+    assert compare(off, X, spread=error / 2).within
+    assert not compare(off, X, spread=error / 10).within
+
+
 # Inputs ------------------------------------------------------------------------------------------------
 
 
