@@ -53,7 +53,8 @@ def compiler() -> list[str]:
     if shutil.which("cc"):
         return ["cc"]
     if find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu"]
+        # zig links against any glibc; the host's own cc only against the host's and newer ones
+        return [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.28"]
     raise BuildError("no C compiler found: install one as 'cc', or run: python -m pip install ziglang")
 
 

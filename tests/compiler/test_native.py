@@ -124,7 +124,7 @@ def test_weights(tmp_path, objects):
 
 def test_workspace_too_small(tmp_path, objects):
     step = Step("hungry", (vector("input"), vector("output")), "Mul_3")
-    text = "step 'Mul_3' failed: a kernel asked for 20000 bytes of workspace with 0 of 19968 planned bytes in use"
+    text = "step 'Mul_3' failed: a kernel asked for 20000 bytes of workspace with 0 of 19968 planned bytes"
     for threads in (1, 2):
         with pytest.raises(RunError, match=text):
             built(tmp_path, plan_of(step), objects, workspace=19968).context(threads)(X)

@@ -1,10 +1,13 @@
 """A small model made of TVM kernels of our own: matmul + exp in parallel, bias, a count."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from sparsec.runtime import container
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,33 @@ class Tiny:
         assert results["kept"].dtype == np.int64 and results["kept"].shape == ()
         assert np.abs(results["y"] - wanted["y"]).max() <= 1e-5 * np.abs(wanted["y"]).max()
         assert results["kept"] == wanted["kept"]
+
+    def regions(self):
+        """Where each kind of bytes starts: headers and data of every member, directory, end record."""
+        data = self.path.read_bytes()
+        members = container.read_members(lambda at, n: data[at : at + n], len(data))
+        starts = [at for m in members for at in (m.header, m.header + 30, m.offset)]
+        return [*starts, members[-1].offset + members[-1].size, len(data) - 22, len(data)]
+
+    def contents(self):
+        """Member name -> bytes, in the file's order."""
+        data = self.path.read_bytes()
+        members = container.read_members(lambda at, n: data[at : at + n], len(data))
+        return {m.name: data[m.offset : m.offset + m.size] for m in members}
+
+    @staticmethod
+    def assemble(path, contents):
+        """Write a well-formed container of these members, whatever is in them; returns ``path``."""
+        out, placed, at = [], [], 0
+        for name, data in contents.items():
+            m = container.place(name, len(data), zlib.crc32(data), at)
+            out += [container.local_header(m), data]
+            placed.append(m)
+            at = m.offset + m.size
+        directory = b"".join(map(container.central_entry, placed))
+        end = container.end_record(len(placed), len(directory), at)
+        path.write_bytes(b"".join([*out, directory, end]))
+        return path
 
 
 def kernels():

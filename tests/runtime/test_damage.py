@@ -1,15 +1,16 @@
 """Damaged, foreign and lying artifacts: every one is refused with one line, before anything runs."""
 
+import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
-import zlib
 
 import pytest
 
 import sparsec
-from sparsec.runtime import ArtifactError, FormatError, TargetError, container, cpu
+from sparsec.runtime import ArtifactError, FormatError, TargetError, artifact, container, cpu
 
 # One process opens all of them: a signal would end it, and a library that reaches the dynamic
 # linker is counted.
@@ -70,17 +71,8 @@ print(tried, loaded)
 """
 
 
-def regions(path):
-    """Where each kind of bytes starts: headers and data of every member, directory, end record."""
-    data = path.read_bytes()
-    members = container.read_members(lambda at, n: data[at : at + n], len(data))
-    starts = [at for m in members for at in (m.header, m.header + 30, m.offset)]
-    directory = members[-1].offset + members[-1].size
-    return [*starts, directory, len(data) - 22, len(data)]
-
-
 def test_a_thousand_mutants(tiny, tmp_path):
-    starts = ",".join(map(str, regions(tiny.path)))
+    starts = ",".join(map(str, tiny.regions()))
     run = subprocess.run(
         [sys.executable, "-c", ATTACK, tiny.path, tmp_path / "mutant.sparsec", starts],
         capture_output=True,
@@ -106,28 +98,13 @@ def test_every_byte_of_the_structure_counts(tiny, tmp_path):
 def rebuilt(tiny, path, change=lambda manifest: None, members=None, raw=None):
     """An artifact that is well-formed but for what ``change`` did to the manifest."""
     members = dict(members or tiny.members)
-    import hashlib
-
     manifest = json.loads(json.dumps(tiny.manifest))
     manifest["members"] = {
         n: {"size": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in members.items()
     }
     change(manifest)
     text = raw if raw is not None else json.dumps(manifest).encode()
-    return assembled(path, [("manifest.json", text), *sorted(members.items())])
-
-
-def assembled(path, pieces):
-    out, placed, at = [], [], 0
-    for name, data in pieces:
-        m = container.place(name, len(data), zlib.crc32(data), at)
-        out += [container.local_header(m), data]
-        placed.append(m)
-        at = m.offset + m.size
-    directory = b"".join(map(container.central_entry, placed))
-    out += [directory, container.end_record(len(placed), len(directory), at)]
-    path.write_bytes(b"".join(out))
-    return path
+    return tiny.assemble(path, {"manifest.json": text, **dict(sorted(members.items()))})
 
 
 def setter(*keys, value):
@@ -350,9 +327,9 @@ def test_local_header(tiny, tmp_path):
         sparsec.load(tmp_path / "a")
 
 
-def test_first_member(tmp_path):
+def test_first_member(tiny, tmp_path):
     with pytest.raises(FormatError, match=r"its first member must be manifest.json"):
-        sparsec.load(assembled(tmp_path / "a", [("weights.bin", b"1")]))
+        sparsec.load(tiny.assemble(tmp_path / "a", {"weights.bin": b"1"}))
 
 
 def test_checksum_of_the_manifest(tiny, tmp_path):
@@ -364,8 +341,6 @@ def test_checksum_of_the_manifest(tiny, tmp_path):
 
 
 def test_huge_manifest(tiny, tmp_path, monkeypatch):
-    from sparsec.runtime import artifact
-
     monkeypatch.setattr(artifact, "MAX_BYTES", 100)
     with pytest.raises(ArtifactError, match=r"manifest.json has \d+ bytes, at most 100"):
         sparsec.load(tiny.path)
@@ -381,8 +356,6 @@ def test_not_there(tmp_path):
 
 
 def test_read_error(tiny, monkeypatch):
-    import os
-
     monkeypatch.setattr(os, "pread", lambda *a: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(ArtifactError, match=r"cannot read .*tiny.sparsec': Input/output error"):
         sparsec.load(tiny.path)
