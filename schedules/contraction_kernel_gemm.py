@@ -4,7 +4,7 @@ from sparsec.schedules import tir
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_plan import TilePlan
 from sparsec.schedules.contraction_reduce import Reduction
-from sparsec.schedules.contraction_tile import Tile, even_split
+from sparsec.schedules.contraction_tile import Tile, tile_loops
 from sparsec.schedules.layout import PANEL, panels
 from sparsec.schedules.target import Cpu
 
@@ -24,10 +24,8 @@ def gemm_body(
         rows *= d
 
     def tiles(panel, group: int, columns: int) -> tir.Stmt:
-        return tir.seq(
-            tir.loop("tile", repeat, lambda t, s=start, h=height: one(panel, group, columns, s + t * h, h))
-            for start, repeat, height in even_split(rows, plan.most_rows(group))
-        )
+        most = plan.most_rows(group)
+        return tile_loops(rows, most, lambda row, height: one(panel, group, columns, row, height))
 
     def one(panel, group: int, columns: int, row, height: int) -> tir.Stmt:
         tile = Tile(min(cpu.lanes, PANEL), height, group * PANEL)

@@ -27,6 +27,30 @@ def even_split(total: int, most: int) -> list[tuple[int, int, int]]:
     return cut
 
 
+def tile_loops(total: int, most: int, make: Callable, share: tuple = (0, 1)) -> tir.Stmt:
+    """``make(start, size)`` for every part of ``even_split(total, most)``, or for one task's share of them.
+
+    ``share`` is (task, tasks); the task may be an expression, its bounds are then computed at run time.
+    """
+    cuts = even_split(total, most)
+    task, tasks = share
+    if tasks == 1:
+        return tir.seq(
+            tir.loop("tile", repeats, lambda t, s=start, z=size: make(s + t * z, z))
+            for start, repeats, size in cuts
+        )
+    count, before, loops = sum(repeats for _, repeats, _ in cuts), 0, []
+    low = tirx.floordiv(task * count, tir.i64(tasks))
+    high = tirx.floordiv((task + 1) * count, tir.i64(tasks))
+    for start, repeats, size in cuts:
+        own = tirx.max(low, tir.i64(before))
+        end = tirx.min(high, tir.i64(before + repeats))
+        body = lambda t, s=start - before * size, z=size: make(s + t * z, z)  # noqa: E731
+        loops.append(tir.loop("tile", tirx.max(end - own, tir.i64(0)), body, start=own))
+        before += repeats
+    return tir.seq(loops)
+
+
 class Tile:
     """Accumulators of ``rows`` x ``columns`` in vectors of ``lanes``, and the statements on them.
 

@@ -4,6 +4,7 @@ Everything here is thin: a kernel generator says ``loop``, ``vector_load``, ``re
 TVM renames a node.  Index arithmetic is int64 throughout, as Relax makes it; the lowering narrows it.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import tvm_ffi
@@ -16,8 +17,8 @@ OP_PATTERN = "op_pattern"
 OUT_ELEMWISE_FUSABLE = 4
 OPAQUE = 8
 
-#: LLVM keeps a local buffer in registers only while TVM leaves it on the stack, which it does up to this size.
-STACK_BYTES = 1024
+#: TVM leaves a buffer of at most this size on the stack, below 1 kB, where its storage scope is global.
+STACK_BYTES = 1023
 
 TensorLoad = ir.TensorLoad
 Expr = ir.Expr
@@ -67,9 +68,16 @@ def vector_loop(lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
     return loop("v", lanes, body, "VECTORIZED") if lanes > 1 else body(i64(0))
 
 
-def local(name: str, *shape: int, dtype: str = "float32") -> Buffer:
-    """A buffer that lives on the stack, and in registers where every index into it is constant."""
-    return tirx.decl_buffer([i64(d) for d in shape], dtype, name=name, scope="local")
+def local(name: str, *shape: int) -> Buffer:
+    """A float32 buffer on the stack, and in registers where every index into it is constant.
+
+    TVM allocates bigger ones than ``STACK_BYTES`` at run time, which kernels may not.
+    """
+    if math.prod(shape) * 4 > STACK_BYTES:
+        raise ValueError(
+            f"local: required at most {STACK_BYTES} bytes, found {name} of float32 {list(shape)}; split it"
+        )
+    return tirx.decl_buffer([i64(d) for d in shape], "float32", name=name)
 
 
 def alloc(buffers: Iterable[Buffer]) -> list[Stmt]:
@@ -141,18 +149,11 @@ def unflatten(index: Expr, dims: tuple[int, ...]) -> list[Expr]:
             coords.append(i64(0))
             continue
         coord = index if inner == 1 else tirx.floordiv(index, i64(inner))
-        if inner * dims[axis] != _product(leading):
+        if inner * dims[axis] != math.prod(leading):
             coord = tirx.floormod(coord, i64(dims[axis]))
         coords.append(coord)
         inner *= dims[axis]
     return coords[::-1]
-
-
-def _product(values: Iterable[int]) -> int:
-    total = 1
-    for value in values:
-        total *= value
-    return total
 
 
 def rewrite(
