@@ -104,9 +104,8 @@ def _check_library(data: bytes) -> None:
     found = elf.symbols(data)
     if found.defined != {"sparsec_module_v1"}:
         extra = ", ".join(sorted(found.defined - {"sparsec_module_v1"}))
-        raise CompileError(
-            f"the linked library must export sparsec_module_v1 alone, found also {extra or 'nothing'}"
-        )
+        what = f"also {extra}" if extra else "nothing"
+        raise CompileError(f"the linked library must export sparsec_module_v1 alone, found {what}")
     for library in found.needed:
         if _SYSTEM_LIBRARIES.fullmatch(library) is None:
             raise CompileError(

@@ -166,6 +166,24 @@ def test_exports_one_symbol(tmp_path, objects):
     assert set(found.needed) <= {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2"}
 
 
+def shared(folder, text, *flags):
+    (folder / "a.c").write_text(text)
+    subprocess.run(["cc", "-shared", "-fPIC", *flags, "a.c", "-o", "a.so"], cwd=folder, check=True)
+    return (folder / "a.so").read_bytes()
+
+
+def test_library_is_checked(tmp_path):
+    """The last look at what the linker made."""
+    more = shared(tmp_path, "int sparsec_module_v1, stray;")
+    with pytest.raises(CompileError, match="must export sparsec_module_v1 alone, found also stray"):
+        native._check_library(more)
+    needy = shared(tmp_path, "int sparsec_module_v1;", "-Wl,--no-as-needed", "-lgcc_s")
+    with pytest.raises(CompileError, match=r"the linked library needs libgcc_s.so.1; only libc, libm and"):
+        native._check_library(needy)
+    with pytest.raises(CompileError, match="must export sparsec_module_v1 alone, found nothing"):
+        native._check_library(shared(tmp_path, ""))
+
+
 def test_core_is_small(tmp_path, objects):
     link(plan_of(), objects[:1], 0, tmp_path / "a.so", "v3")
     assert (tmp_path / "a.so").stat().st_size < 100_000

@@ -140,6 +140,11 @@ def kernel_object(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def plan_of_tiny():
+    return tiny_plan
+
+
+@pytest.fixture(scope="session")
 def tiny(kernel_object, tmp_path_factory):
     from sparsec.compiler.native import link
     from sparsec.compiler.package import base_manifest, write_artifact
