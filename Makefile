@@ -3,7 +3,7 @@ PYTHON := $(or $(shell command -v python3.11),python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # One pinned environment: constraints.txt names every version.
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # Files that decide what is installed; sources are editable and need no new set-up.
 SETUP  := setup.cfg pyproject.toml constraints.txt

@@ -44,7 +44,6 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
     from sparsec.compiler.request import CompileRequest, cpu_levels
     from sparsec.passes import nm_layers
     from sparsec.passes.graph import node_name
-    from sparsec.runtime.cpu import best_level
 
     asked = CompileRequest.from_json(request)
     log("read the model")
@@ -69,7 +68,7 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
             layers[node_name(layer.node)]["kept"] = (k // m * n + k % m) / k
     log("time the kernels")
     channels_last(model)
-    _, why = choose(model, asked, cpu_levels(asked.target, best_level()))
+    _, why = choose(model, asked, cpu_levels(asked.target))
     return {"layers": layers, "findings": findings + [finding.to_json() for finding in why]}
 
 

@@ -26,7 +26,9 @@ def compile_network(name: str) -> Path:
     artifact = OUT / f"{name}.sparsec"
     command = ["compile", str(HERE / f"{name}.onnx"), "-o", str(artifact)]
     print(f"\n$ sparsec {' '.join(command[:2])} -o {artifact.name}", flush=True)
-    subprocess.run([sys.executable, "-m", "sparsec", *command], check=True)
+    done = subprocess.run([sys.executable, "-m", "sparsec", *command])
+    if done.returncode:
+        sys.exit(done.returncode)  # it has said why
     return artifact
 
 

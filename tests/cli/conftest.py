@@ -1,5 +1,7 @@
 """Fixtures for the command line: calls in this process, calls in a process of their own, one artifact."""
 
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -8,14 +10,31 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from sparsec.compiler import worker
 from sparsec.compiler.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+def work_here(task, request, *, on_progress, **limits):
+    """What the worker does, without the process: importing TVM once serves all tests.
+
+    Requests and results cross as JSON all the same.  The process itself has tests of its own, and the
+    fixture ``sparsec`` uses it.
+    """
+
+    def log(stage, **facts):
+        on_progress({"progress": stage, **facts})
+
+    module, _, function = worker.TASKS[task].partition(":")
+    result = getattr(importlib.import_module(module), function)(json.loads(json.dumps(request)), log)
+    return json.loads(json.dumps(result))
+
+
 @pytest.fixture
-def call():
+def call(monkeypatch):
     """``call("run", path)`` in this process -> result with ``exit_code``, ``stdout``, ``stderr``."""
+    monkeypatch.setattr(worker, "run_in_worker", work_here)
 
     def invoke(*arguments):
         result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="sparsec")
