@@ -111,7 +111,7 @@ def accuracy(receipt: dict) -> list[str]:
         return ["error    not compared with ONNX Runtime (--no-verify)"]
     allowed = receipt["tolerance"]["relative"]
     return [
-        f"error    {found['max_rel_to_scale']:.1e} of {text.visible(name)}'s scale, against ONNX Runtime on "
-        f"{receipt['input']} (allowed {allowed:.0e})"
+        f"error    {found['max_rel_to_scale']:.1e} of {text.visible(name)}'s scale, against ONNX Runtime "
+        f"({receipt['input']}; allowed {allowed:.0e})"
         for name, found in receipt["max_error"].items()
     ]

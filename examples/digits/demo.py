@@ -5,6 +5,7 @@
 Artifacts go to build/demo, so that you can go on with them: ``sparsec inspect build/demo/sparse.sparsec``.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -24,8 +25,8 @@ NETWORKS = {"dense": "dense", "sparse": "2:4, one pattern for 16 channels"}
 def compile_network(name: str) -> Path:
     """Compile by the command line, as a user would; its table goes to the terminal."""
     artifact = OUT / f"{name}.sparsec"
-    command = ["compile", str(HERE / f"{name}.onnx"), "-o", str(artifact)]
-    print(f"\n$ sparsec {' '.join(command[:2])} -o {artifact.name}", flush=True)
+    command = ["compile", os.path.relpath(HERE / f"{name}.onnx"), "-o", os.path.relpath(artifact)]
+    print(f"\n$ sparsec {' '.join(command)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "sparsec", *command])
     if done.returncode:
         sys.exit(done.returncode)  # it has said why
