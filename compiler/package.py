@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import secrets
-import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,11 +86,11 @@ def write_artifact(path: str | os.PathLike, manifest: Mapping, members: Mapping[
     """
     path = Path(path)
     pieces = _layout(_canonical(manifest, members), members)
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise CompileError(
-            f"cannot write {str(path)!r}: it exists and is not a regular file; choose another name"
-        )
     try:
+        if path.exists() and not path.is_file():
+            raise CompileError(
+                f"cannot write {str(path)!r}: it exists and is not a regular file; choose another name"
+            )
         _publish(path, pieces)
     except OSError as e:
         what = os.strerror(e.errno) if e.errno else str(e)

@@ -7,6 +7,8 @@ so nothing more has to be asked.
 
 import platform
 
+from .errors import TargetError
+
 V2 = ("cx16", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3")
 V3 = (*V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
@@ -35,9 +37,17 @@ def architecture() -> str:
 
 
 def features() -> frozenset[str]:
-    """The known features that this CPU and its kernel offer; empty on other architectures."""
-    with open("/proc/cpuinfo", "rb", buffering=0) as file:
-        head = file.read(16384).decode("ascii", "replace")  # the first processor is enough
+    """The known features that this CPU and its kernel offer; empty on other architectures.
+
+    Raises TargetError if /proc is not there to be asked.
+    """
+    try:
+        with open("/proc/cpuinfo", "rb", buffering=0) as file:
+            head = file.read(16384).decode("ascii", "replace")  # the first processor is enough
+    except OSError as e:
+        raise TargetError(
+            f"cannot tell what this CPU can do: /proc/cpuinfo: {e.strerror}; mount /proc"
+        ) from e
     for line in head.splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "flags":

@@ -144,7 +144,7 @@ class Code:
         """Make no more contexts; unload now, or with the last of those that there are."""
         self._doomed = True
         if self._fd >= 0 and not self._live:
-            self.module = None
+            self.module = self._keep = None
             _ctypes.dlclose(self._library._handle)
             os.close(self._fd)
             self._fd = -1

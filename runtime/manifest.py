@@ -69,7 +69,7 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
         raise ArtifactError(f"damaged artifact: {MANIFEST} is not JSON ({e})") from None
     if not isinstance(raw, dict) or "format" not in raw:
         raise FormatError(f"not a sparsec artifact: {MANIFEST} has no field 'format'")
-    if raw["format"] != FORMAT or isinstance(raw["format"], bool):
+    if type(raw["format"]) is not int or raw["format"] != FORMAT:
         raise FormatError(
             f"artifact format {raw['format']!r} is not format {FORMAT}, the one that this sparsec reads"
         )

@@ -224,6 +224,7 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     refused(tmp_path / "file" / "a.sparsec", "Not a directory")
     refused(tmp_path / "nowhere" / "a.sparsec", "No such file or directory")
+    refused(tmp_path / ("x" * 300), "File name too long")
     with pytest.raises(CompileError, match="/proc/a.sparsec': .*; what was there before is unchanged"):
         write_artifact("/proc/a.sparsec", {}, MEMBERS)
 

@@ -132,6 +132,7 @@ FIELDS = {
         F,
         "artifact format 2 is not format 1, the one that this sparsec reads",
     ),
+    "real": (setter("format", value=1.0), F, "artifact format 1.0 is not format 1"),
     "true": (setter("format", value=True), F, "artifact format True is not format 1"),
     "no format": (
         setter("format", value=None),
@@ -266,6 +267,15 @@ def test_best_library_that_fits(tiny, tmp_path):
 def test_missing_features_are_all_named(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "features", lambda: frozenset(cpu.V2) - {"popcnt", "sse4.2"})
     with pytest.raises(TargetError, match=r"this CPU lacks popcnt, sse4.2, which level v2 needs"):
+        sparsec.load(tiny.path)
+
+
+def test_no_proc(tiny, monkeypatch):
+    def absent(*args, **named):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(cpu, "open", absent, raising=False)
+    with pytest.raises(TargetError, match="cannot tell what this CPU can do: /proc/cpuinfo: No such file"):
         sparsec.load(tiny.path)
 
 
