@@ -369,6 +369,10 @@ def test_read_error(tiny, monkeypatch):
     monkeypatch.setattr(os, "pread", lambda *a: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(ArtifactError, match=r"cannot read .*tiny.sparsec': Input/output error"):
         sparsec.load(tiny.path)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: 0)
+    with pytest.raises(ArtifactError, match=r"no bytes at offset \d+; the file is being changed"):
+        sparsec.load(tiny.path)
     monkeypatch.setattr(os, "pread", lambda fd, n, at: b"")
     with pytest.raises(ArtifactError, match="damaged artifact: only 0 of 4 bytes at offset 0"):
         sparsec.load(tiny.path)
