@@ -44,13 +44,18 @@ def test_between_the_live_sum_and_no_sharing(buffers):
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 5000), max_size=9), st.lists(st.integers(1, 5000), min_size=1, max_size=9))
+@given(st.sets(st.integers(1, 99), max_size=9), st.sets(st.integers(1, 99), min_size=1, max_size=9))
 def test_chain_takes_its_largest_neighbours(growing, shrinking):
     """Networks widen, then narrow.  In a chain the next step alone reads a buffer: two are alive at once."""
-    sizes = sorted(growing) + sorted(shrinking, reverse=True)
+    sizes = [ALIGN * lines for lines in [*sorted(growing), *sorted(shrinking, reverse=True)]]
     total = assign_offsets([Lifetime(size, step, step + 1) for step, size in enumerate(sizes)])[1]
-    pairs = [aligned(a) + aligned(b) for a, b in zip(sizes, sizes[1:], strict=False)]
-    assert total == max(pairs, default=aligned(sizes[0]))
+    assert total == max(map(sum, zip(sizes, sizes[1:], strict=False)), default=sizes[0])
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000), st.integers(2, 30))
+def test_chain_of_equals_takes_two(size, length):
+    assert assign_offsets([Lifetime(size, i, i + 1) for i in range(length)])[1] == 2 * aligned(size)
 
 
 @settings(deadline=None)
