@@ -33,7 +33,20 @@ logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 def ingest(path, shapes: dict, dims: dict, log) -> ir.Model:
     """See ``sparsec.compiler.ingest.ingest``."""
-    model = load.load(path)
+    try:
+        return _ingest(load.load(path), shapes, dims, log)
+    except (IngestError, MemoryError):
+        raise
+    except Exception as error:
+        # Libraries trip over models that are not valid in ways that nobody foresees.  onnx's checker can
+        # tell whose fault it was; it runs only here, because it refuses models that run everywhere else.
+        fault = load.fault(path)
+        if fault is None:
+            raise
+        raise IngestError(f"the model is not valid ONNX: {fault}") from error
+
+
+def _ingest(model: ir.Model, shapes: dict, dims: dict, log) -> ir.Model:
     _prepare(model)
     declared = {v.name: freeze.source_dims(v) for v in (*model.graph.inputs, *model.graph.outputs)}
     freeze.freeze(model, shapes, dims, log)

@@ -47,6 +47,20 @@ def load(path: str | os.PathLike) -> ir.Model:
     return model
 
 
+def fault(path: str | os.PathLike) -> str | None:
+    """What onnx's checker has against the model, in one line; None if nothing."""
+    proto = parse(read(path), path)
+    # The checker looks for external data by rules of its own; their tensors are not what is in question.
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=onnx.TensorProto.FLOAT, dims=[0]))
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:  # ValidationError, and bare C++ exceptions
+        return one_line(error)
+    return None
+
+
 def read(path: str | os.PathLike) -> bytes:
     """The bytes of a regular file of a size that can be an ONNX model."""
     shown = quoted(str(path), 200)

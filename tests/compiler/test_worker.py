@@ -45,9 +45,9 @@ TASKS = textwrap.dedent(
 
     def eat(request, progress):
         progress("eating")
-        return {"size": sum(len(bytearray(64 << 20)) and 1 for _ in iter(lambda: hoard.append(bytearray(64 << 20)), 1))}
-
-    hoard = []
+        hoard = []
+        while True:
+            hoard.append(bytearray(64 << 20))
 
     def quit(request, progress):
         progress("leaving")

@@ -64,7 +64,8 @@ def test_the_sum_of_a_skip_layer_normalisation_is_an_output(same, text_model):
     ],
 )
 def test_fused_convolution(same, text_model, ops, attributes):
-    body = f"(float[1, 3, 6, 6] x) => (float[A, B, C, D] y) {{ y = com.microsoft.FusedConv<{attributes}>(x, w, b) }}"
+    call = f"com.microsoft.FusedConv<{attributes}>(x, w, b)"
+    body = f"(float[1, 3, 6, 6] x) => (float[A, B, C, D] y) {{ y = {call} }}"
     left = ops(same(with_weights(text_model(body, domains=MS), w=(4, 3, 3, 3), b=4)))
     assert left[0] == "Conv" and len(left) == 2
 
@@ -78,7 +79,8 @@ def test_fused_convolution_with_a_sum(same, text_model, ops):
 
 @pytest.mark.parametrize("activation", ['activation="Relu"', 'activation="LeakyRelu", activation_alpha=0.3'])
 def test_fused_gemm(same, text_model, ops, activation):
-    body = f"(float[2, 3] x) => (float[2, 4] y) {{ y = com.microsoft.FusedGemm<{activation}, transB=1>(x, w, b) }}"
+    call = f"com.microsoft.FusedGemm<{activation}, transB=1>(x, w, b)"
+    body = f"(float[2, 3] x) => (float[2, 4] y) {{ y = {call} }}"
     left = ops(same(with_weights(text_model(body, domains=MS), w=(4, 3), b=4)))
     assert left[0] == "Gemm" and len(left) == 2
 

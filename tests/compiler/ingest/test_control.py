@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-BRANCHES = """<then_branch = t () => (float[2] p) { p = Relu(x) }, else_branch = e () => (float[2] q) { q = Neg(x) }>"""
+BRANCHES = """<
+    then_branch = t () => (float[2] p) { p = Relu(x) },
+    else_branch = e () => (float[2] q) { q = Neg(x) }>"""
 
 
 @pytest.mark.parametrize(("condition", "left"), [(True, ["Relu"]), (False, ["Neg"])])
@@ -16,7 +18,8 @@ def test_if_with_a_constant(same, text_model, ops, condition, left):
 
 def test_if_on_a_shape(same, text_model, ops):
     body = f"""(float[N] x) => (float[N] y) {{
-        s = Shape(x) z = Constant<value_ints=[2]>() same = Equal(s, z) c = Squeeze(same) y = If(c) {BRANCHES} }}"""
+        s = Shape(x) z = Constant<value_ints=[2]>() same = Equal(s, z) c = Squeeze(same)
+        y = If(c) {BRANCHES} }}"""
     model = text_model(body.replace("float[2]", "float[N]"))
     assert ops(same(model, dims={"N": 2})) == ["Relu"]
     assert ops(same(model, dims={"N": 3})) == ["Neg"]
@@ -29,7 +32,8 @@ def test_if_on_data_is_refused(refusal, text_model):
 
 
 LOOP = """(float[2, 3] x) => (float[2, 3] y, float[K, 2, 3] rows) {
-    y, rows = Loop(n, go, x) <body = b (int64 i, bool c, float[2, 3] s) => (bool d, float[2, 3] t, float[2, 3] r) {
+    y, rows = Loop(n, go, x) <
+        body = b (int64 i, bool c, float[2, 3] s) => (bool d, float[2, 3] t, float[2, 3] r) {
         d = Identity(c) f = Cast<to=1>(i) a = Add(s, f) t = Mul(a, a) r = Neg(t) }> }"""
 
 
@@ -82,7 +86,8 @@ def test_nested_loops(same, text_model, ops):
 )
 def test_scan(same, text_model, ops, attributes):
     body = f"""(float[3] s0, float[3, 3] x) => (float[3] y, float[3, 3] rows) {{
-        y, rows = Scan<num_scan_inputs=1{attributes}, body = b (float[3] s, float[3] v) => (float[3] t, float[3] r) {{
+        y, rows = Scan<num_scan_inputs=1{attributes},
+            body = b (float[3] s, float[3] v) => (float[3] t, float[3] r) {{
             t = Add(s, v) r = Mul(t, v) }}>(s0, x) }}"""
     left = ops(same(text_model(body)))
     assert "Scan" not in left and left.count("Add") == 3
@@ -90,7 +95,8 @@ def test_scan(same, text_model, ops, attributes):
 
 def test_scan_of_opset_8_is_refused(refusal, text_model):
     body = """(float[1, 3] s0, float[1, 3, 3] x) => (float[1, 3] y) {
-        y = Scan<num_scan_inputs=1, body = b (float[3] s, float[3] v) => (float[3] t) { t = Add(s, v) }>("", s0, x) }"""
+        y = Scan<num_scan_inputs=1,
+            body = b (float[3] s, float[3] v) => (float[3] t) { t = Add(s, v) }>("", s0, x) }"""
     model = text_model(body.replace('""', "x"), opset=8)
     model.graph.node[0].input[0] = ""
     assert "Scan 'Scan_0' is of opset 8, where it means something else" in refusal(model)
@@ -118,7 +124,8 @@ def test_sequences_are_followed(same, text_model, ops, tail, left):
 
 def test_stack_insert_and_length(same, text_model, ops):
     body = """(float[2] x, float[2] z) => (float[2, 3] y, int64 n) {
-        e = SequenceEmpty() a = SequenceInsert(e, x) b = SequenceInsert(a, z, zero) c = SequenceConstruct(x, z)
+        e = SequenceEmpty() a = SequenceInsert(e, x) b = SequenceInsert(a, z, zero)
+        c = SequenceConstruct(x, z)
         d = SequenceInsert(b, x) y = ConcatFromSequence<axis=1, new_axis=1>(d) n = SequenceLength(c) }"""
     model = text_model(body)
     model.graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))

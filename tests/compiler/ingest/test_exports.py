@@ -157,9 +157,9 @@ def test_dynamic_axes(torch_nets, tmp_path, same, ops, name, dynamo):
 def test_tvm_takes_what_comes_out(name, exporter, tmp_path):
     pytest.importorskip("torch")
     import onnx_ir as ir
-    import zoo
     from tvm.relax.frontend.onnx import from_onnx
 
+    import zoo
     from sparsec.compiler.ingest import ingest
 
     model = ingest(zoo.export(name, exporter=exporter, small=True))

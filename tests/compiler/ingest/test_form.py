@@ -28,7 +28,8 @@ def test_shape_arithmetic_vanishes(same, text_model, ops):
 
 def test_shape_of_computed_values_vanishes(same, text_model, ops):
     body = """(float[N, 6] x) => (float[M] y) {
-        a = Slice(x, lo, hi) s = Shape(a) m = ReduceProd<keepdims=0>(s) u = Unsqueeze(m, lo) y = Reshape(a, u) }"""
+        a = Slice(x, lo, hi) s = Shape(a) m = ReduceProd<keepdims=0>(s)
+        u = Unsqueeze(m, lo) y = Reshape(a, u) }"""
     model = text_model(body, opset=13)
     for name, value in (("lo", [0]), ("hi", [2])):
         model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))

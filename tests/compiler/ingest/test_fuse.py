@@ -43,7 +43,7 @@ def test_batch_normalisation_goes_into_the_layer(same, text_model, ops, layer, s
     "rest",
     [
         "y = BatchNormalization(h, g, b, m, var) z = Neg(h)",  # the layer has another reader
-        "y = BatchNormalization(h, g, b, m, var) z = BatchNormalization(x2, g, b, m, var)",  # no layer before it
+        "y = BatchNormalization(h, g, b, m, var) z = BatchNormalization(x2, g, b, m, var)",  # no layer
     ],
 )
 def test_batch_normalisation_stays(same, text_model, ops, rest):
@@ -104,6 +104,7 @@ def test_padding_by_reflection_stays(same, text_model, ops):
 @pytest.mark.parametrize(("size", "stride", "dilation"), [(7, 1, 1), (8, 2, 1), (9, 3, 1)])
 def test_auto_pad_becomes_numbers(same, text_model, mode, size, stride, dilation):
     body = f"""(float[1, 3, {size}, {size}] x) => (float[A, B, C, D] y) {{
-        y = Conv<auto_pad="{mode}", strides=[{stride}, {stride}], dilations=[{dilation}, {dilation}]>(x, w) }}"""
+        y = Conv<auto_pad="{mode}", strides=[{stride}, {stride}],
+            dilations=[{dilation}, {dilation}]>(x, w) }}"""
     result = same(fill(text_model(body), w=(4, 3, 3, 2)))
     assert "auto_pad" not in result.graph[0].attributes

@@ -186,3 +186,28 @@ def test_attribute_reference_outside_a_function(refusal):
     node = helper.make_node("LeakyRelu", ["x"], ["y"])
     node.attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
     assert "attribute alpha refers to one of a function" in refusal(model([node]))
+
+
+def test_what_a_library_trips_over_is_the_models_fault(refusal):
+    node = helper.make_node("Constant", [], ["c"], value_float=1.0)
+    node.attribute[0].name = "nonsense"
+    text = refusal(model([node, helper.make_node("Mul", ["x", "c"], ["y"])]))
+    assert "the model is not valid ONNX: Unrecognized attribute: nonsense" in text
+
+
+def test_a_bug_of_ours_is_no_fault_of_the_model(save, monkeypatch):
+    from sparsec.compiler.ingest import form
+
+    monkeypatch.setattr(form, "settle", lambda model: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ingest(save(model([RELU])))
+
+
+def test_the_checker_does_not_look_for_external_data(save, tmp_path):
+    from sparsec.compiler.ingest import load
+
+    tensor = weight()
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="none.bin")
+    assert load.fault(save(model([ADD], initializers=[tensor]))) is None
