@@ -28,8 +28,15 @@ def convert(model: ir.Model) -> ir.Model:
 
 
 def _up(model: ir.Model) -> ir.Model:
+    version = model.graph.opset_imports[""]
+    unknown = [n for n in model.graph.all_nodes() if not n.domain and _schema(n.op_type, version) is None]
+    if unknown:
+        listed = ", ".join(f"{node.op_type} {quoted(node.name)}" for node in unknown)
+        raise IngestError(
+            f"opset {version} of ONNX does not define what the model uses: {listed}; export it again"
+        )
     for node in model.graph.all_nodes():
-        if node.op_type == "Scan" and not node.domain and model.graph.opset_imports[""] < 9:
+        if node.op_type == "Scan" and not node.domain and version < 9:
             # Opset 8 has a batch axis in every input; the converter drops it without a word.
             raise IngestError(
                 f"Scan {quoted(node.name)} is of opset 8, where it means something else; "
@@ -42,10 +49,10 @@ def _up(model: ir.Model) -> ir.Model:
     proto.ir_version = max(proto.ir_version, 8)
     try:
         converted = version_converter.convert_version(proto, OPSET)
-    except Exception as error:  # the converter raises bare RuntimeErrors with C++ source lines in them
-        found = proto.opset_import[0].version
+    except Exception as error:  # bare RuntimeErrors, with places in C++ sources before the text
+        reason = one_line(error).rpartition("failed: ")[2]
         raise IngestError(
-            f"the model of opset {found} cannot be converted to opset {OPSET}: {one_line(error)}; "
+            f"the model of opset {version} cannot be converted to opset {OPSET}: {reason}; "
             f"export it again with opset {OPSET}"
         ) from error
     result = light.restore(converted, big)

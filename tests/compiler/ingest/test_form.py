@@ -159,3 +159,18 @@ def test_same_model_same_bytes(save, text_model):
     path = save(text_model(body))
     first, second = (ir.to_proto(ingest(path)).SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
+
+
+def test_a_model_that_does_not_settle(refusal, text_model, monkeypatch):
+    monkeypatch.setattr("sparsec.compiler.ingest.form.MAX_ROUNDS", 1)
+    text = refusal(text_model("(float[2] x) => (float[2] y) { y = Relu(x) }"))
+    assert "the model does not settle in 1 rounds of constant folding" in text
+
+
+def test_what_the_reader_trips_over_is_one_line(refusal, text_model, monkeypatch):
+    def broken(proto):
+        raise ValueError("line one\nline two")
+
+    monkeypatch.setattr("onnx_ir.serde.deserialize_model", broken)
+    text = refusal(text_model("(float[2] x) => (float[2] y) { y = Relu(x) }"))
+    assert "is not a sound ONNX model: line one line two" in text

@@ -82,10 +82,17 @@ def test_operators_newer_than_everything_are_listed(refusal, text_model):
     assert "CumProd 'CumProd_0'" in text and "sparsec has no conversion for it" in text
 
 
-def test_a_failed_conversion_is_one_line(refusal, text_model):
+def test_a_failed_conversion_is_one_line(refusal, text_model, monkeypatch):
     body = "(float[2, 3] x) => (float[2, 3] y) { y = Nonsense(x) }"
     text = refusal(text_model(body, opset=9))
-    assert "Nonsense" in text
+    assert "opset 9 of ONNX does not define what the model uses: Nonsense 'Nonsense_0'" in text
+
+    def broken(proto, opset):
+        raise RuntimeError("/x/convert.cc:101: f: Assertion `false` failed: No such adapter")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", broken)
+    text = refusal(text_model("(float[2] x) => (float[2] y) { y = Relu(x) }", opset=9))
+    assert "the model of opset 9 cannot be converted to opset 20: No such adapter; export it again" in text
 
 
 def test_celu_is_expanded(same, text_model, ops):

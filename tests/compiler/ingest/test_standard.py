@@ -72,12 +72,12 @@ def runs(ort_run, data, feeds):
         return None
 
 
-def check(got, want, name: str) -> None:
+def check(got, want, name: str, atol: float = 1e-5) -> None:
     for a, b in zip(got, want, strict=True):
         a, b = np.asarray(a), np.asarray(b)
         assert a.shape == b.shape and a.dtype == b.dtype, name
         half = a.dtype.itemsize == 2 and a.dtype.kind == "f"
-        tolerance = {"rtol": 1e-2, "atol": 2e-3} if half else {"rtol": 1e-4, "atol": 1e-5}
+        tolerance = {"rtol": 1e-2, "atol": 2e-3} if half else {"rtol": 1e-4, "atol": atol}
         np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), err_msg=name, **tolerance)
 
 
@@ -100,7 +100,7 @@ def compare(chosen, save, ort_run, then=lambda name, model, feeds, want: None) -
         if want is None:  # no kernel for the original: the standard's own numbers are the oracle
             got = runs(ort_run, data, feeds)
             if got is not None:
-                check(got, case.data_sets[0][1], case.name)
+                check(got, case.data_sets[0][1], case.name, atol=1e-4)  # some are printed with four digits
         else:
             check(ort_run(data, feeds).values(), want, case.name)
             then(case.name, result, feeds, want)
