@@ -40,6 +40,7 @@ JSON can hold.  ``progress(stage, **facts)`` names what begins now."""
 
 _GRACE = 5.0  # seconds that a worker may take to leave after its result, for the atexit hooks of libraries
 _PR_SET_PDEATHSIG = 1
+_GARBLED = {"error": "it sent a message that cannot be read", "kind": [], "expected": False, "memory": False}
 _MEMORY_WORDS = (
     "bad_alloc",
     "Cannot allocate memory",
@@ -135,15 +136,20 @@ def _converse(process, pipe, message, timeout, on_progress):
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             return None, stage, "timeout"
-        # The pipe may outlive the worker in a child of it, so its death is looked for as well.
+        # The pipe may outlive the worker in a child of it, so its death is looked for as well; before the
+        # last look into the pipe, so that no message is lost.
+        dead = process.poll() is not None
         ready, _, _ = select.select([pipe], [], [], 0.5 if left is None else min(left, 0.5))
         chunk = pipe.read(1 << 16) if ready else None
-        if chunk == b"" or (chunk is None and process.poll() is not None):
+        if chunk == b"" or (chunk is None and dead):
             return None, stage, process.wait()
         rest += chunk or b""
         *lines, rest = rest.split(b"\n")
         for line in lines:
-            said = json.loads(line)
+            try:
+                said = json.loads(line)
+            except ValueError:
+                return dict(_GARBLED), stage, 0
             if "progress" not in said:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_GRACE)

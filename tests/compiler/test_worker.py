@@ -74,6 +74,10 @@ TASKS = textwrap.dedent(
         atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV))
         return {"ok": True}
 
+    def garbled(request, progress):
+        os.write(int(sys.argv[1]), b"{not json" + bytes([10]))
+        time.sleep(60)
+
     def large(request, progress):
         return {"text": request["text"]}
     """
@@ -194,6 +198,13 @@ def test_expected_errors_arrive_as_they_are(tmp_path):
 
 def test_a_crash_after_the_result_does_not_matter():
     assert run_in_worker("atexit_crash", {}) == {"ok": True}
+
+
+def test_a_message_that_cannot_be_read():
+    with pytest.raises(
+        WorkerError, match="stage was 'start': it sent a message that cannot be read; please report"
+    ):
+        run_in_worker("garbled", {})
 
 
 def test_unknown_task():
