@@ -11,7 +11,7 @@ if __name__ != "sparsec.schedules":
 import tvm
 from tvm import tirx
 
-from sparsec.schedules import fallback, layer_norm, softmax, sparsemax, tir
+from sparsec.schedules import contraction_rule, fallback, layer_norm, recurrent, softmax, sparsemax, tir
 from sparsec.schedules.target import Cpu
 
 RULE = "sparsec.rule"
@@ -21,6 +21,8 @@ RULES = (
     ("softmax", softmax.rule),
     ("sparsemax", sparsemax.rule),
     ("layer_norm", layer_norm.rule),
+    ("recurrent", recurrent.rule),
+    ("contraction", contraction_rule.rule),
     ("fallback", fallback.rule),
 )
 

@@ -3,12 +3,12 @@
 import onnx_ir as ir
 from tvm import te, tirx
 
-from sparsec.schedules import threshold as kernels
+from sparsec.schedules.threshold import threshold as threshold_te
 
 
 def threshold(importer, node: ir.Node, inputs):
     """The thresholding operators of domain ai.sparsec."""
-    return importer.bb.emit_te(kernels.OPERATORS[node.op_type], *inputs)
+    return importer.bb.emit_te(lambda *tensors: threshold_te(node.op_type, *tensors), *inputs)
 
 
 def relu(importer, node: ir.Node, inputs):
