@@ -1,8 +1,12 @@
 """The GEMM kernel: register tiles over rows and panels, epilogue on the way out."""
 
+import math
+
+from tvm import tirx
+
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_epilogue import Epilogue
-from sparsec.schedules.contraction_plan import TilePlan
+from sparsec.schedules.contraction_plan import TilePlan, row_blocks
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.contraction_tile import Tile, tile_loops
 from sparsec.schedules.layout import PANEL, panels
@@ -19,13 +23,11 @@ def gemm_body(
     plan: TilePlan,
 ) -> tir.Stmt:
     """``Y[*lead, out]`` from ``X[*lead, depth]``; ``tap`` stands between panel and slot in the packed arrays."""
-    rows = 1
-    for d in lead:
-        rows *= d
+    rows = math.prod(lead)
 
-    def tiles(panel, group: int, columns: int) -> tir.Stmt:
+    def tiles(panel, group: int, columns: int, share: tuple) -> tir.Stmt:
         most = plan.most_rows(group)
-        return tile_loops(rows, most, lambda row, height: one(panel, group, columns, row, height))
+        return tile_loops(rows, most, lambda row, height: one(panel, group, columns, row, height), share)
 
     def one(panel, group: int, columns: int, row, height: int) -> tir.Stmt:
         tile = Tile(min(cpu.lanes, PANEL), height, group * PANEL)
@@ -39,12 +41,14 @@ def gemm_body(
         reduction = reduce.over_channels(tile, panel, tap, at)
         return tir.seq([*tile.allocate(), *tile.zero(), *reduction, *tile.finish(epilogue, index, columns)])
 
-    return tir.seq(
-        tir.loop(
-            "group",
-            repeats,
-            lambda g, f=first, p=group, c=columns: tiles(f + g * p, p, c),
-            "PARALLEL" if repeats > 1 else "SERIAL",
-        )
-        for first, repeats, group, columns in plan.parts(panels(out), out)
-    )
+    def part(first, repeats, group, columns) -> tir.Stmt:
+        blocks = row_blocks(cpu, rows, reduce.depth, out, repeats)
+
+        def task(t):
+            panel = first + tirx.floormod(t, tir.i64(repeats)) * group
+            block = tirx.floordiv(t, tir.i64(repeats)) if blocks > 1 else 0
+            return tiles(panel, group, columns, (block, blocks))
+
+        return tir.loop("task", blocks * repeats, task, "PARALLEL" if blocks * repeats > 1 else "SERIAL")
+
+    return tir.seq(part(*each) for each in plan.parts(panels(out), out))

@@ -1,5 +1,6 @@
 """How a contraction is cut into register tiles: chosen by counting instructions, the same for every machine."""
 
+import math
 from dataclasses import dataclass
 
 from sparsec.schedules.contraction_tile import even_split
@@ -8,23 +9,35 @@ from sparsec.schedules.target import Cpu
 
 #: Multiply-adds in flight that hide the latency of one, on two ports of four cycles.
 IN_FLIGHT = 8
+#: The first-level cache: sets, ways of the smallest one sold with AVX2 or AVX-512, float32 values per line.
+CACHE_SETS, CACHE_WAYS, LINE = 64, 8, 16
+#: Tasks that keep the cores busy, and the least rows of a task that is made only for that.
+TASKS, TASK_ROWS = 16, 48
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
 PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """A tile spans ``panels``; ``most_rows(p)`` rows fit beside ``p`` panels."""
+    """A tile spans ``panels``; its rows lie ``stride`` activations apart; ``most_rows(p)`` fit beside ``p`` panels."""
 
     cpu: Cpu
     form: str
     panels: int
+    stride: int
 
     def most_rows(self, panels: int) -> int:
-        """Rows whose accumulators fit the registers beside a row of weights and one broadcast."""
+        """Rows whose accumulators fit the registers, and whose activations fit the first-level cache.
+
+        Beside the accumulators there is a vector of weights per panel and a broadcast; the lanes form also
+        holds the choices and what it permutes.  Rows a multiple of 64 bytes apart share cache sets.
+        """
         vectors = panels * vectors_per_panel(self.cpu)
-        extra = 2 * vectors + 1 if self.form == "lanes" else vectors + 1
-        return max(1, (self.cpu.registers - extra) // vectors)
+        extra = 2 * vectors + 3 if self.form == "lanes" else vectors + 1
+        sets = (
+            CACHE_SETS // math.gcd(self.stride // LINE, CACHE_SETS) if self.stride % LINE == 0 else CACHE_SETS
+        )
+        return max(1, min((self.cpu.registers - extra) // vectors, CACHE_WAYS * sets))
 
     def parts(self, count: int, columns: int) -> list[tuple[int, int, int, int]]:
         """Cuts ``count`` panels that hold ``columns``: (first panel, repeats, panels, columns of each)."""
@@ -49,8 +62,10 @@ def step_cost(cpu: Cpu, rows: int, panels: int, form: str) -> float:
     return max(products, loads, IN_FLIGHT) + 1
 
 
-def tile_plan(cpu: Cpu, pattern: Pattern, depth: int, rows: int, columns: int, count: int) -> TilePlan:
-    """The cheapest tile for ``rows`` (tiled alone) by ``count`` panels that hold ``columns``."""
+def tile_plan(
+    cpu: Cpu, pattern: Pattern, depth: int, stride: int, rows: int, columns: int, count: int
+) -> TilePlan:
+    """The cheapest tile for ``rows`` (``stride`` activations apart) by ``count`` panels that hold ``columns``."""
     form = pattern.form(depth)
 
     def cost(plan: TilePlan) -> float:
@@ -66,7 +81,21 @@ def tile_plan(cpu: Cpu, pattern: Pattern, depth: int, rows: int, columns: int, c
             continue
         if panels > max(1, count) or panels * vectors_per_panel(cpu) * 2 > cpu.registers:
             continue
-        plan = TilePlan(cpu, form, panels)
+        plan = TilePlan(cpu, form, panels, stride)
         if best is None or cost(plan) < cost(best):
             best = plan
     return best
+
+
+def row_blocks(cpu: Cpu, rows: int, depth: int, out: int, passes: int) -> int:
+    """Blocks of rows that are worth keeping in the second-level cache while all weights pass.
+
+    The other order keeps a few panels there while all rows pass, ``passes`` times.  The one with less traffic
+    beyond that cache wins; a few blocks are made anyway where there would be too few tasks for the cores.
+    """
+    inputs, weights = 4 * rows * depth, 4 * depth * out
+    fitting = -(-inputs // (cpu.l2 // 2))
+    enough = min(-(-TASKS // passes), -(-rows // TASK_ROWS))
+    if fitting > 1 and fitting * weights + inputs < passes * inputs + weights:
+        return max(fitting, enough)
+    return max(1, enough)

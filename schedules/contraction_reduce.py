@@ -8,7 +8,7 @@ from tvm import tirx
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
 from sparsec.schedules.contraction_tile import Tile
-from sparsec.schedules.layout import PANEL, Pattern
+from sparsec.schedules.layout import PANEL, WINDOW, Pattern
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Reduction:
 
     def _lanes(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:
         pattern, words = self.pattern, self.weights[1]
-        start = tirx.floordiv(slot, tir.i64(pattern.window_slots)) * pattern.window
+        start = tirx.floordiv(slot, tir.i64(pattern.window_slots)) * WINDOW
         picked, binds = [], []
         for v in tile.vectors():
-            choice = choices(pattern, words, [panel + v // PANEL, *tap, slot], v % PANEL, tile.lanes)
+            choice = choices(words, [panel + v // PANEL, *tap, slot], v % PANEL, tile.lanes)
             picked.append(tirx.Var(f"choice{v}", choice.ty))
             binds.append(tirx.Bind(picked[-1], choice))
         product = tile.multiply_add(
             lambda r, v: chosen_activations(
-                pattern, self.x, at(r, start), picked[v // tile.lanes], tile.lanes
+                pattern, self.x, at(r, start), slot, picked[v // tile.lanes], tile.lanes
             ),
             self._weight(tile, panel, tap, slot),
             span=tile.lanes,

@@ -31,14 +31,15 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         tap = [tir.i64(0), tir.i64(0)]
         body = _gemm(cpu, lead, spec.in_c, spec.out_c, spec.packed, tap, x, weights, epilogue)
     elif isinstance(spec, BatchMatmul):
-        plan = tile_plan(cpu, DENSE, spec.k, spec.m, spec.n, panels(spec.n))
+        plan = tile_plan(cpu, DENSE, spec.k, spec.k, spec.m, spec.n, panels(spec.n))
         body = batch_matmul_body(cpu, spec, x, weights[0], epilogue, plan)
     elif isinstance(spec, Depthwise):
         body = depthwise_body(cpu, spec, x, weights[0], epilogue)
     else:
         reduce = Reduction(x, weights, spec.packed, spec.depth)
         own = spec.out_c // spec.groups
-        plan = tile_plan(cpu, spec.packed, spec.depth, spec.out_w, own, spec.group_panels)
+        stride = spec.in_c * spec.strides[1]
+        plan = tile_plan(cpu, spec.packed, spec.depth, stride, spec.out_w, own, spec.group_panels)
         body = conv_body(cpu, spec, reduce, epilogue, plan)
     kernel = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
     return kernel.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
@@ -46,7 +47,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
 
 def _gemm(cpu, lead, depth, out, pattern, tap, x, weights, epilogue) -> tir.Stmt:
     rows = math.prod(lead)
-    plan = tile_plan(cpu, pattern, depth, rows, out, panels(out))
+    plan = tile_plan(cpu, pattern, depth, depth, rows, out, panels(out))
     return gemm_body(cpu, lead, out, tap, Reduction(x, weights, pattern, depth), epilogue, plan)
 
 

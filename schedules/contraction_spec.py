@@ -7,7 +7,7 @@ import numpy as np
 from tvm import te, tirx
 
 from sparsec.schedules import tir
-from sparsec.schedules.layout import PANEL, Pattern
+from sparsec.schedules.layout import BITS, PANEL, PER_WORD, WINDOW, Pattern
 
 ANNOTATION = "sparsec.contraction"
 
@@ -47,13 +47,12 @@ def stored_channel(pattern: Pattern, weights: list, panel, lane, taps: tuple, sl
         return index[(panel // (pattern.block // PANEL), *taps, slot)].astype("int64")
     if form == "gather":
         return index[(panel, *taps, slot, lane)].astype("int64")
-    slots, bits = pattern.slots(channels), pattern.bits
-    covered = channels // pattern.window * pattern.window
-    per_word = PANEL // pattern.words
+    slots = pattern.slots(channels)
+    covered = channels // WINDOW * WINDOW
     # A slot behind the windows is a dense one; its index word does not exist, so read a real one.
-    word = index[(panel, *taps, tirx.min(slot, tir.i64(slots - 1)), lane // per_word)].astype("int64")
-    choice = (word >> (lane % per_word * bits)) & tir.i64(pattern.window - 1)
-    inside = slot // pattern.window_slots * pattern.window + choice
+    word = index[(panel, *taps, tirx.min(slot, tir.i64(slots - 1)), lane // PER_WORD)].astype("int64")
+    choice = (word >> (lane % PER_WORD * BITS)) & tir.i64(WINDOW - 1)
+    inside = slot // pattern.window_slots * WINDOW + choice
     if covered == channels:
         return inside
     return tirx.Select(slot < slots, inside, slot - slots + covered)

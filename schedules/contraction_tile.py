@@ -52,17 +52,14 @@ def tile_loops(total: int, most: int, make: Callable, share: tuple = (0, 1)) -> 
 
 
 class Tile:
-    """Accumulators of ``rows`` x ``columns`` in vectors of ``lanes``, and the statements on them.
+    """Accumulators of ``rows`` x ``columns`` in vectors of ``lanes``, and the statements on them."""
 
-    ``sets`` copies of the accumulators take turns along the reduction and hide the latency of few rows.
-    """
-
-    def __init__(self, lanes: int, rows: int, columns: int, sets: int = 1):
-        self.lanes, self.rows, self.columns, self.sets = lanes, rows, columns, sets
-        self.acc = [[tir.local(f"acc{s}_{r}", columns) for r in range(rows)] for s in range(sets)]
+    def __init__(self, lanes: int, rows: int, columns: int):
+        self.lanes, self.rows, self.columns = lanes, rows, columns
+        self.acc = [tir.local(f"acc{r}", columns) for r in range(rows)]
 
     def allocate(self) -> list[tir.Stmt]:
-        return tir.alloc(buffer for rows in self.acc for buffer in rows)
+        return tir.alloc(self.acc)
 
     def vectors(self) -> range:
         """Offsets of the vectors of one row."""
@@ -72,13 +69,12 @@ class Tile:
         nought = tir.broadcast(tir.f32(0.0), self.lanes)
         return [
             tir.vector_store(buffer, nought, tir.i64(v), lanes=self.lanes)
-            for rows in self.acc
-            for buffer in rows
+            for buffer in self.acc
             for v in self.vectors()
         ]
 
-    def multiply_add(self, x: Callable, w: Callable, span: int, chosen=None, own: int = 0) -> tir.Stmt:
-        """``acc[r][v:] += x(r, v) * w(v)`` for the rows ``chosen`` (default all), in accumulator set ``own``.
+    def multiply_add(self, x: Callable, w: Callable, span: int, chosen=None) -> tir.Stmt:
+        """``acc[r][v:] += x(r, v) * w(v)`` for the rows ``chosen`` (default all).
 
         ``w(v)`` is the vector of weights at channel ``v`` of the tile.  ``x(r, v)`` is a scalar, or a vector when
         the lanes see different activations; it is the same for ``span`` neighbouring channels.
@@ -97,26 +93,11 @@ class Tile:
                     factor = bind(x(r, v))
                     if tir.lanes_of(factor) == 1:
                         factor = tir.broadcast(factor, self.lanes)
-                old = tir.vector_load(self.acc[own][r], tir.i64(v), lanes=self.lanes)
+                old = tir.vector_load(self.acc[r], tir.i64(v), lanes=self.lanes)
                 stmts.append(
-                    tir.vector_store(self.acc[own][r], old + factor * weight, tir.i64(v), lanes=self.lanes)
+                    tir.vector_store(self.acc[r], old + factor * weight, tir.i64(v), lanes=self.lanes)
                 )
         return tir.seq(stmts)
-
-    def join_sets(self) -> list[tir.Stmt]:
-        """Adds every accumulator set to the first."""
-        return [
-            tir.vector_store(
-                self.acc[0][r],
-                tir.vector_load(self.acc[0][r], tir.i64(v), lanes=self.lanes)
-                + tir.vector_load(self.acc[s][r], tir.i64(v), lanes=self.lanes),
-                tir.i64(v),
-                lanes=self.lanes,
-            )
-            for s in range(1, self.sets)
-            for r in range(self.rows)
-            for v in self.vectors()
-        ]
 
     def restore(self, buffer: tir.Buffer, index: Callable, columns: int) -> list[tir.Stmt]:
         """Loads the accumulators from ``buffer``; the opposite of ``save``."""
@@ -124,7 +105,7 @@ class Tile:
             tir.vector_loop(
                 width,
                 lambda v, r=r, off=off: tirx.BufferStore(
-                    self.acc[0][r], tirx.BufferLoad(buffer, index(tir.i64(r), off + v)), [off + v]
+                    self.acc[r], tirx.BufferLoad(buffer, index(tir.i64(r), off + v)), [off + v]
                 ),
             )
             for r in range(self.rows)
@@ -137,7 +118,7 @@ class Tile:
             tir.vector_loop(
                 width,
                 lambda v, r=r, off=off: tirx.BufferStore(
-                    buffer, tir.load(self.acc[0][r], off + v), index(tir.i64(r), off + v)
+                    buffer, tir.load(self.acc[r], off + v), index(tir.i64(r), off + v)
                 ),
             )
             for r in range(self.rows)
@@ -154,7 +135,7 @@ class Tile:
             tir.vector_loop(
                 width,
                 lambda v, r=r, off=off: tir.seq(
-                    epilogue.stores(index(tir.i64(r), off + v), tir.load(self.acc[0][r], off + v))
+                    epilogue.stores(index(tir.i64(r), off + v), tir.load(self.acc[r], off + v))
                 ),
             )
             for r in range(self.rows)

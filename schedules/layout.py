@@ -1,23 +1,23 @@
 """Packed forms of contraction weights, one for all CPU levels.
 
-Output channels are cut into panels of ``PANEL`` lanes; the last panel is padded with zeros.  A weight arrives as
-``[O, T, C]``: output channels, kernel taps (1 for a matrix), input channels.
+Output channels are cut into panels of ``PANEL`` lanes; the last panel is padded with zeros.  A weight arrives
+as ``[O, T, C]``: output channels, kernel taps (1 for a matrix), input channels.
 
-========  ==========================================================  ==================================
-form      values                                                      index
-========  ==========================================================  ==================================
-dense     ``[O/16, T, C, 16]``                                        none
-shared    ``[O/16, T, kept, 16]``, kept = C//m*n + C%m                ``[O/block, T, kept]``: the channel
-lanes     ``[O/16, T, slots + C%window, 16]``                         ``[O/16, T, slots, words]``: bits
-gather    ``[O/16, T, kept, 16]``                                     ``[O/16, T, kept, 16]``: the channel
-========  ==========================================================  ==================================
+========  ================================================  ============================================
+form      values                                            index
+========  ================================================  ============================================
+dense     ``[O/16, T, C, 16]``                              none
+shared    ``[O/16, T, kept, 16]``, kept = C//m*n + C%m      ``[O/block, T, kept]``: the input channel
+lanes     ``[O/16, T, slots + C%16, 16]``                   ``[O/16, T, slots, 2]``: 16 choices of 4 bits
+gather    ``[O/16, T, kept, 16]``                           ``[O/16, T, kept, 16]``: the input channel
+========  ================================================  ============================================
 
 *shared*: the block is a multiple of 16 channels, so a panel has one list of positions.
-*lanes*: any other block when ``m`` divides 16.  Groups are merged into windows of 4, 8 or 16 neighbouring input
-channels, ``slots`` is ``n * window / m`` per window; lane ``l`` of a slot picks channel ``window_start + bits``,
-its bits being 2 (window 4, one word) or 4 (windows 8 and 16, two words of eight lanes each) of an int32 word,
-lowest lane first.  The ``C % window`` channels after the last window are stored dense.
-A weight with fewer channels than a window is stored in the dense form.
+*lanes*: any other block where ``m`` divides 16.  Input channels are cut into windows of 16, each with
+``16 * n / m`` slots; lane ``l`` of a slot reads channel ``window_start + choice``, its choice being bits
+``4 * (l % 8)`` and up of int32 word ``l // 8``.  Choices ascend from slot to slot, so for m <= 8 the first half
+of the slots reads the first eight channels.  The ``C % 16`` channels after the last window are stored dense,
+and a weight with fewer than 16 channels is stored in the dense form.
 *gather*: what remains.
 
 A tail of ``C`` shorter than ``m`` is kept whole in every form.  Channel numbers are int16 where they fit.
@@ -28,6 +28,10 @@ from dataclasses import dataclass
 import numpy as np
 
 PANEL = 16
+#: Input channels that a slot of the *lanes* form chooses from: one AVX-512 register, two of AVX2.
+WINDOW = 16
+#: Bits of one choice, int32 words of 16 choices, and choices in a word.
+BITS, WORDS, PER_WORD = 4, 2, 8
 
 
 @dataclass(frozen=True)
@@ -50,40 +54,29 @@ class Pattern:
 
     def form(self, channels: int) -> str:
         """How a weight with this many input channels is stored; see the table above."""
-        if self.dense or (16 % self.m == 0 and channels < self.window):
+        if self.dense:
             return "dense"
         if self.block % PANEL == 0:
             return "shared"
-        return "lanes" if 16 % self.m == 0 else "gather"
-
-    @property
-    def window(self) -> int:
-        """Input channels that one slot of the *lanes* form chooses from."""
-        return max(4, self.m)
+        if WINDOW % self.m:
+            return "gather"
+        return "lanes" if channels >= WINDOW else "dense"
 
     @property
     def window_slots(self) -> int:
-        return self.n * self.window // self.m
-
-    @property
-    def words(self) -> int:
-        """int32 words that hold the choices of 16 lanes."""
-        return 1 if self.window == 4 else 2
-
-    @property
-    def bits(self) -> int:
-        return 2 if self.window == 4 else 4
+        """Slots of one window in the *lanes* form."""
+        return self.n * WINDOW // self.m
 
     def kept(self, channels: int) -> int:
         """Stored values per output channel and tap."""
         if self.form(channels) == "dense":
             return channels
         if self.form(channels) == "lanes":
-            return self.slots(channels) + channels % self.window
+            return self.slots(channels) + channels % WINDOW
         return channels // self.m * self.n + channels % self.m
 
     def slots(self, channels: int) -> int:
-        return channels // self.window * self.window_slots
+        return channels // WINDOW * self.window_slots
 
 
 DENSE = Pattern()
@@ -109,7 +102,7 @@ def shapes(
             rows = -(-out // pattern.block)
             return [values, ((rows, *taps, pattern.kept(channels)), index_dtype(channels))]
         case "lanes":
-            return [values, ((panels(out), *taps, pattern.slots(channels), pattern.words), "int32")]
+            return [values, ((panels(out), *taps, pattern.slots(channels), WORDS), "int32")]
         case _:
             return [values, ((panels(out), *taps, pattern.kept(channels), PANEL), index_dtype(channels))]
 
@@ -196,23 +189,21 @@ def _positions(pattern: Pattern, weight: np.ndarray, kept: np.ndarray) -> np.nda
 
 def _pack_lanes(pattern: Pattern, weight: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, ...]:
     slots = pattern.slots(weight.shape[2])
-    covered = weight.shape[2] // pattern.window * pattern.window
+    covered = weight.shape[2] // WINDOW * WINDOW
     chosen = position[..., :slots]
     values = np.concatenate([np.take_along_axis(weight, chosen, 2), weight[..., covered:]], axis=-1)
-    offset = _to_panels((chosen % pattern.window).astype(np.uint32))
-    per_word = PANEL // pattern.words
-    offset = offset.reshape(*offset.shape[:3], pattern.words, per_word)
-    shift = np.arange(per_word, dtype=np.uint32) * np.uint32(pattern.bits)
+    offset = _to_panels((chosen % WINDOW).astype(np.uint32))
+    offset = offset.reshape(*offset.shape[:3], WORDS, PER_WORD)
+    shift = np.arange(PER_WORD, dtype=np.uint32) * np.uint32(BITS)
     words = np.bitwise_or.reduce(offset << shift, axis=-1)
     return _to_panels(values), np.ascontiguousarray(words.astype(np.uint32).view(np.int32))
 
 
 def _lane_positions(pattern: Pattern, words: np.ndarray, out: int, channels: int) -> np.ndarray:
-    per_word = PANEL // pattern.words
-    shift = np.arange(per_word, dtype=np.uint32) * np.uint32(pattern.bits)
-    offset = (words.view(np.uint32)[..., None] >> shift) & np.uint32(pattern.window - 1)
+    shift = np.arange(PER_WORD, dtype=np.uint32) * np.uint32(BITS)
+    offset = (words.view(np.uint32)[..., None] >> shift) & np.uint32(WINDOW - 1)
     offset = _from_panels(offset.reshape(*words.shape[:3], PANEL), out).astype(np.int64)
-    start = np.arange(pattern.slots(channels)) // pattern.window_slots * pattern.window
-    covered = channels // pattern.window * pattern.window
+    start = np.arange(pattern.slots(channels)) // pattern.window_slots * WINDOW
+    covered = channels // WINDOW * WINDOW
     tail = np.broadcast_to(np.arange(covered, channels), (*offset.shape[:2], channels - covered))
     return np.concatenate([offset + start, tail], axis=-1)

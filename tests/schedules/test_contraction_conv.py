@@ -77,7 +77,9 @@ def test_the_definition_is_right_unscheduled(run_kernel, assert_close, pruned_we
     spec = Conv(*padded, pattern)
     rng = np.random.default_rng(8)
     own = spec.out_c // groups
-    w = np.concatenate([pruned_weight(rng, pattern, own, spec.k_h * spec.k_w, spec.depth) for _ in range(groups)])
+    w = np.concatenate(
+        [pruned_weight(rng, pattern, own, spec.k_h * spec.k_w, spec.depth) for _ in range(groups)]
+    )
     w = w.reshape(spec.out_c, spec.k_h, spec.k_w, spec.depth)
     x = rng.standard_normal(spec.x_shape).astype("f")
     got = run_kernel(spec.prim_func(), X86_LEVELS["v2"], [x, *spec.pack(w)], spec.y_shape)

@@ -37,7 +37,9 @@ def case(name):
     x = rng.standard_normal(spec.x_shape).astype("f")
     w = rng.standard_normal((spec.out_c, spec.k_h, spec.k_w, 1)).astype("f")
     top, left, bottom, right = spec.pads
-    tx = torch.nn.functional.pad(torch.from_numpy(x.astype("d")).permute(0, 3, 1, 2), (left, right, top, bottom))
+    tx = torch.nn.functional.pad(
+        torch.from_numpy(x.astype("d")).permute(0, 3, 1, 2), (left, right, top, bottom)
+    )
     tw = torch.from_numpy(w.astype("d")).permute(0, 3, 1, 2)
     y = torch.nn.functional.conv2d(tx, tw, None, spec.strides, 0, spec.dilations, spec.in_c)
     return spec, x, w, y.permute(0, 2, 3, 1).numpy()
