@@ -149,7 +149,7 @@ def zero_stuff(importer, x, strides, before, after):
 
         return te.compute((b, out_h, out_w, c), pixel, name="zero_stuff")
 
-    return importer.bb.emit_te(stuffed, x)
+    return importer.bb.emit_te(stuffed, x, primfunc_name_hint="zero_stuff")
 
 
 # Shared by the converters above ---------------------------------------------------------------------

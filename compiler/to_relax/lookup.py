@@ -27,7 +27,7 @@ def gather(importer, node: ir.Node, inputs):
 
         return te.compute([int(d) for d in node.outputs[0].shape], value, name="gather")
 
-    return importer.bb.emit_te(taken, inputs[0], where)
+    return importer.bb.emit_te(taken, inputs[0], where, primfunc_name_hint="gather")
 
 
 def constant_index(node: ir.Node, index: np.ndarray, size: int) -> np.ndarray:

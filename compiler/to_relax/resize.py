@@ -55,7 +55,7 @@ def resize(importer, node: ir.Node, inputs):
 
         return te.compute(target, value, name="resize")
 
-    return importer.bb.emit_te(weighted, inputs[0], *constants)
+    return importer.bb.emit_te(weighted, inputs[0], *constants, primfunc_name_hint="resize")
 
 
 def axis_scales(node: ir.Node, source: list[int], target: list[int]) -> list[np.float32]:
