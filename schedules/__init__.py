@@ -11,7 +11,16 @@ if __name__ != "sparsec.schedules":
 import tvm
 from tvm import tirx
 
-from sparsec.schedules import contraction_rule, fallback, layer_norm, recurrent, softmax, sparsemax, tir
+from sparsec.schedules import (
+    contraction_rule,
+    fallback,
+    hoist,
+    layer_norm,
+    recurrent,
+    softmax,
+    sparsemax,
+    tir,
+)
 from sparsec.schedules.target import Cpu
 
 RULE = "sparsec.rule"
@@ -45,5 +54,5 @@ def _schedule_one(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     for name, rule in RULES:
         scheduled = rule(func, cpu)
         if scheduled is not None:
-            return scheduled.with_attr(RULE, name)
+            return hoist.hoist(scheduled).with_attr(RULE, name)
     return func.with_attr(RULE, "unscheduled")

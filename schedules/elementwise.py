@@ -1,16 +1,15 @@
 """Maps: chains of elementwise operators, broadcasts, copies, gathers, pads, concatenations, casts.
 
-One store per element, no order between elements.  The innermost run of contiguous addresses becomes vectors; a
-condition on it (the border of a pad, the seam of a concatenation) cuts it into pieces that have none.
+One store per element, no order between elements.  The innermost run of contiguous addresses becomes vectors;
+a condition on it (the border of a pad, the seam of a concatenation) cuts it into pieces that have none.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import tvm_ffi
 from tvm import ir, tirx
 
-from sparsec.schedules import access, tir, vector
+from sparsec.schedules import access, math, tir, vector
 from sparsec.schedules.access import Nest
 from sparsec.schedules.target import Cpu
 
@@ -44,24 +43,11 @@ def keep_nan(expr):
 
     def visit(node, mutator):
         a, b = mutator.mutate(node.a), mutator.mutate(node.b)
-        bigger = isinstance(node, tirx.Max)
-        if not str(node.ty.dtype).startswith("float"):
+        if str(node.ty.dtype) not in ("float32", "float64"):
             return type(node)(a, b)
-        if isinstance(a, tirx.FloatImm):
-            a, b = b, a
-        less = (lambda x, y: x < y) if bigger else (lambda x, y: x > y)
-        if isinstance(b, tirx.FloatImm):
-            return _named(a, lambda x: tirx.Select(less(x, b), b, x))
-        return _named(a, lambda x: _named(b, lambda y: tirx.Select(tirx.Or(less(x, y), tirx.NE(y, y)), y, x)))
+        return math.maximum(a, b) if isinstance(node, tirx.Max) else math.minimum(a, b)
 
     return tvm_ffi.structural_mutate(expr, [((tirx.Max, tirx.Min), visit)])
-
-
-def _named(value, body: Callable):
-    if isinstance(value, (tir.TensorLoad, ir.Var, tirx.FloatImm)):
-        return body(value)
-    variable = tirx.Var("m", value.ty)
-    return tirx.Let(variable, value, body(variable))
 
 
 def why_not(nest: Nest) -> str | None:

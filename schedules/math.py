@@ -157,23 +157,20 @@ def exp(x):
     return _let(_select(x < low, low, _select(x > high, high, x)), _exp_reduced, "x")
 
 
-def exp_not_positive(x):
-    """e^x for x <= 0, or NaN, in two thirds of the instructions; below 2^-126 it is 0.
-
-    For kernels that subtract a maximum first, where such a term is lost beside the 1 of the maximum.
-    """
+def _exp_not_positive(x):
     low = _f(x, -87.33654)
 
-    def scaled(t):
+    def scaled(bounded, t):
         n = t - _f(x, _ROUND)
-        reduced = x_bounded - n * _f(x, _LN2_HIGH) - n * _f(x, _LN2_LOW)
-        # The bits of t end in n, all of _ROUND's leave at the top.
+        reduced = bounded - n * _f(x, _LN2_HIGH) - n * _f(x, _LN2_LOW)
+        # The bits of t end in n; those of _ROUND leave at the top.
         power = _float(tirx.shift_left(_bits(t), _i(x, 23)) + _i(x, 127 << 23))
         return _let(reduced, lambda r: (_f(x, 1.0) + (r + r * r * _poly(r, _EXP))) * power, "r")
 
-    x_bounded = tirx.Var("bounded", x.ty)
-    value = _let(x_bounded * _f(x, _LOG2E) + _f(x, _ROUND), scaled)
-    return _select(x < low, _f(x, 0.0), tirx.Let(x_bounded, _select(x < low, low, x), value))
+    def value(bounded):
+        return _let(bounded * _f(x, _LOG2E) + _f(x, _ROUND), lambda t: scaled(bounded, t))
+
+    return _select(x < low, _f(x, 0.0), _let(_select(x < low, low, x), value, "bounded"))
 
 
 def log(x):
@@ -276,6 +273,51 @@ def _power(x, exponent: float):
     return root if exponent == 0.5 else _f(x, 1.0) / root
 
 
+# Operators of our own ---------------------------------------------------------------------------------
+# They stay calls until TVM's last pass, so that no simplifier copies their operands.
+
+
+def maximum(a, b):
+    """The larger of two float32 or float64 values; NaN where either is NaN, as in ONNX Runtime."""
+    return _own("maximum", a, b)
+
+
+def minimum(a, b):
+    """The smaller of two float32 or float64 values; NaN where either is NaN."""
+    return _own("minimum", a, b)
+
+
+def exp_not_positive(x):
+    """e^x for float32 x <= 0, or NaN, in two thirds of the instructions of exp; below 2^-126 it is 0.
+
+    For kernels that subtract a maximum first, where such a term is lost beside the 1 of the maximum.
+    """
+    return _own("exp_not_positive", x)
+
+
+def _own(name: str, *args):
+    install()
+    return tirx.call_intrin(args[0].ty, f"{_PREFIX}{name}", *args)
+
+
+def _extremum_rule(better, call):
+    a, b = call.args
+    if _is_constant(a):
+        a, b = b, a
+    if _is_constant(b):
+        # A comparison with NaN is false, so x itself is the answer.
+        return _let(a, lambda x: _select(better(b, x), b, x), "x")
+
+    def both(x, y):
+        return _select(tirx.Or(better(y, x), tirx.NE(y, y)), y, x)
+
+    return _let(a, lambda x: _let(b, lambda y: both(x, y), "y"), "x")
+
+
+def _is_constant(expr) -> bool:
+    return isinstance(expr.value if isinstance(expr, tirx.Broadcast) else expr, tirx.FloatImm)
+
+
 # Lowering rules ---------------------------------------------------------------------------------------
 
 
@@ -344,7 +386,15 @@ _RULES = {
     "atanh": lambda call: _per_lane(call, "atanh"),
 }
 
+_PREFIX = "sparsec."
+_OWN_RULES = {
+    "maximum": functools.partial(_extremum_rule, lambda a, b: a > b),
+    "minimum": functools.partial(_extremum_rule, lambda a, b: a < b),
+    "exp_not_positive": lambda call: _let(call.args[0], _exp_not_positive, "x"),
+}
+
 _LEVEL = 120  # above every rule that TVM registers itself
+_PURE = 1  # tirx::CallEffectKind::kPure
 
 
 @functools.cache
@@ -352,6 +402,20 @@ def install() -> None:
     """Makes the rules above TVM's lowering for every LLVM target of this process; a second call is free."""
     x = tirx.Var("x", "float32")
     for name, rule in _RULES.items():
-        op = getattr(tirx, name)(*(x, x) if name == "pow" else (x,)).op
-        ir.register_op_attr(op.name, "TVectorizable", True, level=_LEVEL)
-        tirx.register_intrin_lowering(op.name, target="llvm", f=rule, level=_LEVEL)
+        _lower(getattr(tirx, name)(*(x, x) if name == "pow" else (x,)).op.name, rule)
+    for name, rule in _OWN_RULES.items():
+        ir.register_op_attr(f"{_PREFIX}{name}", "TCallEffectKind", _PURE)
+        _lower(f"{_PREFIX}{name}", rule)
+
+
+@functools.cache
+def lowered() -> frozenset[str]:
+    """Names of the TIR operators that ``install`` gives a rule."""
+    x = tirx.Var("x", "float32")
+    known = {getattr(tirx, name)(*(x, x) if name == "pow" else (x,)).op.name for name in _RULES}
+    return frozenset(known | {f"{_PREFIX}{name}" for name in _OWN_RULES})
+
+
+def _lower(op: str, rule: Callable) -> None:
+    ir.register_op_attr(op, "TVectorizable", True, level=_LEVEL)
+    tirx.register_intrin_lowering(op, target="llvm", f=rule, level=_LEVEL)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from sparsec.schedules import rows, tir, vector
+from sparsec.schedules import math, rows, tir, vector
 from sparsec.schedules.target import Cpu
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -231,7 +231,7 @@ class _Kernel:
         clip = self.spec.clip
         if not clip:
             return value
-        return tirx.max(tirx.min(value, tir.f32(clip)), tir.f32(-clip))
+        return math.maximum(math.minimum(value, tir.f32(clip)), tir.f32(-clip))
 
     def sigmoid(self, value):
         return tirx.sigmoid(self.bounded(value))

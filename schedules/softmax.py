@@ -60,8 +60,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             return tir.load(x, *place.index(l)) - row.get(top, l)
 
         def exponential(place, l):
-            name = tirx.Var("z", "float32")
-            return tirx.Let(name, shifted(place, l), math.exp_not_positive(name))
+            return math.exp_not_positive(shifted(place, l))
 
         def find_top(place):
             yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), rows.maximum)
