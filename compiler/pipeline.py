@@ -140,10 +140,14 @@ def check(artifact: Path, model: str | bytes, feeds: dict, calibrated: bool) -> 
     spread = {}
     if not all(difference.within for difference in differences.values()):
         again = reference.run_reference(model, feeds, optimised=False)
-        spread = {name: reference.compare(again[name], array).max_abs for name, array in expected.items()}
-        differences = {
-            name: reference.compare(found[name], array, spread[name]) for name, array in expected.items()
-        }
+        for name, array in expected.items():
+            if array.dtype.kind == "f":
+                spread[name] = reference.compare(again[name], array).max_abs
+                differences[name] = reference.compare(found[name], array, spread[name])
+            elif not differences[
+                name
+            ].within:  # its fused integer kernels round otherwise than its own operators
+                differences[name] = reference.compare(found[name], again[name])
     for name, difference in differences.items():
         if not difference.within:
             raise CompileError(

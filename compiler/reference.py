@@ -35,7 +35,7 @@ class Difference:
 
 
 def random_inputs(model: ir.Model, inputs: tuple[Port, ...], seed: int = SEED) -> dict[str, np.ndarray]:
-    """Seeded inputs: normal floats, indices that every Gather they reach can look up, true masks."""
+    """Seeded inputs: normal floats, whole-range bytes, indices that every lookup allows, true masks."""
     rng = np.random.default_rng(seed)
     values = {value.name: value for value in model.graph.inputs}
     feeds = {}
@@ -45,6 +45,9 @@ def random_inputs(model: ir.Model, inputs: tuple[Port, ...], seed: int = SEED) -
             feeds[port.name] = rng.standard_normal(port.shape).astype(dtype)
         elif dtype.kind == "b":
             feeds[port.name] = np.ones(port.shape, bool)
+        elif dtype.itemsize == 1:  # quantised values
+            limits = np.iinfo(dtype)
+            feeds[port.name] = rng.integers(limits.min, limits.max + 1, port.shape).astype(dtype)
         else:
             bound = index_bound(values.get(port.name))
             high = bound if bound is not None else 2

@@ -35,6 +35,7 @@ CONVERTERS = {
     (OURS, "AveragePoolNHWC"): pooling.average_pool,
     (OURS, "AveragePoolNWC"): pooling.average_pool,
     ("", "Gather"): lookup.gather,
+    ("", "Slice"): lookup.slice_,
     ("", "Resize"): resize.resize,
     ("", "LSTM"): recurrent.lstm,
     ("", "GRU"): recurrent.gru,

@@ -1,4 +1,4 @@
-"""Gather and its relatives with checked indices."""
+"""Gather with checked indices, and Slice."""
 
 import numpy as np
 import onnx_ir as ir
@@ -40,3 +40,31 @@ def checked(importer, node: ir.Node, index, size: int):
     shape = [int(d) for d in index.ty.shape]
     func = checked_index(tuple(shape), str(index.ty.dtype), size, f"{node.op_type} '{node.name}'")
     return importer.kernel("checked_index", func, [index], shape, "int32")
+
+
+def slice_(importer, node: ir.Node, inputs):
+    """``Slice`` with constant bounds, clamped as the ONNX operator's text says (Slice-13)."""
+    bounds = [value.const_value for value in node.inputs[1:] if value is not None]
+    if any(bound is None for bound in bounds):
+        return None
+    shape = [int(d) for d in node.inputs[0].shape]
+    starts = node.inputs[1].const_value.numpy().reshape(-1)
+    axes, steps = (
+        node.inputs[i].const_value.numpy().reshape(-1) if len(node.inputs) > i and node.inputs[i] else default
+        for i, default in ((3, range(len(starts))), (4, [1] * len(starts)))
+    )
+    first, stride = [0] * len(shape), [1] * len(shape)
+    for start, axis, step in zip(starts, axes, steps, strict=True):
+        at = int(axis) % len(shape)
+        size, stride[at] = shape[at], int(step)
+        begin = int(start) + size if start < 0 else int(start)
+        first[at] = min(max(begin, 0), size if step > 0 else size - 1)
+    target = [int(d) for d in node.outputs[0].shape]
+
+    def sliced(x):
+        def value(*i):
+            return x(*(f + k * s for f, k, s in zip(first, i, stride, strict=True)))
+
+        return te.compute(target, value, name="slice")
+
+    return importer.bb.emit_te(sliced, inputs[0], primfunc_name_hint="slice")
