@@ -254,7 +254,7 @@ class _Kernel:
     def gru_linear(self, t, b, unit, sums, _):
         z, r = (self.sigmoid(self.x(t, b, g, unit) + sums[g]) for g in range(2))
         inner = self.x(t, b, 2, unit) + r * (sums[2] + tir.load(self.rb, unit))
-        yield self.blend(t, b, unit, z, self.tanh(inner))
+        yield from self.blend(t, b, unit, z, self.tanh(inner))
 
     def reset(self, t, b, unit, sums, _):
         """r * h into the scratch state."""
@@ -263,9 +263,11 @@ class _Kernel:
 
     def gru(self, t, b, unit, sums, _):
         z = self.sigmoid(self.x(t, b, 0, unit) + sums[0])
-        yield self.blend(t, b, unit, z, self.tanh(self.x(t, b, 2, unit) + sums[1]))
+        yield from self.blend(t, b, unit, z, self.tanh(self.x(t, b, 2, unit) + sums[1]))
 
-    def blend(self, t, b, unit, z, new) -> tir.Stmt:
-        gate = tirx.Var("z", z.ty)
-        value = tirx.Let(gate, z, (tir.f32(1.0) - gate) * new + gate * tir.load(self.h, b, unit))
-        return tirx.BufferStore(self.y, value, [t, b, unit])
+    def blend(self, t, b, unit, z, new):
+        # The output holds the update gate until the new state takes its place.
+        yield tirx.BufferStore(self.y, z, [t, b, unit])
+        gate = tir.load(self.y, t, b, unit)
+        value = (tir.f32(1.0) - gate) * new + gate * tir.load(self.h, b, unit)
+        yield tirx.BufferStore(self.y, value, [t, b, unit])
