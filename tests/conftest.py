@@ -56,11 +56,17 @@ def shared_models() -> Path:
 
 @pytest.fixture(scope="session")
 def ort_run():
-    """``ort_run(model, feeds) -> {output: array}``: ONNX Runtime, one thread; model is a path or bytes."""
+    """``ort_run(model, feeds) -> {output: array}``: ONNX Runtime, one thread; model is a path or bytes.
+
+    ``plain=True`` switches its graph optimisations off: how far that is from the usual result is how far
+    rounding alone may take anybody.
+    """
     import onnxruntime
 
-    def run(model: str | Path | bytes, feeds: dict) -> dict:
+    def run(model: str | Path | bytes, feeds: dict, *, plain: bool = False) -> dict:
         options = onnxruntime.SessionOptions()
+        if plain:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         source = model if isinstance(model, bytes) else str(model)

@@ -82,7 +82,9 @@ def onnx_feeds(path: str | Path, seed: int = 0) -> dict[str, np.ndarray]:
     """Random inputs for any ONNX file; a symbolic dimension becomes 1, integers stay below 100."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
     found = {}
     for port in session.get_inputs():

@@ -1,6 +1,7 @@
 """Both of torch's ONNX exporters behind one call, and a cache of what they wrote."""
 
 import hashlib
+import logging
 import os
 import tempfile
 import warnings
@@ -20,6 +21,7 @@ def to_onnx(network: Network, exporter: str, path: Path) -> None:
         names |= {"dynamo": True, "external_data": False, "verbose": False}
     else:
         names |= {"dynamo": False, "opset_version": 17}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # a note for each package that is not there
     # The fused encoder layer of torch's fast path has no ONNX form.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
