@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import tvm_ffi
 from tvm import te, tirx
 
 from sparsec.schedules import tir
@@ -104,10 +105,16 @@ KINDS = {kind.__name__: kind for kind in (Gemm, Conv, Depthwise, BatchMatmul)}
 
 def find_anchor(func: tirx.PrimFunc) -> tuple[Spec, tir.Block] | None:
     """The contraction's spec and block in a function before or after fusion, or None."""
-    for block in tir.blocks(func.body):
+    found: list[tir.Block] = []
+
+    def visit(block):
         if ANNOTATION in block.annotations:
-            return from_text(str(block.annotations[ANNOTATION])), block
-    return None
+            found.append(block)
+
+    tvm_ffi.structural_walk(func.body, (tir.Block, visit))
+    if len(found) != 1:
+        return None
+    return from_text(str(found[0].annotations[ANNOTATION])), found[0]
 
 
 def from_text(text: str) -> Spec:

@@ -56,7 +56,11 @@ def extract(func: tirx.PrimFunc, anchor: tir.Block) -> Epilogue | str:
     coords = [tir.var(f"c{axis}") for axis in range(len(shape))]
     value = tirx.Var("anchor", "float32")
     known = {result: (coords, value, True)}
-    for block in tir.blocks(func.body):
+    try:
+        chain = tir.blocks(func.body)
+    except TypeError as error:
+        return str(error)
+    for block in chain:
         if block.name_hint == anchor.name_hint:
             continue
         inlined = _inline(block, known, coords, shape)

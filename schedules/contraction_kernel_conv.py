@@ -4,13 +4,15 @@ Rows of the kernel window that fall outside are left out by the bounds of the lo
 when the code is made: a tile at the left or right border adds each kernel column to the pixels that have it.
 """
 
+import math
+
 from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_conv import Conv
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_pixels import PixelRun, clipped_rows, pixel_runs
-from sparsec.schedules.contraction_plan import TilePlan
+from sparsec.schedules.contraction_plan import TilePlan, row_blocks
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.layout import PANEL
@@ -65,15 +67,24 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
         taps = clipped_rows(spec, i, row_taps) if any(run.valid) else tir.nothing()
         return tir.seq([*tile.allocate(), *tile.zero(), taps, *tile.finish(epilogue, index, columns)])
 
-    bodies = []
-    for part in plan.parts(spec.group_panels, own):
-        tasks = spec.groups * part[1]
+    rows = spec.batch * spec.out_h
 
-        def task(t, part=part):
-            group_index = tirx.floordiv(t, tir.i64(part[1])) if spec.groups > 1 else tir.i64(0)
-            g = tirx.floormod(t, tir.i64(part[1])) if spec.groups > 1 else t
+    def part_body(part) -> tir.Stmt:
+        repeats = part[1]
+        tasks = spec.groups * repeats
+        weights = spec.out_c * spec.k_h * spec.k_w * spec.depth
+        blocks = row_blocks(cpu, math.prod(spec.x_shape), weights, tasks, rows)
+
+        def task(t):
+            block, rest = tirx.floordiv(t, tir.i64(tasks)), tirx.floormod(t, tir.i64(tasks))
+            group_index, g = tir.unflatten(rest, (spec.groups, repeats))
             make = rows_of(part, group_index, g)
-            return tir.loop("b", spec.batch, lambda b: tir.loop("i", spec.out_h, lambda i: make(b, i)))
+            low, high = (tirx.floordiv((block + end) * rows, tir.i64(blocks)) for end in (0, 1))
+            count, start = (high - low, low) if blocks > 1 else (rows, 0)
+            return tir.loop(
+                "r", count, lambda r: make(*tir.unflatten(r, (spec.batch, spec.out_h))), start=start
+            )
 
-        bodies.append(tir.loop("task", tasks, task, "PARALLEL" if tasks > 1 else "SERIAL"))
-    return tir.seq(bodies)
+        return tir.loop("task", blocks * tasks, task, "PARALLEL" if blocks * tasks > 1 else "SERIAL")
+
+    return tir.seq(part_body(part) for part in plan.parts(spec.group_panels, own))

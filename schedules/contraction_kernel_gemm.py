@@ -6,7 +6,7 @@ from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_epilogue import Epilogue
-from sparsec.schedules.contraction_plan import TilePlan, row_blocks
+from sparsec.schedules.contraction_plan import TASK_ROWS, TilePlan, row_blocks
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.contraction_tile import Tile, tile_loops
 from sparsec.schedules.layout import PANEL, panels
@@ -42,7 +42,8 @@ def gemm_body(
         return tir.seq([*tile.allocate(), *tile.zero(), *reduction, *tile.finish(epilogue, index, columns)])
 
     def part(first, repeats, group, columns) -> tir.Stmt:
-        blocks = row_blocks(cpu, rows, reduce.depth, out, repeats)
+        depth = reduce.depth
+        blocks = row_blocks(cpu, rows * depth, depth * out, repeats, -(-rows // TASK_ROWS))
 
         def task(t):
             panel = first + tirx.floormod(t, tir.i64(repeats)) * group

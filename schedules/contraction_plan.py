@@ -87,15 +87,15 @@ def tile_plan(
     return best
 
 
-def row_blocks(cpu: Cpu, rows: int, depth: int, out: int, passes: int) -> int:
-    """Blocks of rows that are worth keeping in the second-level cache while all weights pass.
+def row_blocks(cpu: Cpu, inputs: int, weights: int, passes: int, most: int) -> int:
+    """Blocks of rows that are worth keeping in the second-level cache while all weights pass; at most ``most``.
 
     The other order keeps a few panels there while all rows pass, ``passes`` times.  The one with less traffic
     beyond that cache wins; a few blocks are made anyway where there would be too few tasks for the cores.
+    ``inputs`` and ``weights`` are float32 values.
     """
-    inputs, weights = 4 * rows * depth, 4 * depth * out
-    fitting = -(-inputs // (cpu.l2 // 2))
-    enough = min(-(-TASKS // passes), -(-rows // TASK_ROWS))
+    fitting = -(-4 * inputs // (cpu.l2 // 2))
+    enough = -(-TASKS // passes)
     if fitting > 1 and fitting * weights + inputs < passes * inputs + weights:
-        return max(fitting, enough)
-    return max(1, enough)
+        enough = max(fitting, enough)
+    return max(1, min(enough, most))

@@ -54,13 +54,17 @@ def nothing() -> Stmt:
 
 
 def loop(name: str, extent, body: Callable[[Expr], Stmt], kind: str = "SERIAL", start=0) -> Stmt:
-    """``for name in kind(start, start + extent): body(name)``; a serial loop of one step is its body."""
+    """``for name in kind(start, start + extent): body(name)``; a serial loop of one step is its body.
+
+    The loop itself starts at 0: TVM drops the start of a loop whose extent it finds to be 1.
+    """
     start = i64(start) if isinstance(start, int) else start
     if kind == "SERIAL" and isinstance(extent, int) and extent == 1:
         return body(start)
     index = var(name)
     extent = i64(extent) if isinstance(extent, int) else extent
-    return tirx.For(index, start, extent, getattr(tirx.ForKind, kind), body(index))
+    at = index if isinstance(start, tirx.IntImm) and int(start.value) == 0 else index + start
+    return tirx.For(index, i64(0), extent, getattr(tirx.ForKind, kind), body(at))
 
 
 def vector_loop(lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:

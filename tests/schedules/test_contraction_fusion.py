@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from sparsec.schedules import tir
 from sparsec.schedules.batch_matmul import BatchMatmul
 from sparsec.schedules.contraction import Gemm, conv, find_anchor
 from sparsec.schedules.contraction_rule import rule, why_not
 from sparsec.schedules.layout import Pattern
 from sparsec.schedules.target import X86_LEVELS
-from tvm import relax, te
+from tvm import relax, te, tirx
 
 CPUS = [
     pytest.param(X86_LEVELS["v3"], id="v3", marks=pytest.mark.isa("avx2", "fma")),
@@ -198,6 +199,16 @@ def test_what_is_no_epilogue_is_declined_with_the_reason(follow, reason):
 def total(y):
     j = te.reduce_axis((0, 9), name="j")
     return te.compute((9,), lambda i: te.sum(y[i, j], axis=j), name="total")
+
+
+def test_a_function_with_control_flow_is_declined():
+    definition = Gemm((4,), 8, 9).prim_func()
+    root = definition.body.block
+    body = tirx.IfThenElse(definition.params[0][0, 0] > 0.0, root.body, None)
+    block = tir.Block([], [], [], "root", body)
+    func = tirx.PrimFunc(definition.params, tir.BlockRealize([], tirx.const(True), block))
+    assert rule(func, X86_LEVELS["v3"]) is None
+    assert why_not(func) == "blocks: required a nest of loops and blocks, found IfThenElse"
 
 
 def test_a_function_without_a_contraction_is_declined():

@@ -89,9 +89,11 @@ def test_cuts_cover_everything_once():
 
 def test_rows_are_blocked_where_that_saves_traffic():
     cpu = X86_LEVELS["v4"]
-    assert row_blocks(cpu, rows=512, depth=1024, out=1024, passes=32) == 8
-    assert row_blocks(cpu, rows=1, depth=4096, out=4096, passes=128) == 1
-    assert row_blocks(cpu, rows=3136, depth=16, out=16, passes=1) == 16
+    # 512 x 1024 activations and 1024 x 1024 weights: 8 blocks of 64 rows beat 32 passes over all rows.
+    assert row_blocks(cpu, inputs=512 * 1024, weights=1024 * 1024, passes=32, most=11) == 8
+    # One row is not cut; a single panel is shared out for the cores only.
+    assert row_blocks(cpu, inputs=4096, weights=4096 * 4096, passes=128, most=1) == 1
+    assert row_blocks(cpu, inputs=3136 * 16, weights=16 * 16, passes=1, most=66) == 16
 
 
 def test_unflatten_inverts_row_major_order():
