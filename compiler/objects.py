@@ -1,7 +1,8 @@
 """Kernels to machine code: schedule for one CPU level, lower, and let LLVM write the object."""
 
 import tempfile
-import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,7 +18,8 @@ from sparsec.schedules.target import Cpu
 STACK_LIMIT = 16 * 1024
 """Bytes of a buffer that a kernel may keep on the stack of a thread."""
 
-_INSTALLING = threading.Lock()  # levels are built side by side, and TVM's registry takes a row once
+_CONFIG = {"tirx.disable_storage_rewrite": True}
+"""A vector loop ends with a vector that overlaps the one before, so no buffer may take an input's place."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,18 @@ class Built:
     library: tvm.runtime.Module
     workspace_size: int
     rules: dict[str, str]
+
+
+def build_levels(kernels: tvm.IRModule, cpus: Sequence[Cpu]) -> list[tuple["Built", bytes]]:
+    """The kernels and the object file of each CPU level, made side by side."""
+    math.install()  # once, before there are threads: TVM's registry takes each row once
+
+    def build(cpu: Cpu) -> tuple[Built, bytes]:
+        built = build_library(kernels, cpu)
+        return built, object_file(built.library)
+
+    with ThreadPoolExecutor(len(cpus)) as pool:
+        return list(pool.map(build, cpus))
 
 
 def object_file(library: tvm.runtime.Module) -> bytes:
@@ -48,9 +62,8 @@ def build_library(kernels: tvm.IRModule, cpu: Cpu) -> Built:
     workspace: list[int] = []
     name = f"sparsec.{cpu.name}"
     tirx.register_tir_pipeline(name, lambda: _pipeline(workspace))
-    with _INSTALLING:
-        math.install()
-    with tvm.transform.PassContext(opt_level=3):
+    math.install()
+    with tvm.transform.PassContext(opt_level=3, config=_CONFIG):
         library = tirx.build(scheduled, target=cpu.tvm_target(), pipeline=name)
     return Built(library, max(workspace, default=0), rules)
 

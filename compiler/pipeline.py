@@ -5,7 +5,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from sparsec.compiler.dump import Dump
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import SOURCE_DIMS, ingest
 from sparsec.compiler.lower import lower
-from sparsec.compiler.objects import build_library, object_file
+from sparsec.compiler.objects import build_levels
 from sparsec.compiler.plan import Port
 from sparsec.compiler.planner import make_plan
 from sparsec.compiler.request import CompileRequest, cpu_levels
@@ -71,19 +70,15 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         dump.text("lowered", lowered)
         plan, kernels = make_plan(lowered, inputs, outputs, importer.labels)
         dump.text("plan", "\n".join(map(str, plan.steps)))
-    with (
-        stages(f"build {len(kernels.functions)} kernels for {', '.join(levels)}"),
-        ThreadPoolExecutor(2) as pool,
-    ):
-        built = list(pool.map(lambda level: build_library(kernels, X86_LEVELS[level]), levels))
-        objects = list(pool.map(lambda kernel_library: object_file(kernel_library.library), built))
+    with stages(f"build {len(kernels.functions)} kernels for {', '.join(levels)}"):
+        objects = build_levels(kernels, [X86_LEVELS[level] for level in levels])
 
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
         members = {WEIGHTS: plan.weights}
         with stages("link"):
-            for level, code, kernel_library in zip(levels, objects, built, strict=True):
+            for level, (built, code) in zip(levels, objects, strict=True):
                 library = Path(folder) / f"{level}.so"
-                native.link(plan, [code], kernel_library.workspace_size, library, level)
+                native.link(plan, [code], built.workspace_size, library, level)
                 members[package.library_member(level)] = library.read_bytes()
         manifest = package.base_manifest(
             plan,

@@ -5,6 +5,7 @@ An operator of ours, or one whose TVM conversion is missing, slow or not exact, 
 """
 
 import contextlib
+import sys
 from collections.abc import Mapping
 from math import prod
 from types import SimpleNamespace
@@ -28,7 +29,8 @@ class _Values(dict):
         self.initializers = initializers
 
     def __missing__(self, name: str):
-        self[name] = relax.const(np.ascontiguousarray(self.initializers[name].const_value.numpy()))
+        array = np.asarray(self.initializers[name].const_value.numpy(), order="C")
+        self[name] = relax.const(array, str(array.dtype))
         return self[name]
 
 
@@ -61,6 +63,7 @@ class Importer(ONNXGraphImporter):
             params.append(param)
         with self.bb.function("main", params), contextlib.ExitStack() as stack:
             stack.enter_context(self.bb.dataflow())
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # TVM prints what it cannot convert
             self._construct_nodes(SimpleNamespace(node=[ir.to_proto(node) for node in graph]))
             outputs = [self._nodes[value.name] for value in graph.outputs]
             result = self.bb.emit_output(relax.Tuple(outputs))
@@ -123,6 +126,6 @@ class Importer(ONNXGraphImporter):
 
     def weight(self, array: np.ndarray, node: ir.Node):
         """A constant that belongs to ``node``."""
-        constant = relax.const(np.ascontiguousarray(array))
+        constant = relax.const(np.ascontiguousarray(array), str(array.dtype))
         self.labels[address(constant.value)] = node.name
         return constant
