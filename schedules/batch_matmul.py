@@ -12,12 +12,11 @@ from sparsec.schedules.contraction_spec import anchor, placeholder, reduce_axis
 class BatchMatmul:
     """``Y[*b, i, j] = sum_k A[*b, i, k] * B[*b, k, j]``, all float32.
 
-    ``a_batch`` and ``b_batch`` are of one length and broadcast against each other (equal or 1).  An operand may
-    be stored with its axes in another order: ``a_order[s]`` is the logical axis at stored position ``s``, so
-    ``b_order=(0, 2, 1)`` is a transposed B with one batch axis, and ``(0, 2, 1, 3)`` reads or writes
-    ``[batch, rows, heads, columns]`` where the logical order is ``[batch, heads, rows, columns]``.  Empty means
-    the logical order.
-    """
+    ``a_batch`` and ``b_batch`` are of one length and broadcast against each other (equal or 1).  An operand
+    may be stored with its axes in another order: ``a_order[s]`` is the logical axis at stored position
+    ``s``, so ``b_order=(0, 2, 1)`` is a transposed B with one batch axis, and ``(0, 2, 1, 3)`` reads or
+    writes ``[batch, rows, heads, columns]`` where the logical order is ``[batch, heads, rows,
+    columns]``.  Empty means the logical order."""
 
     a_batch: tuple[int, ...]
     b_batch: tuple[int, ...]

@@ -1,8 +1,8 @@
 """The kernel of a product of two activations: lanes over the columns of B, read in place.
 
 A transposed B is turned block by block: 16 columns by 8 steps of k are transposed in registers into a small
-buffer on the stack, from which all rows of A are served.  More than ``K_BLOCK`` steps are done in several rounds,
-whose partial sums wait in the output.
+buffer on the stack, from which all rows of A are served.  More than ``K_BLOCK`` steps are done in several
+rounds, whose partial sums wait in the output.
 
 The last tile of columns ends with the last column and may repeat columns of the tile before it.
 """

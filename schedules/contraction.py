@@ -1,10 +1,10 @@
 """Contractions: what they compute, as definitions that any target can schedule.
 
-``Gemm``, ``Conv``, ``Depthwise`` and ``BatchMatmul`` are specs; ``conv`` makes the right one for a convolution.
-A spec packs its constant weight (``pack``), says what the packed arrays look like (``weight_args``), and makes the unscheduled S-TIR function of
-the contraction (``prim_func``), which is right as it stands and which FuseOps fuses with the elementwise
-operators behind it (``op_pattern`` 4).  The anchor's block carries the spec as an annotation, by which
-``find_anchor`` recognises it after fusion.
+``Gemm``, ``Conv``, ``Depthwise`` and ``BatchMatmul`` are specs; ``conv`` makes the right one for a
+convolution. A spec packs its constant weight (``pack``), says what the packed arrays look like
+(``weight_args``), and makes the unscheduled S-TIR function of the contraction (``prim_func``), which is
+right as it stands and which FuseOps fuses with the elementwise operators behind it (``op_pattern`` 4).  The
+anchor's block carries the spec as an annotation, by which ``find_anchor`` recognises it after fusion.
 
 Parameters of the function, in order: ``X``, the packed weight arrays (values, then the index of an N:M form,
 see ``schedules.layout``), ``Y``.  All activations are float32.  A pruned position is skipped: it turns
@@ -55,7 +55,7 @@ class Gemm:
         return shapes(self.pattern, self.n, (), self.k)
 
     def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Packs ``weight [n, k]``; ``kept`` (bool, same shape) marks the pattern's positions, else non-zeros."""
+        """Packs ``weight [n, k]``; ``kept`` (bool, same shape) marks the kept positions, else non-zeros."""
         check_weight("Gemm.pack", weight, (self.n, self.k))
         arrays = pack(self.pattern, weight[:, None], None if kept is None else kept[:, None])
         return tuple(a.reshape(shape) for a, (shape, _) in zip(arrays, self.weight_args(), strict=True))

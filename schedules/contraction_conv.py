@@ -12,7 +12,7 @@ from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, panels, shapes
 
 @dataclass(frozen=True)
 class Conv:
-    """``Y[b,i,j,o] = sum_{p,q,c} X[b, i*s0+p*d0-top, j*s1+q*d1-left, g*C/groups+c] * W[o,p,q,c]``, g o's group.
+    """``Y[b,i,j,o] = sum_{p,q,c} X[b, i*s0+p*d0-top, j*s1+q*d1-left, g*in_c/groups+c] * W[o,p,q,c]``.
 
     X is ``[batch, in_h, in_w, in_c]``, Y ``[batch, out_h, out_w, out_c]``, the weight ``[out_c, k_h, k_w,
     in_c/groups]``; ``pads`` are (top, left, bottom, right) rows and columns of zeros, as in ONNX.  A
@@ -40,8 +40,8 @@ class Conv:
             )
         if self.out_h < 1 or self.out_w < 1:
             raise ValueError(
-                f"Conv: required a window within the padded input, found an output of {self.out_h}x{self.out_w}; "
-                f"correct the kernel, dilations or pads"
+                f"Conv: required a window within the padded input, found an output of "
+                f"{self.out_h}x{self.out_w}; correct the kernel, dilations or pads"
             )
 
     @property
@@ -95,7 +95,7 @@ class Conv:
         return self.out_c if self.groups == 1 else self.groups * self.group_panels * PANEL
 
     def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Packs ``weight [O, k_h, k_w, in_c/groups]``; ``kept`` (bool) marks the kept positions, else non-zeros."""
+        """Packs ``weight [O, k_h, k_w, in_c/groups]``; ``kept`` (bool) marks positions, else non-zeros."""
         check_weight("Conv.pack", weight, (self.out_c, self.k_h, self.k_w, self.depth))
         flat = self._pad_groups(weight)
         arrays = pack(self.packed, flat, None if kept is None else self._pad_groups(kept))

@@ -1,10 +1,10 @@
 """What follows a contraction in a fused function, as one expression per output.
 
-FuseTIR leaves a chain of elementwise blocks behind the anchor.  ``extract`` inlines them: every output becomes an
-expression over the output coordinates and the anchor's value, which a kernel evaluates on its registers.
+FuseTIR leaves a chain of elementwise blocks behind the anchor.  ``extract`` inlines them: every output
+becomes an expression over the output coordinates and the anchor's value, which a kernel evaluates on its
+registers.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import tvm_ffi
@@ -22,10 +22,15 @@ class Epilogue:
     outputs: list[tuple[tir.Buffer, tir.Expr]]
 
     def stores(self, index: list, anchor: tir.Expr) -> list[tir.Stmt]:
-        """The stores of one output element at ``index``, given the anchor's value there."""
+        """The stores of one output element at ``index``, given the anchor's value there.
+
+        ``staging`` is written last: until then the value may have to be read from it.
+        """
         at = dict(zip(self.coords, index, strict=True))
         at[self.anchor] = anchor
-        return [tirx.BufferStore(buffer, tir.rewrite(value, at), index) for buffer, value in self.outputs]
+        last = self.staging
+        ordered = sorted(self.outputs, key=lambda output: last is not None and output[0].same_as(last))
+        return [tirx.BufferStore(buffer, tir.rewrite(value, at), index) for buffer, value in ordered]
 
     @property
     def cost(self) -> int:
@@ -126,6 +131,3 @@ def _same(a, b) -> bool:
 
 def _is_zero(index) -> bool:
     return isinstance(index, tirx.IntImm) and int(index.value) == 0
-
-
-StoreAt = Callable[[list, tir.Expr], list[tir.Stmt]]

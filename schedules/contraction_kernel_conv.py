@@ -1,7 +1,8 @@
 """The convolution kernel: a row of output pixels by a few panels, borders clipped instead of padded.
 
-Rows of the kernel window that fall outside are left out by the bounds of the loop over them.  Columns are known
-when the code is made: a tile at the left or right border adds each kernel column to the pixels that have it.
+Rows of the kernel window that fall outside are left out by the bounds of the loop over them.  Columns are
+known when the code is made: a tile at the left or right border adds each kernel column to the pixels that
+have it.
 """
 
 import math

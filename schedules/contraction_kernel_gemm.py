@@ -22,7 +22,7 @@ def gemm_body(
     epilogue: Epilogue,
     plan: TilePlan,
 ) -> tir.Stmt:
-    """``Y[*lead, out]`` from ``X[*lead, depth]``; ``tap`` stands between panel and slot in the packed arrays."""
+    """``Y[*lead, out]`` from ``X[*lead, depth]``; ``tap`` stands between panel and slot as packed."""
     rows = math.prod(lead)
 
     def tiles(panel, group: int, columns: int, share: tuple) -> tir.Stmt:

@@ -1,8 +1,8 @@
 """The *lanes* form of N:M weights: every vector lane picks its own activation out of a window by a permute.
 
-A window of 16 neighbouring activations is loaded, and one permute puts the activation that each output channel
-kept into that channel's lane.  So a product costs a permute and a multiply-add, on row-major activations.
-"""
+A window of 16 neighbouring activations is loaded, and one permute puts the activation that each output
+channel kept into that channel's lane.  So a product costs a permute and a multiply-add, on row-major
+activations."""
 
 from tvm import tirx
 

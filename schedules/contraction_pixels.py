@@ -14,8 +14,10 @@ from sparsec.schedules.contraction_tile import even_split
 
 @dataclass(frozen=True)
 class PixelRun:
-    """``count`` neighbouring tiles of ``width`` output pixels from ``start`` on; ``valid[q]`` lists the pixels of
-    a tile for which kernel column ``q`` lies inside the input."""
+    """``count`` neighbouring tiles of ``width`` output pixels from ``start`` on.
+
+    ``valid[q]`` lists the pixels of a tile for which kernel column ``q`` lies inside the input.
+    """
 
     start: int
     count: int

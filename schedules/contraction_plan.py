@@ -1,4 +1,4 @@
-"""How a contraction is cut into register tiles: chosen by counting instructions, the same for every machine."""
+"""How a contraction is cut into register tiles and tasks: chosen by counting, never by measuring."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
 
 @dataclass(frozen=True)
 class TilePlan:
-    """A tile spans ``panels``; its rows lie ``stride`` activations apart; ``most_rows(p)`` fit beside ``p`` panels."""
+    """A tile spans ``panels``; its rows lie ``stride`` activations apart."""
 
     cpu: Cpu
     form: str
@@ -65,7 +65,7 @@ def step_cost(cpu: Cpu, rows: int, panels: int, form: str) -> float:
 def tile_plan(
     cpu: Cpu, pattern: Pattern, depth: int, stride: int, rows: int, columns: int, count: int
 ) -> TilePlan:
-    """The cheapest tile for ``rows`` (``stride`` activations apart) by ``count`` panels that hold ``columns``."""
+    """The cheapest tile for ``rows``, ``stride`` apart, by ``count`` panels that hold ``columns``."""
     form = pattern.form(depth)
 
     def cost(plan: TilePlan) -> float:
@@ -88,7 +88,7 @@ def tile_plan(
 
 
 def row_blocks(cpu: Cpu, inputs: int, weights: int, passes: int, most: int) -> int:
-    """Blocks of rows that are worth keeping in the second-level cache while all weights pass; at most ``most``.
+    """Blocks of rows worth keeping in the second-level cache while all weights pass; at most ``most``.
 
     The other order keeps a few panels there while all rows pass, ``passes`` times.  The one with less traffic
     beyond that cache wins; a few blocks are made anyway where there would be too few tasks for the cores.

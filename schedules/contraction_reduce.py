@@ -13,7 +13,7 @@ from sparsec.schedules.layout import PANEL, WINDOW, Pattern
 
 @dataclass(frozen=True)
 class Reduction:
-    """Where a contraction reads from: activations ``x``, packed ``weights``, ``depth`` channels of ``pattern``."""
+    """What a contraction reads: activations ``x``, packed ``weights``, ``depth`` channels of ``pattern``."""
 
     x: tir.Buffer
     weights: list[tir.Buffer]

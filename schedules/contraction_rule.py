@@ -66,6 +66,8 @@ def _parts(func: tirx.PrimFunc) -> tuple[object, tir.Buffer, list[tir.Buffer], E
     for buffer in (x, *weights):
         if not any(buffer.same_as(p) for p in func.params):
             return f"operand {buffer.name} of the contraction is computed in the same function"
+    if 0 in (*tir.shape_of(x), *spec.y_shape):
+        return "an empty dimension"
     epilogue = extract(func, block)
     if isinstance(epilogue, str):
         return epilogue

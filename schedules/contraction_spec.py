@@ -30,7 +30,7 @@ def check_weight(who: str, weight: np.ndarray, shape: tuple[int, ...]):
 
 
 def anchor(spec, inputs: list, shape: tuple[int, ...], value) -> tirx.PrimFunc:
-    """The function of one block that computes ``value(*coords)``, annotated with ``spec``, open for fusion."""
+    """The function of one block that computes ``value(*coords)``: annotated, open for fusion."""
     name = type(spec).__name__.lower()
     y = te.compute([tir.i64(d) for d in shape], value, name=name, attrs={ANNOTATION: to_text(spec)})
     func = te.create_prim_func([*inputs, y])
@@ -38,7 +38,7 @@ def anchor(spec, inputs: list, shape: tuple[int, ...], value) -> tirx.PrimFunc:
 
 
 def stored_channel(pattern: Pattern, weights: list, panel, lane, taps: tuple, slot, channels: int):
-    """The input channel that a stored value (``slot`` of a panel's lane) multiplies, as definitions compute it."""
+    """The input channel that a stored value, ``slot`` of a panel's lane, multiplies in a definition."""
     form = pattern.form(channels)
     if form == "dense":
         return slot

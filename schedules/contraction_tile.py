@@ -1,7 +1,7 @@
 """The register tile of every contraction kernel: a few output rows by a few vectors of channels.
 
-Each row of accumulators is a small local buffer at constant indices, which LLVM keeps in registers.  The reduction
-loop around ``step`` is the caller's; so are the addresses.
+Each row of accumulators is a small local buffer at constant indices, which LLVM keeps in registers.  The
+loop over the reduction is the caller's, and so are the addresses.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ UNROLLED_EPILOGUE = 24
 
 
 def even_split(total: int, most: int) -> list[tuple[int, int, int]]:
-    """Cuts ``total`` into the fewest parts of at most ``most``, sizes differing by one: (start, count, size)."""
+    """Cuts ``total`` into the fewest parts of at most ``most``, nearly equal: (start, count, size)."""
     parts = -(-total // most)
     size = -(-total // parts)
     small = parts * size - total
@@ -76,8 +76,8 @@ class Tile:
     def multiply_add(self, x: Callable, w: Callable, span: int, chosen=None) -> tir.Stmt:
         """``acc[r][v:] += x(r, v) * w(v)`` for the rows ``chosen`` (default all).
 
-        ``w(v)`` is the vector of weights at channel ``v`` of the tile.  ``x(r, v)`` is a scalar, or a vector when
-        the lanes see different activations; it is the same for ``span`` neighbouring channels.
+        ``w(v)`` is the vector of weights at channel ``v`` of the tile.  ``x(r, v)`` is a scalar, or a vector
+        when the lanes see different activations; it is the same for ``span`` neighbouring channels.
         """
         stmts, fresh = [], count()
 
@@ -126,7 +126,7 @@ class Tile:
         ]
 
     def finish(self, epilogue: Epilogue, index: Callable, columns: int) -> list[tir.Stmt]:
-        """Evaluates ``epilogue`` on the accumulators and stores the first ``columns`` channels of every row."""
+        """Evaluates ``epilogue`` on the accumulators; stores the first ``columns`` channels of every row."""
         if epilogue.cost > UNROLLED_EPILOGUE and epilogue.staging is not None:
             return self.save(epilogue.staging, index, columns) + [
                 finish_staged(epilogue, self.rows, index, columns, self.lanes)

@@ -54,7 +54,7 @@ class Depthwise:
         return [((self.k_h, self.k_w, self.out_c), "float32")]
 
     def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Packs ``weight [out_c, k_h, k_w, 1]``; ``kept`` is ignored, there is nothing to skip in one channel."""
+        """Packs ``weight [out_c, k_h, k_w, 1]``; ``kept`` says nothing where there is one channel."""
         check_weight("Depthwise.pack", weight, (self.out_c, self.k_h, self.k_w, 1))
         return (np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0), np.float32),)
 

@@ -15,9 +15,9 @@ gather    ``[O/16, T, kept, 16]``                           ``[O/16, T, kept, 16
 *shared*: the block is a multiple of 16 channels, so a panel has one list of positions.
 *lanes*: any other block where ``m`` divides 16.  Input channels are cut into windows of 16, each with
 ``16 * n / m`` slots; lane ``l`` of a slot reads channel ``window_start + choice``, its choice being bits
-``4 * (l % 8)`` and up of int32 word ``l // 8``.  Choices ascend from slot to slot, so for m <= 8 the first half
-of the slots reads the first eight channels.  The ``C % 16`` channels after the last window are stored dense,
-and a weight with fewer than 16 channels is stored in the dense form.
+``4 * (l % 8)`` and up of int32 word ``l // 8``.  Choices ascend from slot to slot, so for m <= 8 the first
+half of the slots reads the first eight channels.  The ``C % 16`` channels after the last window are stored
+dense, and a weight with fewer than 16 channels is stored in the dense form.
 *gather*: what remains.
 
 A tail of ``C`` shorter than ``m`` is kept whole in every form.  Channel numbers are int16 where they fit.
@@ -36,7 +36,7 @@ BITS, WORDS, PER_WORD = 4, 2, 8
 
 @dataclass(frozen=True)
 class Pattern:
-    """Of every ``m`` neighbouring input channels ``n`` are kept; ``block`` output channels keep the same ones."""
+    """Of ``m`` neighbouring input channels ``n`` are kept; ``block`` output channels keep the same ones."""
 
     n: int = 1
     m: int = 1
@@ -110,8 +110,8 @@ def shapes(
 def pack(pattern: Pattern, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
     """Packs float32 ``weight [O, T, C]``; ``kept`` (bool, same shape) says which positions the pattern keeps.
 
-    Without ``kept`` these are the non-zeros.  A group that keeps fewer than ``n`` is filled with its first free
-    positions.  Raises ValueError when a group keeps more than ``n``.
+    Without ``kept`` these are the non-zeros.  A group that keeps fewer than ``n`` is filled with its first
+    free positions.  Raises ValueError when a group keeps more than ``n``.
     """
     weight = np.asarray(weight, np.float32)
     if weight.ndim != 3:
@@ -176,8 +176,9 @@ def _positions(pattern: Pattern, weight: np.ndarray, kept: np.ndarray) -> np.nda
     if count.size and count.max() > pattern.n:
         block, tap, group = np.unravel_index(count.argmax(), count.shape)
         raise ValueError(
-            f"pack: required at most {pattern.n} of {pattern.m} kept positions in blocks of {pattern.block} output "
-            f"channels, found {count.max()} in block {block}, tap {tap}, group {group}; store this weight dense"
+            f"pack: required at most {pattern.n} of {pattern.m} kept positions in blocks of "
+            f"{pattern.block} output channels, found {count.max()} in block {block}, tap {tap}, "
+            f"group {group}; store this weight dense"
         )
     # Used positions first, then free ones, each in ascending order: a stable sort on "free".
     chosen = np.sort(np.argsort(~groups, axis=-1, kind="stable")[..., : pattern.n], axis=-1)

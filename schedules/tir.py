@@ -1,7 +1,7 @@
 """The spellings of TVM that move between releases, and the few TIR builders that kernels are written with.
 
-Everything here is thin: a kernel generator says ``loop``, ``vector_load``, ``rewrite`` and stays readable when
-TVM renames a node.  Index arithmetic is int64 throughout, as Relax makes it; the lowering narrows it.
+Everything here is thin: a kernel generator says ``loop``, ``vector_load``, ``rewrite`` and stays readable
+when TVM renames a node.  Index arithmetic is int64 throughout, as Relax makes it; the lowering narrows it.
 """
 
 import math
@@ -68,7 +68,7 @@ def loop(name: str, extent, body: Callable[[Expr], Stmt], kind: str = "SERIAL", 
 
 
 def vector_loop(lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    """``body(v)`` for every lane ``v`` at once; ``lanes`` must be a power of two, or LLVM falls to scalars."""
+    """``body(v)`` for every lane ``v`` at once; ``lanes`` is a power of two, or LLVM falls to scalars."""
     return loop("v", lanes, body, "VECTORIZED") if lanes > 1 else body(i64(0))
 
 
@@ -181,6 +181,10 @@ def rewrite(
     return tvm_ffi.structural_mutate(expr, [(TensorLoad, visit_load), (ir.Var, visit_var)])
 
 
+def _is_true(condition) -> bool:
+    return isinstance(condition, tirx.IntImm) and int(condition.value) == 1
+
+
 def blocks(stmt: Stmt) -> list[Block]:
     """The leaf blocks of an unscheduled function, in program order (a root block is looked through)."""
     found: list[Block] = []
@@ -188,6 +192,10 @@ def blocks(stmt: Stmt) -> list[Block]:
     def walk(node):
         if isinstance(node, BlockRealize):
             inner = node.block
+            if not _is_true(node.predicate):
+                raise TypeError(
+                    f"blocks: required no predicates, found one on {inner.name_hint}"
+                )
             if len(inner.iter_vars) == 0 and inner.name_hint == "root":
                 walk(inner.body)
             else:

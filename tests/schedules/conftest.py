@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def run_kernel():
-    """``run_kernel(func, cpu, inputs, *output_shapes)``: the outputs; they start as NaN, so no element is missed."""
+    """``run_kernel(func, cpu, inputs, *output_shapes)``: the outputs, which start as NaN."""
     import tvm
 
     def run(func, cpu, inputs, *shapes):
@@ -34,7 +34,7 @@ def assert_close():
 
 @pytest.fixture(scope="session")
 def pruned_weight():
-    """``pruned_weight(rng, pattern, out, taps, channels)``: a random weight ``[O, T, C]`` that holds the pattern."""
+    """``pruned_weight(rng, pattern, out, taps, channels)``: a random ``[O, T, C]`` that holds the pattern."""
 
     def make(rng, pattern, out, taps, channels):
         weight = rng.standard_normal((out, taps, channels)).astype(np.float32)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from tvm import relax, te, tirx
+
 from sparsec.schedules import tir
 from sparsec.schedules.batch_matmul import BatchMatmul
 from sparsec.schedules.contraction import Gemm, conv, find_anchor
 from sparsec.schedules.contraction_rule import rule, why_not
 from sparsec.schedules.layout import Pattern
 from sparsec.schedules.target import X86_LEVELS
-from tvm import relax, te, tirx
 
 CPUS = [
     pytest.param(X86_LEVELS["v3"], id="v3", marks=pytest.mark.isa("avx2", "fma")),
@@ -185,9 +186,37 @@ def test_two_outputs(run_kernel, assert_close, cpu):
     assert_close(more, want + 3)
 
 
+@pytest.mark.parametrize("cpu", CPUS)
+def test_two_outputs_of_a_long_epilogue(run_kernel, assert_close, cpu):
+    """The raw value waits in the first output, which must not be overwritten before the second has read it."""
+    gemm = Gemm((11,), 24, 37)
+
+    def follow(y):
+        def poly(i, j):
+            value = y[i, j]
+            for step in range(8):
+                value = value * 0.5 + y[i, j] * float(step)
+            return value
+
+        return [
+            te.compute(y.shape, poly, name="poly"),
+            te.compute(y.shape, lambda i, j: y[i, j] + 1.0, name="one"),
+        ]
+
+    func = by_hand(gemm, follow)
+    x, w = random(np.random.default_rng(6), gemm.x_shape, (37, 24))
+    poly, one = run_kernel(rule(func, cpu), cpu, [x, *gemm.pack(w)], gemm.y_shape, gemm.y_shape)
+    y = x.astype("d") @ w.T.astype("d")
+    want = y
+    for step in range(8):
+        want = want * 0.5 + y * step
+    assert_close(poly, want)
+    assert_close(one, y + 1)
+
+
 @pytest.mark.parametrize("follow,reason", [
-    (lambda y: [te.compute((9, 9), lambda i, j: y[j, i], name="turned")], "turned: it reads the contraction at other"),
-    (lambda y: [te.compute((9,), lambda i: y[i, i], name="diagonal")], "diagonal: it reads the contraction at other"),
+    (lambda y: [te.compute((9, 9), lambda i, j: y[j, i], name="turned")], "turned: it reads the contraction"),
+    (lambda y: [te.compute((9,), lambda i: y[i, i], name="diagonal")], "diagonal: it reads the contraction"),
     (lambda y: [total(y)], "total: not one plain store"),
 ], ids=["transposed", "diagonal", "reduced"])  # fmt: skip
 def test_what_is_no_epilogue_is_declined_with_the_reason(follow, reason):
@@ -209,6 +238,21 @@ def test_a_function_with_control_flow_is_declined():
     func = tirx.PrimFunc(definition.params, tir.BlockRealize([], tirx.const(True), block))
     assert rule(func, X86_LEVELS["v3"]) is None
     assert why_not(func) == "blocks: required a nest of loops and blocks, found IfThenElse"
+
+
+def test_an_empty_dimension_is_declined():
+    assert why_not(Gemm((0,), 8, 9).prim_func()) == "an empty dimension"
+
+
+def test_a_block_with_a_predicate_is_declined():
+    definition = Gemm((4,), 8, 9).prim_func()
+    realize = definition.body.block.body
+    while isinstance(realize, tirx.For):
+        realize = realize.body
+    guarded = tir.BlockRealize(realize.iter_values, definition.params[0][0, 0] > 0.0, realize.block)
+    func = tirx.PrimFunc(definition.params, guarded)
+    assert rule(func, X86_LEVELS["v3"]) is None
+    assert why_not(func) == "blocks: required blocks without a predicate, found one on gemm"
 
 
 def test_a_function_without_a_contraction_is_declined():

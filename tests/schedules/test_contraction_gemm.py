@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sparsec.schedules.contraction import Gemm, find_anchor
 from sparsec.schedules.contraction_rule import rule
 from sparsec.schedules.layout import DENSE, Pattern
@@ -13,12 +14,14 @@ LEVELS = [
     pytest.param(X86_LEVELS["v4"], id="v4", marks=pytest.mark.isa("avx512f", "avx512vl")),
 ]
 SIZES = [
-    (1, 1, 1), (1, 7, 33), (2, 8, 15), (3, 9, 16), (7, 16, 17), (8, 31, 32), (9, 33, 31), (15, 63, 65), (16, 65, 63),
-    (17, 127, 129), (31, 32, 127), (33, 17, 8), (65, 15, 9), (129, 3, 2), (197, 2, 7), (63, 129, 197), (127, 197, 3),
+    (1, 1, 1), (1, 7, 33), (2, 8, 15), (3, 9, 16), (7, 16, 17), (8, 31, 32), (9, 33, 31), (15, 63, 65),
+    (16, 65, 63), (17, 127, 129), (31, 32, 127), (33, 17, 8), (65, 15, 9), (129, 3, 2), (197, 2, 7),
+    (63, 129, 197),
+    (127, 197, 3),
 ]  # fmt: skip
 PATTERNS = [
-    Pattern(2, 4, 32), Pattern(1, 4, 16), Pattern(3, 5, 48), Pattern(1, 3, 1), Pattern(2, 4, 1), Pattern(1, 2, 4),
-    Pattern(2, 8, 8), Pattern(5, 16, 1), Pattern(2, 6, 4), Pattern(1, 32, 2),
+    Pattern(2, 4, 32), Pattern(1, 4, 16), Pattern(3, 5, 48), Pattern(1, 3, 1), Pattern(2, 4, 1),
+    Pattern(1, 2, 4), Pattern(2, 8, 8), Pattern(5, 16, 1), Pattern(2, 6, 4), Pattern(1, 32, 2),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What every contraction kernel keeps to: no memory at run time, NaN and Inf as they come, any number of threads."""
+"""What every contraction kernel keeps to: no memory at run time, NaN and Inf as they come."""
 
 import re
 
@@ -43,7 +43,7 @@ def test_no_memory_is_allocated_at_run_time(name, level):
 @pytest.mark.isa("avx512f")
 @pytest.mark.parametrize("name", ["gemm", "conv", "depthwise", "lanes"])
 def test_registers_are_enough(name):
-    """The accumulators of the reduction loops stay in registers: no vector is stored to the stack and reloaded."""
+    """The accumulators stay in registers: no vector is reloaded from the stack."""
     cpu = X86_LEVELS["v4"]
     func = rule(SPECS[name].prim_func(), cpu).with_attr("global_symbol", "main")
     lib = tvm.tirx.build(tvm.IRModule({"main": func}), target=cpu.tvm_target(), pipeline="s_tir")

@@ -6,7 +6,8 @@ import pytest
 from sparsec.schedules.layout import DENSE, Pattern, index_dtype, pack, shapes, unpack
 
 PATTERNS = [DENSE, Pattern(2, 4), Pattern(1, 4, 4), Pattern(2, 8, 8), Pattern(5, 16), Pattern(1, 2, 16),
-            Pattern(2, 4, 32), Pattern(3, 7, 64), Pattern(2, 3), Pattern(2, 5, 8), Pattern(4, 32, 4)]  # fmt: skip
+            Pattern(2, 4, 32), Pattern(3, 7, 64), Pattern(2, 3), Pattern(2, 5, 8),
+            Pattern(4, 32, 4)]  # fmt: skip
 SIZES = [(1, 1, 1), (7, 1, 15), (16, 2, 16), (17, 9, 33), (33, 1, 64), (65, 3, 50), (129, 1, 3)]
 
 
