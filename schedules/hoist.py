@@ -48,7 +48,7 @@ def _split(store, index: list, extent: int) -> tuple[list, list]:
 
     def visit(node, mutator):
         name = node.op.name if isinstance(node.op, ir.Op) else ""
-        if name == "tirx.if_then_else":
+        if name.endswith(".if_then_else"):
             return node  # what it guards must not be computed outside
         args = [mutator.mutate(a) for a in node.args]
         if name in math.lowered():

@@ -22,6 +22,7 @@ sign where the function is odd.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 
 from tvm import ir, tirx
@@ -397,9 +398,18 @@ _LEVEL = 120  # above every rule that TVM registers itself
 _PURE = 1  # tirx::CallEffectKind::kPure
 
 
-@functools.cache
+_INSTALLED = threading.Lock()
+
+
 def install() -> None:
     """Makes the rules above TVM's lowering for every LLVM target of this process; a second call is free."""
+    # TVM's registry takes a row once, and kernels of several levels may be built side by side.
+    with _INSTALLED:
+        _install_once()
+
+
+@functools.cache
+def _install_once() -> None:
     x = tirx.Var("x", "float32")
     for name, rule in _RULES.items():
         _lower(getattr(tirx, name)(*(x, x) if name == "pow" else (x,)).op.name, rule)

@@ -8,7 +8,7 @@ column ``g*H + j`` for hidden unit j of gate g, gates in ONNX's order (LSTM i o 
 
     LSTM  i, o, f = sigmoid(XW + h R);  c = f * c + i * tanh(XW_c + h R_c);  h = o * tanh(c)
     GRU   z, r = sigmoid(XW + h R);  h = (1 - z) * n + z * h  with  n = tanh(XW_h + (r * h) R_h),
-          or, linear_before_reset,                                n = tanh(XW_h + r * (h R_h + Rb_h))
+          or, linear_before_reset,                              n = tanh(XW_h + r * (h R_h + Rb_h))
     RNN   h = tanh(XW + h R)
 
 (ONNX operators LSTM, GRU, RNN with their default activations.)  Everything is float32.  ``reverse`` walks time

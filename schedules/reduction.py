@@ -2,8 +2,8 @@
 
 Two shapes of loop.  Where neighbouring results read neighbouring elements (a reduction over an outer axis, a
 pool in channels-last layout), lanes run over the results and each lane folds its own.  Where neighbouring
-*operands* are contiguous (a reduction over the last axis), lanes run along the row and several accumulators are
-folded into one at the end.
+*operands* are contiguous (a reduction over the last axis), lanes run along the row and several accumulators
+are folded into one at the end.
 """
 
 from dataclasses import dataclass, replace

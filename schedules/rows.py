@@ -1,8 +1,8 @@
 """Kernels that work on whole rows: every element of a row is read, something is folded, the row is written.
 
-The row axis may be any.  Where it is the last one, a kernel takes one row at a time with lanes along it; where it
-is not, it takes as many neighbouring rows as there are lanes, one in each.  A kernel is written once for both:
-``Row`` says where the elements are, and what it means to fold a row.
+The row axis may be any.  Where it is the last one, a kernel takes one row at a time with lanes along it; where
+it is not, it takes as many neighbouring rows as there are lanes, one in each.  A kernel is written once for
+both: ``Row`` says where the elements are, and what it means to fold a row.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ _UNROLL = 4
 
 
 def definition(name: str, args: list, attrs: dict | None = None) -> tirx.PrimFunc:
-    """The unscheduled function of TE tensors ``args``, named so that its rule finds it; FuseOps leaves it alone."""
+    """The unscheduled function of TE tensors ``args``, named so that its rule finds it and FuseOps does not."""
     func = te.create_prim_func(args, index_dtype_override="int64")
     return func.with_attrs({OP: name, tir.OP_PATTERN: tir.OPAQUE, tir.NOALIAS: True, **(attrs or {})})
 
@@ -42,7 +42,7 @@ def normal_axis(who: str, axis: int, rank: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Some vectors of a row: ``index(l)`` addresses lane ``l``, ``fresh(l)`` is False where an earlier step has
+    """One vector of a row: ``index(l)`` addresses lane ``l``, ``fresh(l)`` is False where an earlier step has
     been there already (None: it has been nowhere), ``slot`` is the accumulator to use."""
 
     index: Callable

@@ -2,14 +2,14 @@
 
     sparsemax(x)_i = max(x_i - tau, 0),   tau such that the row sums to one
 
-(Martins and Astudillo, "From Softmax to Sparsemax", 2016, eq. 2).  With z = x - max(x), tau lies in [-1, 0) and
+(Martins and Astudillo, "From Softmax to Sparsemax", 2016, eq. 2).  With z = x - max(x), tau is in [-1, 0) and
 
     tau = (sum of the z_i above tau - 1) / (how many they are)                                        (*)
 
-which the definition finds by comparing every pair, and the kernel by Michelot's iteration (*), "A finite
-algorithm for finding the projection of a point onto the canonical simplex of R^n", 1986: started at or below the
-solution, it only ever drops elements, so it ends, and ends at the exact support.  A row that holds NaN or +inf, or
-nothing but -inf, is NaN throughout.
+which the definition finds by comparing every pair, and the kernel by iterating (*) (Michelot, "A finite
+algorithm for finding the projection of a point onto the canonical simplex of R^n", 1986): started at or below
+the solution, it only ever drops elements, so it ends, and ends at the exact support.  A row that holds NaN or
++inf, or nothing but -inf, is NaN throughout.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """The shapes of loop that every emitted kernel is made of.
 
-A vector loop needs no tail: its last step starts at ``extent - width`` and computes a few elements twice, which
-costs less than any scalar or masked tail and is right for every map and for maxima and minima.  A sum drops the
-lanes that were counted before (``fresh``).  So no size is special, on any instruction set.
+A vector loop needs no tail: its last step starts at ``extent - width`` and computes a few elements twice,
+which costs less than any scalar or masked tail and is right for every map and for maxima and minima.  A sum
+drops the lanes that were counted before.  So no size is special, on any instruction set.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tvm import tirx
 from sparsec.schedules import tir
 from sparsec.schedules.target import Cpu
 
-#: Elements times cost below which waking a second thread costs more than it saves (a launch takes microseconds).
+#: Elements times cost below which waking a second thread costs more than it saves (it takes microseconds).
 PARALLEL_WORK = 1 << 16
 
 
@@ -29,7 +29,7 @@ def lanes_for(cpu: Cpu, dtypes, extent: int) -> int:
 
 
 def stack(name: str, size: int, dtype: str) -> tir.Buffer:
-    """Scratch of the calling thread; up to ``tir.STACK_BYTES`` TVM leaves it on the stack in global scope only."""
+    """Scratch of the calling thread.  Unlike a buffer of scope "local", TVM leaves a small one on the stack."""
     return tirx.decl_buffer([tir.i64(size)], dtype, name=name)
 
 
