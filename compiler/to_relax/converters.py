@@ -5,7 +5,17 @@ Relax expressions (None where one is absent).  It returns the output expression 
 or None to leave the node to TVM's own converter.
 """
 
-from sparsec.compiler.to_relax import activations, linear, lookup, pointwise, pooling, recurrent, resize, rows
+from sparsec.compiler.to_relax import (
+    activations,
+    linear,
+    lookup,
+    pointwise,
+    pooling,
+    recurrent,
+    resize,
+    rows,
+    scan,
+)
 
 OURS = "ai.sparsec"
 
@@ -37,6 +47,9 @@ CONVERTERS = {
     ("", "Gather"): lookup.gather,
     ("", "Slice"): lookup.slice_,
     ("", "Resize"): resize.resize,
+    ("", "CumSum"): scan.cumsum,
+    ("", "TopK"): scan.topk,
+    ("", "IsNaN"): scan.is_nan,
     ("", "LSTM"): recurrent.lstm,
     ("", "GRU"): recurrent.gru,
     ("", "RNN"): recurrent.rnn,
