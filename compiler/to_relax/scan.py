@@ -5,13 +5,14 @@ from tvm import relax, te, tirx
 
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.to_relax.linear import attribute
-from sparsec.schedules.scan import cumulative_sum, top_k
+from sparsec.schedules.scan import cumsum as cumsum_kernel
+from sparsec.schedules.top_k import top_k
 
 
 def cumsum(importer, node: ir.Node, inputs):
     shape, dtype = [int(d) for d in node.inputs[0].shape], str(inputs[0].ty.dtype)
     axis = constant(node, 1) % len(shape)
-    func = cumulative_sum(
+    func = cumsum_kernel(
         tuple(shape), dtype, axis, bool(attribute(node, "exclusive", 0)), bool(attribute(node, "reverse", 0))
     )
     return importer.kernel("cumsum", func, [inputs[0]], shape, dtype)
