@@ -193,9 +193,7 @@ def blocks(stmt: Stmt) -> list[Block]:
         if isinstance(node, BlockRealize):
             inner = node.block
             if not _is_true(node.predicate):
-                raise TypeError(
-                    f"blocks: required no predicates, found one on {inner.name_hint}"
-                )
+                raise TypeError(f"blocks: required no predicates, found one on {inner.name_hint}")
             if len(inner.iter_vars) == 0 and inner.name_hint == "root":
                 walk(inner.body)
             else:

@@ -188,7 +188,7 @@ def test_two_outputs(run_kernel, assert_close, cpu):
 
 @pytest.mark.parametrize("cpu", CPUS)
 def test_two_outputs_of_a_long_epilogue(run_kernel, assert_close, cpu):
-    """The raw value waits in the first output, which must not be overwritten before the second has read it."""
+    """The raw value waits in the first output, which must be written after the second has read it."""
     gemm = Gemm((11,), 24, 37)
 
     def follow(y):
@@ -252,7 +252,7 @@ def test_a_block_with_a_predicate_is_declined():
     guarded = tir.BlockRealize(realize.iter_values, definition.params[0][0, 0] > 0.0, realize.block)
     func = tirx.PrimFunc(definition.params, guarded)
     assert rule(func, X86_LEVELS["v3"]) is None
-    assert why_not(func) == "blocks: required blocks without a predicate, found one on gemm"
+    assert why_not(func) == "blocks: required no predicates, found one on gemm"
 
 
 def test_a_function_without_a_contraction_is_declined():
