@@ -48,6 +48,7 @@ REDUCE = frozenset(
     ReduceSum ReduceSumSquare
     """.split()  # noqa: SIM905
 )
+QUANTISE = frozenset(("QuantizeLinear", "DequantizeLinear"))
 WITH_AXIS = frozenset(["Softmax", "LogSoftmax", "Hardmax", "Sparsemax", "Concat"])
 GLOBAL_POOL = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
@@ -127,7 +128,7 @@ class _Walk:
             return self.emit(node, GLOBAL_POOL[op], inputs, {"keepdims": 1}, domain="")
         if not any(v is not None and v in self.twin for v in node.inputs):
             return False
-        if op in UNARY or op in BROADCAST:
+        if op in UNARY or op in BROADCAST or (op in QUANTISE and self.per_tensor(node)):
             return self.elementwise(node, rank)
         if op in WITH_AXIS:
             attrs = {"axis": LAST[rank].index(int_attr(node, "axis", -1) % rank)}
@@ -187,6 +188,10 @@ class _Walk:
             return False
         inputs = [None if v is None else self.to_last(v, rank) for v in node.inputs]
         return self.emit(node, node.op_type, inputs, dict(node.attributes))
+
+    def per_tensor(self, node: ir.Node) -> bool:
+        """Whether scale and zero point are scalars, so that no axis is meant."""
+        return all(v is None or all(int(d) == 1 for d in v.shape) for v in node.inputs[1:])
 
     def reduce(self, node: ir.Node, x: ir.Value, rank: int) -> bool:
         axes = const_ints(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None

@@ -11,6 +11,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from sparsec.compiler.errors import CompileError
 from sparsec.compiler.memory import aligned
 from sparsec.schedules import RULE, math, schedule
 from sparsec.schedules.target import Cpu
@@ -56,7 +57,18 @@ def object_file(library: tvm.runtime.Module) -> bytes:
 
 
 def build_library(kernels: tvm.IRModule, cpu: Cpu) -> Built:
-    """Schedule every PrimFunc of ``kernels`` for ``cpu`` and generate its machine code."""
+    """Schedule every PrimFunc of ``kernels`` for ``cpu`` and generate its machine code.
+
+    Raises CompileError for what TVM cannot build, for example an operator on a type that it lacks.
+    """
+    try:
+        return _build(kernels, cpu)
+    except Exception as error:
+        line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise CompileError(f"kernels for {cpu.name} could not be built: {line}") from error
+
+
+def _build(kernels: tvm.IRModule, cpu: Cpu) -> Built:
     scheduled = schedule(kernels, cpu)
     rules = {gv.name_hint: str(f.attrs[RULE]) for gv, f in scheduled.functions.items()}
     workspace: list[int] = []

@@ -85,16 +85,7 @@ def write_artifact(path: str | os.PathLike, manifest: Mapping, members: Mapping[
     file cannot be written.
     """
     path = Path(path)
-    pieces = _layout(_canonical(manifest, members), members)
-    try:
-        if path.exists() and not path.is_file():
-            raise CompileError(
-                f"cannot write {str(path)!r}: it exists and is not a regular file; choose another name"
-            )
-        _publish(path, pieces)
-    except OSError as e:
-        what = os.strerror(e.errno) if e.errno else str(e)
-        raise CompileError(f"cannot write {str(path)!r}: {what}; what was there before is unchanged") from e
+    publish(path, _layout(_canonical(manifest, members), members))
 
 
 def _canonical(manifest: Mapping, members: Mapping[str, bytes]) -> bytes:
@@ -136,7 +127,23 @@ def _layout(manifest: bytes, members: Mapping[str, bytes]) -> list[bytes]:
     return [*pieces, directory, container.end_record(len(placed), len(directory), at)]
 
 
-def _publish(path: Path, pieces: Iterable[bytes]) -> None:
+def publish(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write ``pieces`` so that ``path`` holds its old bytes or all of the new ones, whatever happens.
+
+    Raises CompileError (one line) where they cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise CompileError(
+                f"cannot write {str(path)!r}: it exists and is not a regular file; choose another name"
+            )
+        _write_and_rename(path, pieces)
+    except OSError as e:
+        what = os.strerror(e.errno) if e.errno else str(e)
+        raise CompileError(f"cannot write {str(path)!r}: {what}; what was there before is unchanged") from e
+
+
+def _write_and_rename(path: Path, pieces: Iterable[bytes]) -> None:
     with _new_file(path.parent) as (fd, take_name):
         for piece in pieces:
             view = memoryview(piece)

@@ -13,7 +13,7 @@ import tvm
 
 import sparsec
 from sparsec import passes
-from sparsec.compiler import native, package, reference
+from sparsec.compiler import check, native, package, reference
 from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.choices import choose
 from sparsec.compiler.dump import Dump
@@ -94,7 +94,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
             with stages("check against ONNX Runtime"):
                 trial = Path(folder) / "trial.sparsec"
                 package.write_artifact(trial, manifest, members)
-                manifest["receipt"] = check(trial, changed or request.model, feeds, bool(request.calib))
+                manifest["receipt"] = receipt_of(trial, changed or request.model, feeds, bool(request.calib))
         with stages("publish"):
             package.write_artifact(request.out, manifest, members)
 
@@ -126,23 +126,10 @@ def ports(values) -> tuple[Port, ...]:
     return tuple(result)
 
 
-def check(artifact: Path, model: str | bytes, feeds: dict, calibrated: bool) -> dict:
+def receipt_of(artifact: Path, model: str | bytes, feeds: dict, calibrated: bool) -> dict:
     """The receipt of ``artifact`` against ONNX Runtime on ``model``; raises where it is not within."""
-    expected = reference.run_reference(model, feeds)
     with load(artifact) as loaded:
-        found = loaded(feeds)
-    differences = {name: reference.compare(found[name], array) for name, array in expected.items()}
-    spread = {}
-    if not all(difference.within for difference in differences.values()):
-        again = reference.run_reference(model, feeds, optimised=False)
-        for name, array in expected.items():
-            if array.dtype.kind == "f":
-                spread[name] = reference.compare(again[name], array).max_abs
-                differences[name] = reference.compare(found[name], array, spread[name])
-            elif not differences[
-                name
-            ].within:  # its fused integer kernels round otherwise than its own operators
-                differences[name] = reference.compare(found[name], again[name])
+        differences, spread = check.differences(loaded(feeds), model, feeds)
     for name, difference in differences.items():
         if not difference.within:
             raise CompileError(

@@ -33,7 +33,12 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest.errors import one_line
 
 TASKS: dict[str, str] = {
+    "compile": "sparsec.compiler.cli.compile:work_on",
+    "explain": "sparsec.compiler.cli.explain:analyse",
     "ingest": "sparsec.compiler.ingest.task:ingest_to_file",
+    "inspect": "sparsec.compiler.cli.describe:model",
+    "sparsify": "sparsec.compiler.cli.sparsify:transform",
+    "verify": "sparsec.compiler.cli.verify:compare",
 }
 """Task name to ``module:function``; the function takes ``(request, progress)`` and returns a dict that
 JSON can hold.  ``progress(stage, **facts)`` names what begins now."""

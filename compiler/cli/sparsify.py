@@ -1,8 +1,6 @@
 """``sparsec sparsify``: ONNX in, ONNX out, with what the passes did to the output."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +57,7 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
     from sparsec import passes
     from sparsec.compiler.errors import CompileError
     from sparsec.compiler.ingest import form, load, opset
+    from sparsec.compiler.package import publish
 
     pipeline = passes.parse_pipeline(request["passes"])
     log("read the model")
@@ -78,7 +77,7 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
             f"output {worst[0]!r} changes by {worst[1]['max_rel_to_scale']:.2e} of its scale, more than "
             f"--max-error {limit:g}; nothing was written"
         )
-    publish(Path(request["out"]), after)
+    publish(Path(request["out"]), [after])
     return {
         "out": request["out"],
         "size": len(after),
@@ -122,25 +121,3 @@ def compare(before: bytes, after: bytes, feeds: dict) -> dict[str, dict]:
         cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
         changes[name] = reference.compare(new[name], array).to_json() | {"cosine": cosine}
     return changes
-
-
-def publish(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds the old bytes or all of the new ones, whatever happens."""
-    from sparsec.compiler.errors import CompileError
-
-    try:
-        handle, draft = tempfile.mkstemp(prefix=".sparsec-", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(handle)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(draft, 0o666 & ~umask)
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
-    except OSError as error:
-        raise CompileError(f"cannot write {str(path)!r}: {os.strerror(error.errno)}") from error

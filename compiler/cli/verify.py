@@ -37,7 +37,7 @@ def verify(artifact: Path, model: Path | None, as_json: bool) -> None:
     if wrong:
         raise Failure(
             f"{str(artifact)!r} does not compute {str(model)!r}: output {wrong[0]!r} differs by "
-            f"{found['outputs'][wrong[0]]['max_rel_to_scale']:.2e} of its scale; compile the model again"
+            f"{found['outputs'][wrong[0]]['max_rel_to_scale']:.2e} of its scale; {blame(found)}"
         )
 
 
@@ -45,7 +45,10 @@ def compare(request: dict, log) -> dict:
     """Run both on seeded inputs; runs in the worker, since the model is foreign."""
     import hashlib
 
-    from sparsec.compiler import reference
+    import onnx_ir as ir
+
+    from sparsec import passes
+    from sparsec.compiler import check, reference
     from sparsec.compiler.ingest import ingest
     from sparsec.compiler.pipeline import ports
     from sparsec.runtime import load
@@ -56,11 +59,35 @@ def compare(request: dict, log) -> dict:
         shapes = {info.name: info.shape for info in loaded.inputs}
         model = ingest(request["model"], shapes, {})
         feeds = reference.random_inputs(model, ports(model.graph.inputs))
+        spelled = loaded.manifest["passes"]
+        passes.run_pipeline(model, spelled)
+        meant = ir.to_proto(model).SerializeToString() if spelled else request["model"]
         log("run both")
-        ours, expected = loaded(feeds), reference.run_reference(request["model"], feeds)
+        found, _ = check.differences(loaded(feeds), meant, feeds)
         same = loaded.manifest["source_sha256"] == hashlib.sha256(data).hexdigest()
-    errors = {name: reference.compare(ours[name], value).to_json() for name, value in expected.items()}
-    return {"same_source": same, "outputs": errors, "inputs": f"random inputs, seed {reference.SEED}"}
+    result = {
+        "same_source": same,
+        "outputs": {name: difference.to_json() for name, difference in found.items()},
+        "inputs": f"random inputs, seed {reference.SEED}",
+        "first_divergence": None,
+    }
+    if not all(difference.within for difference in found.values()):
+        log("look for the first layer that differs")
+        divergence = check.first_divergence(model, feeds)
+        if divergence:
+            op, node, difference = divergence
+            result["first_divergence"] = {"op": op, "node": node, **difference.to_json()}
+    return result
+
+
+def blame(found: dict) -> str:
+    """Where the numbers part, and what to do about it."""
+    first = found["first_divergence"]
+    if not found["same_source"]:
+        return "it was compiled from another file: compile this one"
+    if first is None:
+        return "each layer by itself is right when compiled anew: compile the model again"
+    return f"the first layer that differs is {first['op']} '{first['node']}': please report it"
 
 
 def lines(found: dict) -> list[str]:

@@ -6,14 +6,6 @@ import click
 
 from . import text
 
-# Command -> the function that does its work; it takes (request, log) and returns what JSON can hold.
-TASKS = {
-    "compile": "sparsec.compiler.cli.compile:work_on",
-    "explain": "sparsec.compiler.cli.explain:analyse",
-    "inspect": "sparsec.compiler.cli.describe:model",
-    "sparsify": "sparsec.compiler.cli.sparsify:transform",
-    "verify": "sparsec.compiler.cli.verify:compare",
-}
 TIMEOUT = 3600.0  # seconds: a hang ends some day, the largest models that fit into memory take minutes
 MEMORY_SHARE = 0.9  # of the machine's: what is beyond is better refused than swapped
 
@@ -23,7 +15,6 @@ def do(command: str, request: dict) -> dict:
     from sparsec.compiler import worker
 
     memory = int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    worker.TASKS.update(TASKS)
     return worker.run_in_worker(command, request, timeout=TIMEOUT, memory=memory, on_progress=show)
 
 

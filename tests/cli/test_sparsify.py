@@ -86,7 +86,7 @@ def test_an_output_folder_that_is_missing_is_one_line(call, one_line, dense, tmp
     result = call("sparsify", dense, "--passes", "threshold{kind=soft,tau=0.1}", "-o", out)
     assert result.exit_code == 1
     assert one_line(result).startswith(f"cannot write {str(out)!r}: ")
-    assert one_line(result).endswith("No such file or directory")
+    assert one_line(result).endswith("No such file or directory; what was there before is unchanged")
 
 
 def test_findings_are_listed(call, dense, tmp_path):
