@@ -15,12 +15,12 @@ from sparsec.schedules import tir
 from sparsec.schedules.batch_matmul import BatchMatmul
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_plan import TilePlan
-from sparsec.schedules.contraction_tile import Tile, even_split, pieces, tile_loops
+from sparsec.schedules.contraction_tile import Tile, finish_staged, pieces, tile_loops
 from sparsec.schedules.layout import PANEL
 from sparsec.schedules.target import Cpu
 
-#: Steps of k that are turned at once: 8 kB of stack per 16 columns.
-K_BLOCK = 128
+#: Steps of k that are turned at once: 4 kB of stack per 16 columns.
+K_BLOCK = 64
 #: B is turned in squares of 8, into buffers of 8 steps by 16 columns: TVM keeps less than 1 kB on the stack.
 SQUARE, DEEP = 8, 8
 #: From this many batches on each one is a task; below, rows are shared out, ``TASK_ROWS`` to a task.
@@ -126,33 +126,58 @@ class _Kernel:
         return tir.seq([*own, *tile.zero(), tir.loop("k", spec.k, step), *finish])
 
     def turned_columns(self, column, width: int) -> tir.Stmt:
-        rounds = even_split(self.spec.k, K_BLOCK)
-        starts = [start + r * size for start, repeats, size in rounds for r in range(repeats)]
-        sizes = [size for _, repeats, size in rounds for _ in range(repeats)]
-        return tir.seq(
-            self._turned_round(column, width, start, size) for start, size in zip(starts, sizes, strict=True)
-        )
+        rounds, rest = divmod(self.spec.k, K_BLOCK)
+        if rounds + (rest > 0) == 1:
+            return self._turned_round(column, width, 0, self.spec.k, only=True)
+        waiting = self.epilogue.staging
 
-    def _turned_round(self, column, width: int, k0: int, depth: int) -> tir.Stmt:
+        def index(row):
+            return lambda r, c: self.spec.y_index(self.batch, row + r, column + c)
+
+        def clear(row, height):
+            def zeros(r):
+                return tir.seq(
+                    tir.vector_loop(
+                        lanes,
+                        lambda v, off=off: tirx.BufferStore(waiting, tir.f32(0.0), index(row)(r, off + v)),
+                    )
+                    for off, lanes in pieces(width, self.lanes)
+                )
+
+            return tir.loop("row", height, zeros)
+
+        def finish(row, height):
+            return finish_staged(self.epilogue, height, index(row), width, self.lanes)
+
+        stmts = [self._tiles(width, clear)]
+        stmts.append(
+            tir.loop(
+                "round", rounds, lambda r: self._turned_round(column, width, r * K_BLOCK, K_BLOCK, only=False)
+            )
+        )
+        if rest:
+            stmts.append(self._turned_round(column, width, rounds * K_BLOCK, rest, only=False))
+        return tir.seq([*stmts, self._tiles(width, finish)])
+
+    def _turned_round(self, column, width: int, k0, depth: int, only: bool) -> tir.Stmt:
+        """``depth`` steps from ``k0`` on: the ``only`` ones, or added to the sums that wait in the output."""
         spec, batch = self.spec, self.batch
         panels = -(-width // PANEL)
+        depths = [min(DEEP, depth - start) for start in range(0, depth, DEEP)]
         blocks = [
-            [tir.local(f"turned{p}_{q}", DEEP, PANEL) for q in range(-(-depth // DEEP))]
-            for p in range(panels)
+            [tir.local(f"turned{p}_{q}", DEEP, PANEL) for q in range(len(depths))] for p in range(panels)
         ]
         stmts = tir.alloc(buffer for panel in blocks for buffer in panel)
         for p, panel in enumerate(blocks):
             for q, buffer in enumerate(panel):
-                stmts.append(self._turn(buffer, column + p * PANEL, width - p * PANEL, k0 + q * DEEP))
+                columns = min(PANEL, width - p * PANEL)
+                stmts.append(self._turn(buffer, column + p * PANEL, columns, k0 + q * DEEP, depths[q]))
 
         def one(row, height):
             tile = Tile(self.lanes, height, panels * PANEL)
 
             def index(r, c):
                 return spec.y_index(batch, row + r, column + c)
-
-            def steps(q):
-                return tir.loop("k", min(DEEP, depth - q * DEEP), lambda kk: step(q, kk))
 
             def step(q, kk):
                 return tile.multiply_add(
@@ -163,32 +188,31 @@ class _Kernel:
                     span=tile.columns,
                 )
 
-            start = tile.zero()
-            if k0 > 0:
-                start += tile.restore(self.epilogue.staging, index, width)
-            last = k0 + depth == spec.k
-            end = (
-                tile.finish(self.epilogue, index, width)
-                if last
-                else tile.save(self.epilogue.staging, index, width)
-            )
-            return tir.seq([*tile.allocate(), *start, *(steps(q) for q in range(len(blocks[0]))), *end])
+            steps = [tir.loop("k", size, lambda kk, q=q: step(q, kk)) for q, size in enumerate(depths)]
+            if only:
+                around = tile.zero(), tile.finish(self.epilogue, index, width)
+            else:
+                waiting = self.epilogue.staging
+                around = (
+                    [*tile.zero(), *tile.restore(waiting, index, width)],
+                    tile.save(waiting, index, width),
+                )
+            return tir.seq([*tile.allocate(), *around[0], *steps, *around[1]])
 
         return tir.seq([*stmts, self._tiles(width, one)])
 
-    def _turn(self, buffer: tir.Buffer, column, columns: int, k0: int) -> tir.Stmt:
-        """Fills ``buffer[kk, c]`` with ``B[k0 + kk, column + c]``; what lies outside becomes 0."""
+    def _turn(self, buffer: tir.Buffer, column, columns: int, k0, steps: int) -> tir.Stmt:
+        """Fills ``buffer[kk, c]`` with ``B[k0 + kk, column + c]``; columns from ``columns`` on become 0."""
         lanes = min(self.lanes, SQUARE)
-        steps = min(DEEP, self.spec.k - k0)
         if columns < PANEL or steps < DEEP:
-            return self._turn_slowly(buffer, column, min(columns, PANEL), k0, steps)
+            return self._turn_slowly(buffer, column, columns, k0, steps)
 
         def square(c, k):
             return self._turn_square(buffer, column, k0, c * lanes, k * lanes)
 
         return tir.loop("c", PANEL // lanes, lambda c: tir.loop("k", DEEP // lanes, lambda k: square(c, k)))
 
-    def _turn_slowly(self, buffer: tir.Buffer, column, columns: int, k0: int, steps: int) -> tir.Stmt:
+    def _turn_slowly(self, buffer: tir.Buffer, column, columns: int, k0, steps: int) -> tir.Stmt:
         def zero(kk, c):
             return tirx.BufferStore(buffer, tir.f32(0.0), [kk, c])
 
@@ -200,7 +224,7 @@ class _Kernel:
         fill = tir.loop("kk", steps, lambda kk: tir.loop("c", columns, lambda c: copy(kk, c)))
         return tir.seq([clear, fill] if columns < PANEL else [fill])
 
-    def _turn_square(self, buffer, column, k0: int, c0, k1) -> tir.Stmt:
+    def _turn_square(self, buffer, column, k0, c0, k1) -> tir.Stmt:
         lanes, stmts = min(self.lanes, SQUARE), []
 
         def bind(value):
