@@ -310,9 +310,15 @@ def _extremum_rule(better, call):
         return _let(a, lambda x: _select(better(b, x), b, x), "x")
 
     def both(x, y):
-        return _select(tirx.Or(better(y, x), tirx.NE(y, y)), y, x)
+        return _select(tirx.Or(better(y, x), _is_nan(y)), y, x)
 
     return _let(a, lambda x: _let(b, lambda y: both(x, y), "y"), "x")
+
+
+def _is_nan(x):
+    """TVM's simplifier takes ``x != x`` for false, also where x is a float."""
+    infinity = tirx.const(float("inf"), str(x.ty.dtype).partition("x")[0])
+    return tirx.Not(x <= (tir.broadcast(infinity, _lanes(x)) if _lanes(x) > 1 else infinity))
 
 
 def _is_constant(expr) -> bool:
@@ -380,7 +386,7 @@ _RULES = {
     "erf": functools.partial(_rule, erf, "erf"),
     "rsqrt": _rsqrt_rule,
     "pow": _power_rule,
-    "isnan": lambda call: tirx.NE(call.args[0], call.args[0]),
+    "isnan": lambda call: _is_nan(call.args[0]),
     # TVM has no lowering for the first two, and an inexact one for the third near zero.
     "sinh": lambda call: _per_lane(call, "sinh"),
     "cosh": lambda call: _per_lane(call, "cosh"),

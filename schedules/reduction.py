@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import tvm_ffi
 from tvm import tirx
 
-from sparsec.schedules import access, elementwise, tir, vector
+from sparsec.schedules import access, elementwise, math, tir, vector
 from sparsec.schedules.access import Nest
 from sparsec.schedules.target import Cpu
 
@@ -27,10 +27,9 @@ class Fold:
     repeatable: bool
 
     def combine(self, a, b):
-        if self.kind in (tirx.Max, tirx.Min) and str(a.ty.dtype).startswith("float"):
-            better = a > b if self.kind is tirx.Max else a < b
-            # NaN, once seen, stays: the fold keeps an accumulator that is NaN and takes an operand that is.
-            return tirx.Select(tirx.Or(better, tirx.NE(a, a)), a, b)
+        if str(a.ty.dtype) in ("float32", "float64") and self.repeatable:
+            # NaN, once seen, stays.  TVM's own fold forgets it at the next element.
+            return math.maximum(a, b) if self.kind is tirx.Max else math.minimum(a, b)
         return self.kind(a, b)
 
 

@@ -1,6 +1,6 @@
 """Kernels that work on whole rows: every element of a row is read, something is folded, the row is written.
 
-The row axis may be any.  Where it is the last one, a kernel takes one row at a time with lanes along it; where
+Any axis may be the row.  Where it is the last, a kernel takes one row at a time with lanes along it; where
 it is not, it takes as many neighbouring rows as there are lanes, one in each.  A kernel is written once for
 both: ``Row`` says where the elements are, and what it means to fold a row.
 """
@@ -22,7 +22,7 @@ _UNROLL = 4
 
 
 def definition(name: str, args: list, attrs: dict | None = None) -> tirx.PrimFunc:
-    """The unscheduled function of TE tensors ``args``, named so that its rule finds it and FuseOps does not."""
+    """The unscheduled function of TE tensors ``args``, named so that its rule finds it, closed to FuseOps."""
     func = te.create_prim_func(args, index_dtype_override="int64")
     return func.with_attrs({OP: name, tir.OP_PATTERN: tir.OPAQUE, tir.NOALIAS: True, **(attrs or {})})
 
@@ -153,13 +153,8 @@ def maximum(a, b):
     return tirx.Select(a > b, a, b)
 
 
-def maximum_or_nan(a, b):
-    """The larger; NaN if either is."""
-    return tirx.Select(tirx.Or(a > b, tirx.NE(a, a)), a, b)
-
-
 def kernel(func: tirx.PrimFunc, axis: int, count: int, cost: int, cpu: Cpu, body: Callable) -> tirx.PrimFunc:
-    """``func`` with the statements ``body(row)`` for each row; a row runs over ``count`` axes from ``axis`` on.
+    """``func`` with the statements ``body(row)`` for each row; a row is ``count`` axes from ``axis`` on.
 
     ``cost`` is about how many instructions an element takes.
     """

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from tvm import te, tirx
 
-from sparsec.schedules import rows, tir
+from sparsec.schedules import math, rows, tir
 from sparsec.schedules.elementwise import keep_nan
 from sparsec.schedules.target import Cpu
 
@@ -76,7 +76,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             return tir.load(x, *place.index(l)) - row.get(top, l)
 
         def find_top(place):
-            yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), rows.maximum_or_nan)
+            yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), math.maximum)
 
         def gather(place, value: Callable):
             def above(l, part: Callable):
@@ -132,7 +132,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             row.fill(top, float("-inf")),
             row.sweep(find_top),
             row.vector(lambda l: tirx.BufferStore(leaders, tir.load(top, l), [l]), row.width),
-            *row.fold(top, rows.maximum_or_nan),
+            *row.fold(top, math.maximum),
             row.set(tau, lambda l: tir.f32(-1.0)),
             *head,
             row.set(before, lambda l: tir.f32(float("inf"))),

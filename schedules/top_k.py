@@ -15,9 +15,9 @@ _COST = 8
 
 
 def top_k(shape: tuple[int, ...], dtype: str, axis: int, k: int, largest: bool = True) -> tirx.PrimFunc:
-    """The function ``(X, values, indices)``, ready to build; outputs hold ``k`` elements on ``axis``.
+    """The function ``(X, values, indices)``, ready to build; ``k`` elements on ``axis``.
 
-    ``X`` and ``values`` are ``dtype``, ``indices`` int64.  Raises ValueError unless ``1 <= k <= shape[axis]``.
+    ``X`` and ``values`` are ``dtype``, ``indices`` int64.  ValueError unless ``1 <= k <= shape[axis]``.
     """
     axis = rows.normal_axis("top_k", axis, len(shape))
     extent = shape[axis]
@@ -107,7 +107,7 @@ class _Row:
         return tir.seq(stmts)
 
     def sink(self, start, new, size) -> tir.Stmt:
-        """Puts ``new`` (None: what ``value``, ``index`` hold) at ``start`` or below, in a heap of ``size``."""
+        """Puts ``new`` (None: what is in ``value``) at ``start`` or below, in a heap of ``size``."""
         zero = tir.i64(0)
         slot, child = tir.load(self.slot, zero), tir.load(self.child, zero)
         moving = tir.load(self.value, zero), tir.load(self.index, zero)
