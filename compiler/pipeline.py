@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +110,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         "findings": [finding.to_json() for finding in findings],
         "choices": choices,
         "receipt": manifest["receipt"],
+        "kernels": dict(Counter(objects[0][0].rules.values())),
         "steps": len(plan.steps),
         "arena_bytes": plan.arena_size,
         "weights_bytes": len(plan.weights),
