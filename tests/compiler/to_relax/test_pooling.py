@@ -91,7 +91,7 @@ def test_max_pool_of_minus_infinity(single_op, same_as_ort):
 
 
 def test_max_pool_of_minus_infinity_at_the_border(single_op, run_graph):
-    """The border wins over -Inf alone, with the least number there is; so it does in ONNX Runtime's corners."""
+    """The border wins over -Inf with the least number there is, as in ONNX Runtime's corners."""
     x = np.full((1, 3, 7, 7), -np.inf, np.float32)
     x[0, 1] = -1e30
     model = single_op("MaxPool", {"x": x}, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
