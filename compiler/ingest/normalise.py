@@ -41,6 +41,7 @@ def _conv_transpose(node: ir.Node) -> None:
     attr = node.attributes.get("auto_pad")
     mode = attr.as_string() if attr is not None else "NOTSET"
     if "output_shape" not in node.attributes and mode == "NOTSET":
+        node.attributes.pop("auto_pad", None)  # written out, it says no more than its absence
         return
     given, out, kernel = (edit.static_shape(v) for v in (node.inputs[0], node.outputs[0], node.inputs[1]))
     if given is None or out is None or kernel is None:

@@ -35,6 +35,7 @@ def test_isinf_of_no_sign_is_never_true(same, text_model, ops):
         'auto_pad="SAME_UPPER", strides=[2, 2]',
         'auto_pad="SAME_LOWER", strides=[2, 2]',
         'auto_pad="VALID", strides=[2, 2]',
+        'auto_pad="NOTSET", strides=[2, 2], pads=[1, 1, 1, 1]',
         "strides=[2, 2], output_padding=[1, 1]",
     ],
 )
