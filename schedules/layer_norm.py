@@ -70,7 +70,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
 
         def centred(place, l):
             value = tir.load(x, *place.index(l))
-            return value - row.get(mean, l) if centre else value
+            return value - row.get(mean, l, place.row) if centre else value
 
         def add_up(place):
             yield row.fold_in(
@@ -91,18 +91,21 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         def normalise(place):
             def lane(l):
                 index = place.index(l)
-                value = centred(place, l) * row.get(power, l) * tir.load(scale, *index[axis:])
+                value = centred(place, l) * row.get(power, l, place.row) * tir.load(scale, *index[axis:])
                 if bias:
                     value = value + tir.load(bias[0], *index[axis:])
                 return tirx.BufferStore(y, value, index)
 
             yield row.vector(lane)
 
+        def deviation(l, r):
+            return tir.f32(1.0) / tirx.sqrt(row.get(power, l, r) / tir.f32(count) + tir.f32(eps))
+
         find_mean = [
             row.fill(mean, 0.0),
             row.sweep(add_up),
             *row.fold(mean, rows.add),
-            row.set(mean, lambda l: row.get(mean, l) / tir.f32(count)),
+            *row.set(mean, lambda l, r: row.get(mean, l, r) / tir.f32(count)),
         ]
         return [
             *tir.alloc([mean, power] if centre else [power]),
@@ -110,9 +113,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             row.fill(power, 0.0),
             row.sweep(add_squares),
             *row.fold(power, rows.add),
-            row.set(
-                power, lambda l: tir.f32(1.0) / tirx.sqrt(row.get(power, l) / tir.f32(count) + tir.f32(eps))
-            ),
+            *row.set(power, deviation),
             row.sweep(normalise),
         ]
 

@@ -17,8 +17,11 @@ from sparsec.schedules.target import Cpu
 #: Function attribute of a definition: which operator it is.
 OP = "sparsec.op"
 
-#: Vectors in flight along a row: enough to hide the latency of a maximum or a fused multiply-add.
+#: Vectors in flight: enough to hide the latency of a maximum or a fused multiply-add.
 _UNROLL = 4
+
+#: Rows up to this long are taken several at a time: folding one takes as long as reading this many elements.
+_SHORT = 512
 
 
 def definition(name: str, args: list, attrs: dict | None = None) -> tirx.PrimFunc:
@@ -42,12 +45,13 @@ def normal_axis(who: str, axis: int, rank: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """One vector of a row: ``index(l)`` addresses lane ``l``, ``fresh(l)`` is False where an earlier step has
-    been there already (None: it has been nowhere), ``slot`` is the accumulator to use."""
+    """One vector of row ``row``: ``index(l)`` addresses lane ``l``, ``fresh(l)`` is False where an earlier
+    step has been there already (None: it has been nowhere), ``slot`` is the accumulator to use."""
 
     index: Callable
     fresh: Callable | None
     slot: int
+    row: int = 0
 
     def only_fresh(self, l, value, otherwise):
         return value if self.fresh is None else tirx.Select(self.fresh(l), value, otherwise)
@@ -55,54 +59,69 @@ class Place:
 
 @dataclass(frozen=True)
 class Row:
-    """One row (``along``), or one row in each lane."""
+    """The rows at hand: ``rows`` of them with lanes along each (``along``), or one row in each lane.
+
+    Several short rows at once hide the time that folding each of them takes.
+    ``coordinates(r, k, l)`` addresses element ``k`` of row ``r`` in lane ``l``.
+    """
 
     coordinates: Callable
     extent: int
     lanes: int
     unroll: int
+    rows: int
     along: bool
 
     @property
     def width(self) -> int:
+        """Elements of one row that a step takes."""
         return self.lanes * self.unroll
+
+    @property
+    def size(self) -> int:
+        """Elements of a state."""
+        return self.width * self.rows
 
     def vector(self, body: Callable, width: int = 0) -> tir.Stmt:
         return tir.vector_loop(width or self.lanes, body)
 
     def state(self, name: str) -> tir.Buffer:
-        """Accumulators, on the stack: ``unroll`` vectors."""
-        return vector.stack(name, self.width, "float32")
+        """Accumulators, on the stack: ``unroll`` vectors for each row."""
+        return vector.stack(name, self.size, "float32")
 
     def fill(self, buffer: tir.Buffer, value: float) -> tir.Stmt:
-        return self.vector(lambda l: tirx.BufferStore(buffer, tir.f32(value), [l]), self.width)
+        return self.vector(lambda l: tirx.BufferStore(buffer, tir.f32(value), [l]), self.size)
 
     def sweep(self, step: Callable[[Place], Iterable[tir.Stmt]]) -> tir.Stmt:
-        """``step`` for all elements of the row, a vector at a time."""
+        """``step`` for all elements of the rows, a vector at a time."""
         if not self.along:
-            return tir.loop(
-                "k", self.extent, lambda k: tir.seq(step(Place(lambda l: self.coordinates(k, l), None, 0)))
-            )
+
+            def one(k):
+                return tir.seq(step(Place(lambda l: self.coordinates(0, k, l), None, 0)))
+
+            return tir.loop("k", self.extent, one)
         rounds = self.extent // self.width
         stmts = []
         if rounds:
 
             def several(k):
-                return tir.seq(
-                    s for u in range(self.unroll) for s in step(self._place(k * tir.i64(self.width), u))
-                )
+                places = (self._place(r, k * tir.i64(self.width), u) for r, u in self._slots(self.unroll))
+                return tir.seq(s for place in places for s in step(place))
 
             stmts.append(tir.loop("k", rounds, several))
-        for slot, start in enumerate(range(rounds * self.width, self.extent, self.lanes)):
+        for u, start in enumerate(range(rounds * self.width, self.extent, self.lanes)):
             seen = max(0, start + self.lanes - self.extent)
-            place = self._place(tir.i64(start - seen - slot * self.lanes), slot, seen)
-            stmts.extend(step(place))
+            for r in range(self.rows):
+                stmts.extend(step(self._place(r, tir.i64(start - seen - u * self.lanes), u, seen)))
         return tir.seq(stmts)
 
-    def _place(self, base, slot: int, seen: int = 0) -> Place:
-        start = base + tir.i64(slot * self.lanes)
+    def _slots(self, unroll: int):
+        return ((r, u) for r in range(self.rows) for u in range(unroll))
+
+    def _place(self, r: int, base, u: int, seen: int = 0) -> Place:
+        start = base + tir.i64(u * self.lanes)
         fresh = (lambda l: l >= tir.i64(seen)) if seen else None
-        return Place(lambda l: self.coordinates(start + l, tir.i64(0)), fresh, slot)
+        return Place(lambda l: self.coordinates(r, start + l, tir.i64(0)), fresh, r * self.unroll + u, r)
 
     def fold_in(self, acc: tir.Buffer, place: Place, value: Callable, combine: Callable) -> tir.Stmt:
         """``acc[slot] = combine(acc[slot], value(l))``."""
@@ -114,34 +133,42 @@ class Row:
         return self.vector(lane)
 
     def fold(self, acc: tir.Buffer, combine: Callable) -> list[tir.Stmt]:
-        """Folds the accumulators of a row into the one that ``get`` reads."""
+        """Folds the accumulators of each row into the one that ``get`` reads."""
         return self._halve(acc, self.width, 1 if self.along else self.lanes, combine)
+
+    def fold_rows(self, acc: tir.Buffer, combine: Callable) -> list[tir.Stmt]:
+        """Folds what ``set`` wrote for all the rows at hand into element 0."""
+        if not self.along:
+            return self._halve(acc, self.lanes, 1, combine)
+        total = tir.load(acc, tir.i64(0))
+        for r in range(1, self.rows):
+            total = combine(total, tir.load(acc, tir.i64(r * self.width)))
+        return [tirx.BufferStore(acc, total, [tir.i64(0)])] if self.rows > 1 else []
 
     def _halve(self, acc: tir.Buffer, width: int, until: int, combine: Callable) -> list[tir.Stmt]:
         stmts = []
         while width > until:
             width //= 2
+            for r in range(self.rows):
 
-            def lane(l, half=width):
-                value = combine(tir.load(acc, l), tir.load(acc, l + tir.i64(half)))
-                return tirx.BufferStore(acc, value, [l])
+                def lane(l, first=r * self.width, half=width):
+                    at = tir.i64(first) + l
+                    value = combine(tir.load(acc, at), tir.load(acc, at + tir.i64(half)))
+                    return tirx.BufferStore(acc, value, [at])
 
-            stmts.append(self.vector(lane, width) if width > 1 else lane(tir.i64(0)))
+                stmts.append(self.vector(lane, width) if width > 1 else lane(tir.i64(0)))
         return stmts
 
-    def fold_lanes(self, acc: tir.Buffer, combine: Callable) -> list[tir.Stmt]:
-        """Folds what ``set`` wrote over all the rows at hand into lane 0."""
-        return [] if self.along else self._halve(acc, self.lanes, 1, combine)
+    def get(self, acc: tir.Buffer, l, r: int):
+        """What ``fold`` made of row ``r``, or of the row of lane ``l``."""
+        return tir.load(acc, tir.i64(r * self.width) if self.along else l)
 
-    def get(self, acc: tir.Buffer, l):
-        """What ``fold`` made of the row of lane ``l``."""
-        return tir.load(acc, tir.i64(0) if self.along else l)
-
-    def set(self, acc: tir.Buffer, value: Callable) -> tir.Stmt:
-        """``acc = value(l)`` once per row."""
-        if self.along:
-            return tirx.BufferStore(acc, value(tir.i64(0)), [tir.i64(0)])
-        return self.vector(lambda l: tirx.BufferStore(acc, value(l), [l]))
+    def set(self, acc: tir.Buffer, value: Callable) -> list[tir.Stmt]:
+        """``acc = value(l, r)`` once per row."""
+        if not self.along:
+            return [self.vector(lambda l: tirx.BufferStore(acc, value(l, 0), [l]))]
+        zero = tir.i64(0)
+        return [tirx.BufferStore(acc, value(zero, r), [tir.i64(r * self.width)]) for r in range(self.rows)]
 
 
 def add(a, b):
@@ -163,18 +190,28 @@ def kernel(func: tirx.PrimFunc, axis: int, count: int, cost: int, cpu: Cpu, body
     outer, extent, inner = prod(lead), prod(mid), prod(tail)
     along = inner == 1
     lanes = min(cpu.lanes, vector.power_below(extent if along else inner))
-    unroll = min(_UNROLL, vector.power_below(max(1, extent // lanes))) if along else 1
+    together = min(_UNROLL, vector.power_below(outer)) if along and extent <= _SHORT else 1
+    unroll = min(_UNROLL // together, vector.power_below(max(1, extent // lanes))) if along else 1
+    blocks = vector.Steps(outer, together)
     steps = vector.Steps(inner, 1 if along else lanes)
 
     def one(indices):
-        o, which = indices
-        base = steps.start(which)
+        block, which = indices
+        first, base = blocks.start(block), steps.start(which)
 
-        def coordinates(k, l):
+        def coordinates(r, k, l):
             last = [tir.i64(0)] * len(tail) if along else tir.unflatten(base + l, tail)
-            return [*tir.unflatten(o, lead), *tir.unflatten(k, mid), *last]
+            return [*tir.unflatten(first + tir.i64(r), lead), *tir.unflatten(k, mid), *last]
 
-        return tir.seq(body(Row(coordinates, extent, lanes, unroll, along)))
+        return tir.seq(body(Row(coordinates, extent, lanes, unroll, together, along)))
 
-    code = vector.spread((outer, steps.count), prod(shape) * cost, one)
+    # A kernel may use its output rows as scratch, so no two threads may share a row: the last step, which
+    # overlaps the one before, waits until that is done.
+    work = prod(shape) * cost
+    code = [vector.spread((blocks.whole, steps.whole), work, one)]
+    if blocks.overlap:
+        code.append(one([tir.i64(blocks.whole), tir.i64(0)]))
+    if steps.overlap:
+        code.append(vector.spread((outer,), work, lambda o: one([*o, tir.i64(steps.whole)])))
+    code = tir.seq(code)
     return tirx.PrimFunc(func.params, code, func.ret_type, func.attrs).with_attr(tir.NOALIAS, True)

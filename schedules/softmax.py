@@ -57,7 +57,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         top, total = row.state("top"), row.state("total")
 
         def shifted(place, l):
-            return tir.load(x, *place.index(l)) - row.get(top, l)
+            return tir.load(x, *place.index(l)) - row.get(top, l, place.row)
 
         def exponential(place, l):
             return math.exp_not_positive(shifted(place, l))
@@ -86,13 +86,17 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         def scale(place):
             def lane(l):
                 old = tir.load(y, *place.index(l))
-                return tirx.BufferStore(y, place.only_fresh(l, old * row.get(total, l), old), place.index(l))
+                return tirx.BufferStore(
+                    y, place.only_fresh(l, old * row.get(total, l, place.row), old), place.index(l)
+                )
 
             yield row.vector(lane)
 
         def subtract(place):
             yield row.vector(
-                lambda l: tirx.BufferStore(y, shifted(place, l) - row.get(total, l), place.index(l))
+                lambda l: tirx.BufferStore(
+                    y, shifted(place, l) - row.get(total, l, place.row), place.index(l)
+                )
             )
 
         return [
@@ -103,9 +107,9 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             *row.fold(top, rows.maximum),
             row.sweep(sum_only if log else exponentials),
             *row.fold(total, rows.add),
-            row.set(
+            *row.set(
                 total,
-                lambda l: tirx.log(row.get(total, l)) if log else tir.f32(1.0) / row.get(total, l),
+                lambda l, r: tirx.log(row.get(total, l, r)) if log else tir.f32(1.0) / row.get(total, l, r),
             ),
             row.sweep(subtract if log else scale),
         ]

@@ -73,7 +73,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         leaders = row.state("leaders")
 
         def shifted(place, l):
-            return tir.load(x, *place.index(l)) - row.get(top, l)
+            return tir.load(x, *place.index(l)) - row.get(top, l, place.row)
 
         def find_top(place):
             yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), math.maximum)
@@ -81,7 +81,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         def gather(place, value: Callable):
             def above(l, part: Callable):
                 z = tirx.Var("z", "float32")
-                chosen = tirx.Select(z > row.get(tau, l), part(z), tir.f32(0.0))
+                chosen = tirx.Select(z > row.get(tau, l, place.row), part(z), tir.f32(0.0))
                 return place.only_fresh(l, tirx.Let(z, value(l), chosen), tir.f32(0.0))
 
             yield row.fold_in(total, place, lambda l: above(l, lambda z: z), rows.add)
@@ -95,48 +95,51 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
                 sweep,
                 *row.fold(total, rows.add),
                 *row.fold(count, rows.add),
-                row.set(tau, lambda l: (row.get(total, l) - tir.f32(1.0)) / row.get(count, l)),
+                *row.set(tau, lambda l, r: (row.get(total, l, r) - tir.f32(1.0)) / row.get(count, l, r)),
             ]
 
         def of_leaders(slot: int):
             place = rows.Place(None, None, slot)
 
             def value(l):
-                return tir.load(leaders, tir.i64(slot * row.lanes) + l) - row.get(top, l)
+                return tir.load(leaders, tir.i64(slot * row.lanes) + l) - row.get(top, l, 0)
 
             return tir.seq(gather(place, value))
 
         def finish(place):
             def lane(l):
-                value = tirx.max(shifted(place, l) - row.get(tau, l), tir.f32(0.0))
+                value = tirx.max(shifted(place, l) - row.get(tau, l, place.row), tir.f32(0.0))
                 return tirx.BufferStore(y, keep_nan(value), place.index(l))
 
             yield row.vector(lane)
 
-        def fewer(l):
-            return tirx.Select(row.get(count, l) < row.get(before, l), tir.f32(1.0), tir.f32(0.0))
+        def fewer(l, r):
+            return tirx.Select(row.get(count, l, r) < row.get(before, l, r), tir.f32(1.0), tir.f32(0.0))
+
+        def row_count(l, r):
+            return row.get(count, l, r)
 
         iteration = [
             *step(row.sweep(lambda place: gather(place, lambda l: shifted(place, l)))),
-            row.set(flag, fewer),
-            row.set(before, lambda l: row.get(count, l)),
-            *row.fold_lanes(flag, rows.add),
+            *row.set(flag, fewer),
+            *row.set(before, row_count),
+            *row.fold_rows(flag, rows.add),
         ]
         # The largest of each lane alone give a good lower bound of tau, without another look at a long row.
         head = []
-        if row.along and row.extent >= 8 * row.width:
+        if row.along and row.rows == 1 and row.extent >= 8 * row.width:
             from_leaders = tir.seq(of_leaders(slot) for slot in range(row.unroll))
             head = step(from_leaders) * _LEADER_STEPS
         return [
             *tir.alloc([*buffers, leaders]),
             row.fill(top, float("-inf")),
             row.sweep(find_top),
-            row.vector(lambda l: tirx.BufferStore(leaders, tir.load(top, l), [l]), row.width),
+            row.vector(lambda l: tirx.BufferStore(leaders, tir.load(top, l), [l]), row.size),
             *row.fold(top, math.maximum),
-            row.set(tau, lambda l: tir.f32(-1.0)),
+            row.fill(tau, -1.0),
             *head,
-            row.set(before, lambda l: tir.f32(float("inf"))),
-            row.set(flag, lambda l: tir.f32(1.0)),
+            row.fill(before, float("inf")),
+            row.fill(flag, 1.0),
             tirx.While(tir.load(flag, tir.i64(0)) > tir.f32(0.0), tir.seq(iteration)),
             row.sweep(finish),
         ]

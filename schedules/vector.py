@@ -29,7 +29,7 @@ def lanes_for(cpu: Cpu, dtypes, extent: int) -> int:
 
 
 def stack(name: str, size: int, dtype: str) -> tir.Buffer:
-    """Scratch of the calling thread.  Unlike a buffer of scope "local", TVM leaves a small one on the stack."""
+    """Scratch of the calling thread.  Unlike one of scope "local", TVM leaves it on the stack."""
     return tirx.decl_buffer([tir.i64(size)], dtype, name=name)
 
 
@@ -48,6 +48,11 @@ class Steps:
     def overlap(self) -> int:
         """Elements of the last step that the step before has done already."""
         return self.count * self.width - self.extent
+
+    @property
+    def whole(self) -> int:
+        """Steps that overlap no other."""
+        return self.count - (self.overlap > 0)
 
     def start(self, step: tir.Expr) -> tir.Expr:
         first = step * tirx.const(self.width, step.ty)
