@@ -98,6 +98,7 @@ ASK = """
 import sys
 from pathlib import Path
 import numpy as np
+from sparsec.runtime import RunError, load
 folder = Path(sys.argv[1])
 with load(folder / "m.sparsec") as model, np.load(folder / "feeds.npz") as data:
     feeds = dict(data)
