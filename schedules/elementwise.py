@@ -15,6 +15,9 @@ from sparsec.schedules.target import Cpu
 
 #: Nodes of an expression that take about as long as moving one element through the first-level cache.
 _CHEAP = 4
+
+#: Rows of a transposed block: as many as a cache line holds float32 values.
+_BLOCK = 16
 _COSTLY = {"exp", "log", "log2", "log10", "log1p", "tanh", "erf", "sigmoid", "pow", "sqrt", "rsqrt"}
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
@@ -77,12 +80,29 @@ def emit(nest: Nest, cpu: Cpu) -> tir.Stmt:
     if len(pieces) == 1 and work >= vector.PARALLEL_WORK:
         runs = max(1, min(64, pieces[0].steps.count // 32) * extent // max(extent, nest.volume))
 
+    turned = _turned(table, variable, outer)
+    blocks = [vector.Steps(e, min(_BLOCK, vector.power_below(e)) if v in turned else 1) for v, e in outer]
+
     def at(indices):
         *rest, run = indices
-        names = dict(zip((v for v, _ in outer), rest, strict=True))
-        return tir.seq(piece.loops(names, run, runs) for piece in pieces)
+        first = [b.start(i) for b, i in zip(blocks, rest, strict=True)]
+        corner = [(v, i, b.width) for (v, _), i, b in zip(outer, first, blocks, strict=True)]
+        return tir.seq(piece.loops(corner, run, runs) for piece in pieces)
 
-    return vector.spread((*(e for _, e in outer), runs), work, at)
+    return vector.spread((*(b.count for b in blocks), runs), work, at)
+
+
+def _turned(table: list[dict], lane, outer) -> set:
+    """The outer loop along which a load is contiguous that is not so along the lanes: a transpose.
+
+    Taken in blocks, it reads every cache line once for all the rows that it holds.
+    """
+    for row in table[1:]:
+        if row[lane] not in (0, 1):
+            for variable, extent in outer:
+                if row[variable] == 1 and extent > 1:
+                    return {variable}
+    return set()
 
 
 def _lane(nest: Nest, table: list[dict]) -> int:
@@ -147,8 +167,11 @@ class _Piece:
     def steps(self) -> vector.Steps:
         return vector.Steps(self.end - self.start, self.lanes)
 
-    def loops(self, names: dict, run, runs: int) -> tir.Stmt:
-        """The steps of one of ``runs`` equal shares; shares may overlap by a few steps."""
+    def loops(self, corner: list, run, runs: int) -> tir.Stmt:
+        """The steps of one of ``runs`` equal shares; shares may overlap by a few steps.
+
+        ``corner`` says per outer loop where to start and how far to go: ``(variable, start, width)``.
+        """
         value = keep_nan(_simplified(self.nest, self.variable, self.start, self.end))
         share = vector.Steps(self.steps.count, -(-self.steps.count // runs))
         first = share.start(run)
@@ -156,11 +179,16 @@ class _Piece:
         def step(s):
             base = self.steps.start(first + s) + tir.i64(self.start)
 
-            def element(l):
-                mapping = {**names, self.variable: base + l}
-                index = [tir.rewrite(i, mapping) for i in self.nest.index]
-                return tirx.BufferStore(self.nest.buffer, tir.rewrite(value, mapping), index)
+            def vectors(within):
+                outer = {v: i + w for (v, i, _), w in zip(corner, within, strict=True)}
 
-            return tir.vector_loop(self.lanes, element)
+                def element(l):
+                    mapping = {**outer, self.variable: base + l}
+                    index = [tir.rewrite(i, mapping) for i in self.nest.index]
+                    return tirx.BufferStore(self.nest.buffer, tir.rewrite(value, mapping), index)
+
+                return tir.vector_loop(self.lanes, element)
+
+            return vector.nest_loops([(v, width) for v, _, width in corner], vectors)
 
         return tir.loop("s", share.width, step)
