@@ -28,6 +28,18 @@ RECOGNISERS: tuple[type[SparsecPass], ...] = (RecogniseSparsemax, RecogniseThres
 INSERTERS: tuple[type[SparsecPass], ...] = (PruneNM, InsertSparsemax, InsertThreshold)
 
 
+# Recognisers that must see a model before ingest refuses what only the recognised form spares: entmax's
+# top-k form of sparsemax holds a recomputation whose shapes depend on data.
+EARLY: tuple[type[SparsecPass], ...] = (RecogniseSparsemax,)
+_EARLIER = "sparsec.findings"
+
+
+def run_early(model: ir.Model) -> None:
+    """Run the ``EARLY`` recognisers in place; ``run_pipeline`` reports what they applied."""
+    findings = [finding for early in EARLY for finding in early()(model).findings if finding.applied]
+    model.meta[_EARLIER] = findings
+
+
 def parse_pipeline(text: str) -> list[SparsecPass]:
     """The inserters that ``text`` spells, e.g. ``nm{n=2,m=4},sparsemax``; PassError says what is wrong."""
     return spec.parse(text, {p.NAME: p for p in INSERTERS}, always=[r.NAME for r in RECOGNISERS])
@@ -46,13 +58,14 @@ def run_pipeline(model: ir.Model, passes: Sequence[SparsecPass] | str = ()) -> l
     """
     if isinstance(passes, str):
         passes = parse_pipeline(passes)
-    findings: list[Finding] = []
+    findings: list[Finding] = model.meta.pop(_EARLIER, [])
     for pass_ in (*(recogniser() for recogniser in RECOGNISERS), *passes):
         findings.extend(pass_(model).findings)
     return findings
 
 
 __all__ = [
+    "EARLY",
     "INSERTERS",
     "RECOGNISERS",
     "Finding",
@@ -61,5 +74,6 @@ __all__ = [
     "SparsecResult",
     "parse_pipeline",
     "print_pipeline",
+    "run_early",
     "run_pipeline",
 ]

@@ -6,6 +6,7 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from sparsec import passes
 from sparsec.compiler.ingest import (
     OPSET,
     SOURCE_DIMS,
@@ -64,6 +65,7 @@ def _ingest(model: ir.Model, shapes: dict, dims: dict, log) -> ir.Model:
     normalise.normalise(model.graph)
     fuse.fuse(model.graph)
     settle(model)
+    passes.run_early(model)
     support.check(model)
     _finish(model, declared)
     return model
