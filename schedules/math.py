@@ -1,24 +1,8 @@
 """Vector mathematics: what ``exp``, ``erf``, ``tanh`` and their relatives become on a CPU.
 
-TVM lowers them to one libm call per element.  ``install`` replaces the lowering for float32 by polynomials on
-whole vectors; it is called once by the build, before any kernel is lowered.  Every other type keeps libm.
-
-==========  ===========================================================================  ========
-function    method                                                                       max error
-==========  ===========================================================================  ========
-exp         2^n * e^r, |r| <= ln2/2, degree 6; scaled in two steps, so denormals are right  1 ulp
-log, log1p  2^e * m, sqrt(1/2) <= m < sqrt(2), degree 11; log1p by Kahan's correction       2 ulp
-log2/log10  log times a constant                                                            3 ulp
-sigmoid     z / (1 + z) with z = exp(-|x|)                                                  3 ulp
-tanh        odd polynomial below 0.625, 1 - 2 / (exp(2|x|) + 1) above                       2 ulp
-erf         odd polynomial below 0.921875, 1 - exp(-q(|x|)) above                           2 ulp
-pow         products for the constant exponents 2, 3, 4 and -1, sqrt for 0.5 and -0.5,
-            otherwise libm                                                                  2 ulp
-==========  ===========================================================================  ========
-
-The coefficients are least squares fits on Chebyshev nodes, reweighted until the error is even (Lawson), of
-the function in float64, rounded to float32.  NaN gives NaN, infinities give the limits, ``-0.0`` keeps its
-sign where the function is odd.
+TVM lowers them to one libm call per element.  ``install`` replaces the lowering for float32 by the expressions
+of ``polynomials``; it is called once by the build, before any kernel is lowered.  Other types keep libm, and so
+does ``pow`` but for the constant exponents 2, 3, 4, -1, 1/2 and -1/2; log2 and log10 are within 3 ulp.
 """
 
 import functools
@@ -27,252 +11,8 @@ from collections.abc import Callable
 
 from tvm import ir, tirx
 
-from sparsec.schedules import tir
-
-_EXP = (0.5, 0.16666513681411743, 0.041666191071271896, 0.00836953055113554, 0.0013951562577858567)
-_LOG = (
-    0.3333331048488617,
-    -0.24999986588954926,
-    0.20002152025699615,
-    -0.16669197380542755,
-    0.14219918847084045,
-    -0.12385798245668411,
-    0.1186603531241417,
-    -0.11779666692018509,
-    0.06917983293533325,
-)
-_TANH = (
-    -0.3333333134651184,
-    0.1333320289850235,
-    -0.05394625663757324,
-    0.021697290241718292,
-    -0.008167649619281292,
-    0.002133022528141737,
-)
-_ERF_SMALL = (
-    0.128379225730896,
-    -0.37612634897232056,
-    0.11283701658248901,
-    -0.026859702542424202,
-    0.005201715975999832,
-    -0.0008149807108566165,
-    8.397801866522059e-05,
-)
-_ERF_LARGE = (
-    -0.00016308124759234488,
-    1.129448652267456,
-    0.633509635925293,
-    0.10805603861808777,
-    -0.024930315092206,
-    0.004070940427482128,
-    -0.00040201417868956923,
-    1.5212791367957834e-05,
-    4.564583946375933e-07,
-)
-_LOG2E = 1.4426950408889634
-_LN2_HIGH = 0.693359375  # few bits: n * _LN2_HIGH is exact
-_LN2_LOW = -2.12194440e-4
-_ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
-_ROUND_BITS = 0x4B400000
-
-
-def _lanes(x) -> int:
-    return tir.lanes_of(x)
-
-
-def _typed(dtype: str, lanes: int) -> str:
-    return dtype if lanes == 1 else f"{dtype}x{lanes}"
-
-
-def _f(x, value: float):
-    return tir.broadcast(tir.f32(value), _lanes(x)) if _lanes(x) > 1 else tir.f32(value)
-
-
-def _i(x, value: int):
-    constant = tirx.IntImm("int32", value)
-    return tir.broadcast(constant, _lanes(x)) if _lanes(x) > 1 else constant
-
-
-def _bits(x):
-    return tirx.reinterpret(_typed("int32", _lanes(x)), x)
-
-
-def _float(x):
-    return tirx.reinterpret(_typed("float32", _lanes(x)), x)
-
-
-def _pure(x, name: str):
-    return tirx.call_llvm_pure_intrin(x.ty, name, x)
-
-
-def _let(value, body: Callable, name: str = "t"):
-    """``body(name)`` where ``name`` stands for ``value``, computed once."""
-    variable = tirx.Var(name, value.ty)
-    return tirx.Let(variable, value, body(variable))
-
-
-def _poly(x, coefficients):
-    """Horner's rule; LLVM contracts each step to a fused multiply-add where the level has one."""
-    result = _f(x, coefficients[-1])
-    for c in coefficients[-2::-1]:
-        result = result * x + _f(x, c)
-    return result
-
-
-def _select(condition, yes, no):
-    return tirx.Select(condition, yes, no)
-
-
-def _exp_reduced(x):
-    """e^x for x already within (-104, 89), or NaN."""
-
-    def scaled(t):
-        n = t - _f(x, _ROUND)
-        reduced = x - n * _f(x, _LN2_HIGH) - n * _f(x, _LN2_LOW)
-        exponent = _bits(t) - _i(x, _ROUND_BITS)
-
-        def value(r):
-            mantissa = _f(x, 1.0) + (r + r * r * _poly(r, _EXP))
-
-            def twice(e):
-                half = tirx.shift_right(e, _i(x, 1))
-                return _let(
-                    half,
-                    lambda h: mantissa * _power_of_two(x, h) * _power_of_two(x, e - h),
-                    "half",
-                )
-
-            return _let(exponent, twice, "e")
-
-        return _let(reduced, value, "r")
-
-    return _let(x * _f(x, _LOG2E) + _f(x, _ROUND), scaled)
-
-
-def _power_of_two(x, n):
-    return _float(tirx.shift_left(n + _i(x, 127), _i(x, 23)))
-
-
-def exp(x):
-    low, high = _f(x, -104.0), _f(x, 89.0)
-    return _let(_select(x < low, low, _select(x > high, high, x)), _exp_reduced, "x")
-
-
-def _exp_not_positive(x):
-    low = _f(x, -87.33654)
-
-    def scaled(bounded, t):
-        n = t - _f(x, _ROUND)
-        reduced = bounded - n * _f(x, _LN2_HIGH) - n * _f(x, _LN2_LOW)
-        # The bits of t end in n; those of _ROUND leave at the top.
-        power = _float(tirx.shift_left(_bits(t), _i(x, 23)) + _i(x, 127 << 23))
-        return _let(reduced, lambda r: (_f(x, 1.0) + (r + r * r * _poly(r, _EXP))) * power, "r")
-
-    def value(bounded):
-        return _let(bounded * _f(x, _LOG2E) + _f(x, _ROUND), lambda t: scaled(bounded, t))
-
-    return _select(x < low, _f(x, 0.0), _let(_select(x < low, low, x), value, "bounded"))
-
-
-def log(x):
-    """Natural logarithm: log(x) = e ln2 + log1p(f), f = m - 1."""
-    tiny = x < _f(x, 1.17549435e-38)
-
-    def split(normal):
-        # The exponent that puts the mantissa into [sqrt(1/2), sqrt(2)).
-        shifted = _bits(normal) - _i(x, 0x3F3504F3)
-        e = tirx.shift_right(shifted, _i(x, 23))
-
-        def sum_up(e):
-            f = _float(_bits(normal) - tirx.shift_left(e, _i(x, 23))) - _f(x, 1.0)
-            scale = tirx.Cast(_typed("float32", _lanes(x)), e) - _select(tiny, _f(x, 23.0), _f(x, 0.0))
-
-            def terms(f):
-                def with_scale(n):
-                    square = f * f
-                    tail = square * f * _poly(f, _LOG) + n * _f(x, _LN2_LOW)
-                    return n * _f(x, _LN2_HIGH) + (f + (tail - _f(x, 0.5) * square))
-
-                return _let(scale, with_scale, "n")
-
-            return _let(f, terms, "f")
-
-        return _let(e, sum_up, "e")
-
-    finite = _let(_select(tiny, x * _f(x, 8388608.0), x), split, "normal")
-    infinity, nan = _f(x, float("inf")), _f(x, float("nan"))
-    # x == inf and NaN are their own logarithms.
-    own = _select(x < infinity, finite, x)
-    return _select(x > _f(x, 0.0), own, _select(tirx.EQ(x, _f(x, 0.0)), _f(x, float("-inf")), nan))
-
-
-def log1p(x):
-    def correct(u):
-        ratio = log(u) * (x / (u - _f(x, 1.0)))
-        lost = tirx.EQ(u, _f(x, 1.0))
-        return _select(lost, x, _select(u < _f(x, float("inf")), ratio, log(u)))
-
-    return _let(_f(x, 1.0) + x, correct, "u")
-
-
-def sigmoid(x):
-    def fraction(z):
-        return _select(x < _f(x, 0.0), z, _f(x, 1.0)) / (_f(x, 1.0) + z)
-
-    return _let(exp(_negative(_magnitude(x))), fraction, "z")
-
-
-def tanh(x):
-    def both(a):
-        square = a * a
-        small = a + a * (square * _poly(square, _TANH))
-        bounded = _select(a > _f(x, 10.0), _f(x, 10.0), a)
-        large = _f(x, 1.0) - _f(x, 2.0) / (_let(bounded + bounded, _exp_reduced, "x") + _f(x, 1.0))
-        return _with_sign(_select(a < _f(x, 0.625), small, large), x)
-
-    return _let(_magnitude(x), both, "a")
-
-
-def erf(x):
-    def both(a):
-        square = a * a
-        small = a + a * _poly(square, _ERF_SMALL)
-        bounded = _select(a > _f(x, 4.0), _f(x, 4.0), a)
-        decay = _let(bounded, lambda b: _negative(_poly(b, _ERF_LARGE)), "b")
-        large = _f(x, 1.0) - _let(decay, _exp_reduced, "x")
-        return _with_sign(_select(a < _f(x, 0.921875), small, large), x)
-
-    return _let(_magnitude(x), both, "a")
-
-
-def _magnitude(x):
-    return _float(tirx.bitwise_and(_bits(x), _i(x, 0x7FFFFFFF)))
-
-
-def _negative(x):
-    return _float(tirx.bitwise_xor(_bits(x), _i(x, -0x80000000)))
-
-
-def _with_sign(value, sign):
-    """``value``, which is not negative, with the sign bit of ``sign``."""
-    return _float(tirx.bitwise_or(_bits(value), tirx.bitwise_and(_bits(sign), _i(sign, -0x80000000))))
-
-
-def rsqrt(x):
-    """Exact to rounding, unlike the estimate instructions."""
-    return _f(x, 1.0) / _pure(x, "llvm.sqrt")
-
-
-def _power(x, exponent: float):
-    if exponent in (2.0, 3.0, 4.0):
-        return _let(x, lambda t: {2.0: t * t, 3.0: t * t * t, 4.0: (t * t) * (t * t)}[exponent], "t")
-    if exponent == -1.0:
-        return _f(x, 1.0) / x
-    # pow(-0, 1/2) is +0 and pow(-inf, 1/2) is +inf, unlike sqrt.
-    root = _pure(x + _f(x, 0.0), "llvm.sqrt")
-    root = _select(tirx.EQ(x, _f(x, float("-inf"))), _f(x, float("inf")), root)
-    return root if exponent == 0.5 else _f(x, 1.0) / root
-
+from sparsec.schedules import polynomials, tir
+from sparsec.schedules.polynomials import let
 
 # Operators of our own ---------------------------------------------------------------------------------
 # They stay calls until TVM's last pass, so that no simplifier copies their operands.
@@ -307,18 +47,18 @@ def _extremum_rule(better, call):
         a, b = b, a
     if _is_constant(b):
         # A comparison with NaN is false, so x itself is the answer.
-        return _let(a, lambda x: _select(better(b, x), b, x), "x")
+        return let(a, lambda x: tirx.Select(better(b, x), b, x), "x")
 
     def both(x, y):
-        return _select(tirx.Or(better(y, x), _is_nan(y)), y, x)
+        return tirx.Select(tirx.Or(better(y, x), _is_nan(y)), y, x)
 
-    return _let(a, lambda x: _let(b, lambda y: both(x, y), "y"), "x")
+    return let(a, lambda x: let(b, lambda y: both(x, y), "y"), "x")
 
 
 def _is_nan(x):
     """TVM's simplifier takes ``x != x`` for false, also where x is a float."""
     infinity = tirx.const(float("inf"), str(x.ty.dtype).partition("x")[0])
-    return tirx.Not(x <= (tir.broadcast(infinity, _lanes(x)) if _lanes(x) > 1 else infinity))
+    return tirx.Not(x <= (tir.broadcast(infinity, tir.lanes_of(x)) if tir.lanes_of(x) > 1 else infinity))
 
 
 def _is_constant(expr) -> bool:
@@ -336,7 +76,7 @@ def _per_lane(call, name: str):
     def one(*args):
         return tirx.call_pure_extern(scalar, name, *args)
 
-    lanes = _lanes(call)
+    lanes = tir.lanes_of(call)
     if lanes == 1:
         return one(*call.args)
     parts = [one(*(tirx.Shuffle([a], [tirx.IntImm("int32", i)]) for a in call.args)) for i in range(lanes)]
@@ -346,16 +86,16 @@ def _per_lane(call, name: str):
 def _rule(polynomial, libm: str, call):
     if not str(call.ty.dtype).startswith("float32"):
         return _per_lane(call, libm)
-    return _let(call.args[0], polynomial, "x")
+    return let(call.args[0], polynomial, "x")
 
 
 def _times_log(factor: float, libm: str, call):
-    return _rule(lambda x: log(x) * _f(x, factor), libm, call)
+    return _rule(lambda x: polynomials.log(x) * tirx.const(factor, x.ty), libm, call)
 
 
 def _sigmoid_rule(call):
     if str(call.ty.dtype).startswith("float32"):
-        return _let(call.args[0], sigmoid, "x")
+        return let(call.args[0], polynomials.sigmoid, "x")
     one = tirx.const(1.0, call.ty)
     return one / (one + tirx.exp(-call.args[0]))
 
@@ -371,19 +111,19 @@ def _power_rule(call):
         exponent = exponent.value
     constant = float(exponent.value) if isinstance(exponent, tirx.FloatImm) else None
     if str(call.ty.dtype).startswith("float32") and constant in (2.0, 3.0, 4.0, -1.0, 0.5, -0.5):
-        return _let(base, lambda x: _power(x, constant), "x")
+        return let(base, lambda x: polynomials.power(x, constant), "x")
     return _per_lane(call, "pow")
 
 
 _RULES = {
-    "exp": functools.partial(_rule, exp, "exp"),
-    "log": functools.partial(_rule, log, "log"),
-    "log1p": functools.partial(_rule, log1p, "log1p"),
+    "exp": functools.partial(_rule, polynomials.exp, "exp"),
+    "log": functools.partial(_rule, polynomials.log, "log"),
+    "log1p": functools.partial(_rule, polynomials.log1p, "log1p"),
     "log2": functools.partial(_times_log, 1.4426950408889634, "log2"),
     "log10": functools.partial(_times_log, 0.4342944819032518, "log10"),
     "sigmoid": _sigmoid_rule,
-    "tanh": functools.partial(_rule, tanh, "tanh"),
-    "erf": functools.partial(_rule, erf, "erf"),
+    "tanh": functools.partial(_rule, polynomials.tanh, "tanh"),
+    "erf": functools.partial(_rule, polynomials.erf, "erf"),
     "rsqrt": _rsqrt_rule,
     "pow": _power_rule,
     "isnan": lambda call: _is_nan(call.args[0]),
@@ -397,7 +137,7 @@ _PREFIX = "sparsec."
 _OWN_RULES = {
     "maximum": functools.partial(_extremum_rule, lambda a, b: a > b),
     "minimum": functools.partial(_extremum_rule, lambda a, b: a < b),
-    "exp_not_positive": lambda call: _let(call.args[0], _exp_not_positive, "x"),
+    "exp_not_positive": lambda call: let(call.args[0], polynomials.exp_not_positive, "x"),
 }
 
 _LEVEL = 120  # above every rule that TVM registers itself

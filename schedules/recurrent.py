@@ -11,7 +11,7 @@ column ``g*H + j`` for hidden unit j of gate g, gates in ONNX's order (LSTM i o 
           or, linear_before_reset,                              n = tanh(XW_h + r * (h R_h + Rb_h))
     RNN   h = tanh(XW + h R)
 
-(ONNX operators LSTM, GRU, RNN with their default activations.)  Everything is float32.  ``reverse`` walks time
+(ONNX operators LSTM, GRU, RNN with default activations.)  Everything is float32.  ``reverse`` walks time
 backwards and stores each step at its own place; a bidirectional layer is two functions joined at the end.
 """
 
@@ -83,7 +83,7 @@ class Recurrent:
 
     @property
     def outputs(self) -> list[tuple[int, ...]]:
-        """Shapes of the outputs: Y (T, B, H), Y_h (B, H), then Y_c for LSTM, or a scratch state for a GRU that
+        """Shapes of the outputs: Y (T, B, H), Y_h (B, H), then Y_c for LSTM, or scratch for a GRU that
         resets before its product, whose content means nothing."""
         state = (self.batch, self.hidden)
         extra = self.kind == "lstm" or self.kind == "gru" and not self.linear_before_reset
@@ -171,7 +171,7 @@ class _Kernel:
         return self.each_unit(unit)
 
     def each_unit(self, body: Callable) -> tir.Stmt:
-        """``body(start, fresh)`` for vectors of hidden units; units before ``fresh`` have been done already."""
+        """``body(start, fresh)`` for vectors of hidden units; units before ``fresh`` are done already."""
         steps = vector.Steps(self.spec.hidden, self.lanes)
         return tir.loop("j", steps.count, lambda j: body(steps.start(j), j * tir.i64(self.lanes)))
 

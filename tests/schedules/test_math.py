@@ -16,13 +16,13 @@ SPECIAL += [88.72, 88.73, -87.4, -103.9, -104.1, 0.625, 0.921875, 10.0, 1 / np.s
 
 # name: (numpy's function in float64, units in the last place that the module's table promises)
 FUNCTIONS = {
-    "exp": (np.exp, 1.5),
-    "log": (np.log, 2),
+    "exp": (np.exp, 1.1),
+    "log": (np.log, 1),
     "log2": (np.log2, 3),
     "log10": (np.log10, 3),
     "log1p": (np.log1p, 2.5),
-    "sigmoid": (special.expit, 3),
-    "tanh": (np.tanh, 2),
+    "sigmoid": (special.expit, 2.5),
+    "tanh": (np.tanh, 1.5),
     "erf": (special.erf, 2),
     "rsqrt": (lambda x: 1 / np.sqrt(x), 2),
     "sinh": (np.sinh, 3),

@@ -87,7 +87,9 @@ def test_one_step(run_kernel):
 
 
 def test_what_is_not_computed_is_refused():
-    with pytest.raises(ValueError, match="Recurrent: required one of lstm, gru, rnn, found mgu; correct the kind"):
+    with pytest.raises(
+        ValueError, match="Recurrent: required one of lstm, gru, rnn, found mgu; correct the kind"
+    ):
         Recurrent("mgu", 1, 1, 1)
     with pytest.raises(
         ValueError, match="GRU: required the activations sigmoid, tanh, found Relu, tanh; rebuild"
