@@ -1,7 +1,7 @@
 """Thresholding operators as elementwise expressions, so that each fuses into what made its input.
 
-The meanings are those of ``docs/operators.md``: ``tau`` and ``m`` broadcast to ``x`` from the right; soft, shifted
-and clipped forms let NaN through, hard and jump forms turn it into 0.
+The meanings are those of ``docs/operators.md``: ``tau`` and ``m`` broadcast to ``x`` from the right;
+soft, shifted and clipped forms let NaN through, hard and jump forms turn it into 0.
 """
 
 from collections.abc import Callable
