@@ -1,8 +1,8 @@
 """Vector mathematics: what ``exp``, ``erf``, ``tanh`` and their relatives become on a CPU.
 
-TVM lowers them to one libm call per element.  ``install`` replaces the lowering for float32 by the expressions
-of ``polynomials``; it is called once by the build, before any kernel is lowered.  Other types keep libm, and so
-does ``pow`` but for the constant exponents 2, 3, 4, -1, 1/2 and -1/2; log2 and log10 are within 3 ulp.
+TVM lowers them to one libm call per element.  ``install`` replaces the lowering for float32 by what is in
+``polynomials``; it is called once by the build, before any kernel is lowered.  Other types keep libm, and so
+does ``pow`` but for the constant exponents 2, 3, 4, -1, 1/2, -1/2; log2 and log10 are within 3 ulp.
 """
 
 import functools

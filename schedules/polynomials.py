@@ -1,15 +1,15 @@
 """Polynomials for whole vectors: exp, log, tanh, erf and their relatives as float32 expressions.
 
-==========  ==============================================================================  =========
-function    method                                                                       max error
-==========  ==============================================================================  =========
-exp         2^n * e^r, |r| <= ln2/2, degree 6; scaled in two steps, so denormals are right  1.1 ulp
-log         2^e * m, sqrt(1/2) <= m < sqrt(2), degree 11                                    1 ulp
-log1p       log(1 + x) with Kahan's correction                                              2.5 ulp
-sigmoid     z / (1 + z) or 1 / (1 + z) with z = exp(-|x|)                                   2.5 ulp
-tanh        odd polynomial below 0.625, 1 - 2 / (exp(2|x|) + 1) above                       1.5 ulp
-erf         odd polynomial below 0.921875, 1 - exp(-q(|x|)) above                           2 ulp
-==========  ==============================================================================  =========
+==========  ==================================================================================  =========
+function    method                                                                              max error
+==========  ==================================================================================  =========
+exp         2^n * e^r, |r| <= ln2/2, degree 6; scaled in two steps, so denormals are right      1.1 ulp
+log         2^e * m, sqrt(1/2) <= m < sqrt(2), degree 11                                        1 ulp
+log1p       log(1 + x) with Kahan's correction                                                  2.5 ulp
+sigmoid     z / (1 + z) or 1 / (1 + z) with z = exp(-|x|)                                       2.5 ulp
+tanh        odd polynomial below 0.625, 1 - 2 / (exp(2|x|) + 1) above                           1.5 ulp
+erf         odd polynomial below 0.921875, 1 - exp(-q(|x|)) above                               2 ulp
+==========  ==================================================================================  =========
 
 The coefficients are least squares fits on Chebyshev nodes, reweighted until the error is even (Lawson), of
 the function in float64, rounded to float32.  NaN gives NaN, infinities give the limits, ``-0.0`` keeps its
