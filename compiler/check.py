@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.compiler import reference
+from sparsec.compiler.errors import CompileError
 from sparsec.compiler.reference import Difference
 
 
@@ -32,6 +33,23 @@ def differences(
         elif not result[name].within:  # its fused integer kernels round otherwise than its own operators
             result[name] = reference.compare(found[name], again[name])
     return result, spread
+
+
+def require_within(differences: Mapping[str, Difference], stage: str) -> None:
+    """Raise CompileError for the first output that is not within; ``stage`` says of what it is."""
+    for name, difference in differences.items():
+        if not difference.within:
+            raise CompileError(
+                f"output '{name}'{stage} differs from ONNX Runtime by {difference.max_abs:.3g} on a scale of "
+                f"{difference.scale:.3g}; nothing was published. --dump-dir D keeps every stage, "
+                "--no-verify publishes all the same"
+            )
+
+
+def same_model(ingested: bytes, source: str, feeds: Mapping[str, np.ndarray]) -> None:
+    """Raise CompileError where the ingested model does not compute what the source file computes."""
+    result, _ = differences(reference.run_reference(ingested, feeds), source, feeds)
+    require_within(result, " of the model as it was read")
 
 
 def first_divergence(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[str, str, Difference] | None:

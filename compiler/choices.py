@@ -84,7 +84,7 @@ def _read(path: str, nodes) -> dict[str, str]:
     if (
         not isinstance(given, dict)
         or set(given) != set(nodes)
-        or not set(given.values()) <= {"sparse", "dense"}
+        or any(kernel not in ("sparse", "dense") for kernel in given.values())
     ):
         raise CompileError(
             f"choices '{path}' must map each of the {len(nodes)} layers with a pattern to "

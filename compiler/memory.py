@@ -28,7 +28,7 @@ def assign_offsets(buffers: list[Lifetime]) -> tuple[list[int], int]:
     offsets = [0] * len(buffers)
     placed: list[int] = []
     total = 0
-    for index in sorted(range(len(buffers)), key=lambda i: (-buffers[i].size, i)):
+    for index in sorted(range(len(buffers)), key=lambda i: (-aligned(buffers[i].size), i)):
         buffer = buffers[index]
         neighbours = sorted(
             (offsets[other], offsets[other] + aligned(buffers[other].size))

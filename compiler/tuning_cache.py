@@ -4,10 +4,14 @@ A cache may be lost or damaged at any time: it is then empty.  Writers replace t
 after reading it again, so concurrent compilations lose at most a measurement that can be repeated.
 """
 
+import contextlib
 import json
 import os
-import tempfile
+from math import isfinite
 from pathlib import Path
+
+from sparsec.compiler.errors import CompileError
+from sparsec.compiler.package import publish
 
 
 def cache_folder() -> Path:
@@ -29,27 +33,31 @@ class TuningCache:
 
     def add(self, machine: str, measured: dict) -> None:
         """Merge ``measured`` in; a folder that cannot be written costs only the repetition."""
-        try:
+        content = self._load()
+        content.setdefault(machine, {}).update({key: list(value) for key, value in measured.items()})
+        with contextlib.suppress(OSError, CompileError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            content = self._load()
-            content.setdefault(machine, {}).update({key: list(value) for key, value in measured.items()})
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file, indent=1, sort_keys=True)
-            os.replace(temporary, self.path)
-        except OSError:
-            return
+            publish(self.path, [json.dumps(content, indent=1, sort_keys=True).encode()])
 
     def _load(self) -> dict:
         try:
             content = json.loads(self.path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        good = isinstance(content, dict) and all(
-            isinstance(pairs, dict)
-            and all(
-                isinstance(pair, list) and all(isinstance(t, float) for t in pair) for pair in pairs.values()
-            )
-            for pairs in content.values()
-        )
-        return content if good else {}
+        return content if _is_cache(content) else {}
+
+
+def _is_cache(content) -> bool:
+    """Whether ``content`` maps machines to structures to pairs of times that can have been measured."""
+    return isinstance(content, dict) and all(
+        isinstance(times, dict) and all(_is_pair(pair) for pair in times.values())
+        for times in content.values()
+    )
+
+
+def _is_pair(pair) -> bool:
+    return (
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(seconds, float) and isfinite(seconds) and seconds > 0 for seconds in pair)
+    )

@@ -173,5 +173,14 @@ def lowered() -> frozenset[str]:
 
 
 def _lower(op: str, rule: Callable) -> None:
+    def lower(call):
+        if "float16" not in str(call.ty.dtype):
+            return rule(call)
+        wide = [
+            a.astype(str(a.ty.dtype).replace("bfloat16", "float32").replace("float16", "float32"))
+            for a in call.args
+        ]
+        return tirx.call_intrin(wide[0].ty, op, *wide).astype(call.ty)
+
     ir.register_op_attr(op, "TVectorizable", True, level=_LEVEL)
-    tirx.register_intrin_lowering(op, target="llvm", f=rule, level=_LEVEL)
+    tirx.register_intrin_lowering(op, target="llvm", f=lower, level=_LEVEL)

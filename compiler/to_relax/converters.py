@@ -2,7 +2,7 @@
 
 A converter takes ``(importer, node, inputs)``: the running import, the ONNX node, and its inputs as
 Relax expressions (None where one is absent).  It returns the output expression (a Tuple for several),
-or None to leave the node to TVM's own converter.
+or None to leave the node, with what it may have put into ``inputs``, to TVM's own converter.
 """
 
 from sparsec.compiler.to_relax import (
@@ -45,6 +45,16 @@ CONVERTERS = {
     (OURS, "AveragePoolNHWC"): pooling.average_pool,
     (OURS, "AveragePoolNWC"): pooling.average_pool,
     ("", "Gather"): lookup.gather,
+    ("", "GatherElements"): lookup.elements,
+    ("", "ScatterElements"): lookup.elements,
+    ("", "RoiAlign"): lookup.batch_index,
+    ("", "GatherND"): lookup.coordinates,
+    ("", "ScatterND"): lookup.coordinates,
+    ("", "Reshape"): pointwise.reshape,
+    ("", "Squeeze"): pointwise.reshape,
+    ("", "Unsqueeze"): pointwise.reshape,
+    ("", "Flatten"): pointwise.reshape,
+    ("", "Sign"): pointwise.sign,
     ("", "Slice"): lookup.slice_,
     ("", "Resize"): resize.resize,
     ("", "CumSum"): scan.cumsum,

@@ -76,7 +76,7 @@ class Importer(ONNXGraphImporter):
         convert = CONVERTERS.get((node.domain, op_name))
         try:
             if convert is not None:
-                result = convert(self, node, list(inputs))
+                result = convert(self, node, inputs)
                 if result is not None:
                     return self._checked(node, self.bb.normalize(result))
             if node.domain not in ("", "ai.onnx"):

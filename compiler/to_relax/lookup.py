@@ -1,4 +1,4 @@
-"""Gather with checked indices, and Slice."""
+"""Lookups with checked indices, and Slice."""
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +17,7 @@ def gather(importer, node: ir.Node, inputs):
     if index.const_value is not None:
         where = relax.const(constant_index(node, index.const_value.numpy(), size))
     else:
-        where = checked(importer, node, inputs[1], size)
+        where = checked(importer, node, inputs[1], (size,))
     rank = len(index.shape)
 
     def taken(table, at):
@@ -30,16 +30,49 @@ def gather(importer, node: ir.Node, inputs):
     return importer.bb.emit_te(taken, inputs[0], where, primfunc_name_hint="gather")
 
 
+def elements(importer, node: ir.Node, inputs):
+    """GatherElements and ScatterElements: TVM's own, on checked indices."""
+    axis = attribute(node, "axis", 0) % len(node.inputs[0].shape)
+    inputs[1] = safe_index(importer, node, inputs[1], (int(node.inputs[0].shape[axis]),))
+
+
+def coordinates(importer, node: ir.Node, inputs):
+    """GatherND and ScatterND: TVM's own, on checked coordinates."""
+    first = attribute(node, "batch_dims", 0)
+    count = int(node.inputs[1].shape[-1])
+    sizes = tuple(int(d) for d in node.inputs[0].shape[first : first + count])
+    inputs[1] = safe_index(importer, node, inputs[1], sizes)
+
+
+def batch_index(importer, node: ir.Node, inputs):
+    """RoiAlign: TVM's own, on checked indices of the images."""
+    inputs[2] = safe_index(importer, node, inputs[2], (int(node.inputs[0].shape[0]),), position=2)
+
+
+def safe_index(importer, node: ir.Node, index, sizes: tuple[int, ...], position: int = 1):
+    """The node's indices, none of them negative: checked now where they are constant, else at run time."""
+    constant = node.inputs[position].const_value
+    if constant is None:
+        return checked(importer, node, index, sizes)
+    array, limit = constant.numpy(), np.array(sizes if len(sizes) > 1 else sizes[0])
+    return relax.const(wrapped(node, array, limit), str(array.dtype))
+
+
 def constant_index(node: ir.Node, index: np.ndarray, size: int) -> np.ndarray:
-    if index.size and not (-size <= index.min() and index.max() < size):
-        raise CompileError(f"{node.op_type} '{node.name}': a constant index is outside [-{size}, {size})")
-    return np.where(index < 0, index + size, index).astype(np.int32)
+    return wrapped(node, index, np.array(size)).astype(np.int32)
 
 
-def checked(importer, node: ir.Node, index, size: int):
-    shape = [int(d) for d in index.ty.shape]
-    func = checked_index(tuple(shape), str(index.ty.dtype), size, f"{node.op_type} '{node.name}'")
-    return importer.kernel("checked_index", func, [index], shape, "int32")
+def wrapped(node: ir.Node, index: np.ndarray, size: np.ndarray) -> np.ndarray:
+    if index.size and not np.all((index >= -size) & (index < size)):
+        limits = ", ".join(f"[-{s}, {s})" for s in np.unique(size))
+        raise CompileError(f"{node.op_type} '{node.name}': a constant index is outside {limits}")
+    return np.where(index < 0, index + size, index).astype(index.dtype)
+
+
+def checked(importer, node: ir.Node, index, sizes: tuple[int, ...]):
+    shape, dtype = [int(d) for d in index.ty.shape], str(index.ty.dtype)
+    func = checked_index(tuple(shape), dtype, sizes, f"{node.op_type} '{node.name}'")
+    return importer.kernel("checked_index", func, [index], shape, dtype)
 
 
 def slice_(importer, node: ir.Node, inputs):

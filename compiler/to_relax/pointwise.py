@@ -1,7 +1,7 @@
 """Elementwise operators with an exact meaning of ours: NaN goes through, as in ONNX Runtime."""
 
 import onnx_ir as ir
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from sparsec.schedules.threshold import threshold as threshold_te
 
@@ -19,3 +19,23 @@ def relu(importer, node: ir.Node, inputs):
         return te.compute(x.shape, lambda *i: tirx.Select(x(*i) < zero, zero, x(*i)), name="relu")
 
     return importer.bb.emit_te(positive, inputs[0], primfunc_name_hint="relu")
+
+
+def sign(importer, node: ir.Node, inputs):
+    def direction(x):
+        one, zero = tirx.const(1, x.dtype), tirx.const(0, x.dtype)
+        if str(x.dtype).startswith("uint"):
+            return te.compute(x.shape, lambda *i: tirx.Select(x(*i) > zero, one, zero), name="sign")
+        negative = tirx.const(-1, x.dtype)
+        return te.compute(
+            x.shape,
+            lambda *i: tirx.Select(x(*i) > zero, one, tirx.Select(x(*i) < zero, negative, x(*i))),
+            name="sign",
+        )
+
+    return importer.bb.emit_te(direction, inputs[0], primfunc_name_hint="sign")
+
+
+def reshape(importer, node: ir.Node, inputs):
+    """Reshape and its relatives: the shape of the output is known."""
+    return relax.op.reshape(inputs[0], [int(d) for d in node.outputs[0].shape])

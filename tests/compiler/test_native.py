@@ -162,7 +162,7 @@ def test_exports_one_symbol(tmp_path, objects):
     link(plan_of(), objects, 0, tmp_path / "a.so", "v3")
     found = elf.symbols((tmp_path / "a.so").read_bytes())
     assert found.defined == {"sparsec_module_v1"}
-    assert {"expf", "pthread_create"} <= found.undefined
+    assert "pthread_create" in found.undefined
     assert set(found.needed) <= {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2"}
 
 

@@ -129,12 +129,10 @@ def test_resize_says_its_sizes(same, text_model, ops, attributes, inputs, arrays
     [
         ('mode="linear", antialias=1', [1, 1, 0.5, 0.5], "antialias"),
         (
-            'mode="linear", coordinate_transformation_mode="half_pixel_symmetric"',
+            'mode="linear", coordinate_transformation_mode="tf_crop_and_resize"',
             [1, 1, 2, 2],
-            "half_pixel_symmetric",
+            "tf_crop_and_resize",
         ),
-        ('mode="linear"', [1, 1, 0.6, 0.6], "scales that do not divide the sizes evenly; give sizes"),
-        ('mode="cubic", exclude_outside=1', [1, 1, 2, 2], "exclude_outside"),
     ],
 )
 def test_resize_forms_that_are_refused(refusal, text_model, attributes, scales, text):
@@ -150,17 +148,6 @@ def test_resize_that_keeps_the_aspect_ratio_is_refused(refusal, text_model):
     )
     model = add(model, r=np.zeros(0, "f4"), e=np.zeros(0, "f4"), n=np.array([7, 5]))
     assert "keep_aspect_ratio_policy; give the sizes themselves" in refusal(model)
-
-
-def test_crop_of_some_axes_is_refused(refusal, text_model):
-    attributes = 'mode="linear", coordinate_transformation_mode="tf_crop_and_resize", axes=[2, 3]'
-    model = add(
-        text_model(RESIZE % (attributes, "r, e, n"), opset=18),
-        r=np.array([0, 0, 1, 1], "f4"),
-        e=np.zeros(0, "f4"),
-        n=np.array([7, 5]),
-    )
-    assert "tf_crop_and_resize of some axes" in refusal(model)
 
 
 @pytest.mark.parametrize(
