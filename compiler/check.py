@@ -1,11 +1,8 @@
-"""Is a compiled model right?  Its outputs against ONNX Runtime's, and where they part if they do."""
+"""Is a compiled model right?  Its outputs against ONNX Runtime's."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from sparsec.compiler import reference
 from sparsec.compiler.errors import CompileError
@@ -50,31 +47,3 @@ def same_model(ingested: bytes, source: str, feeds: Mapping[str, np.ndarray]) ->
     """Raise CompileError where the ingested model does not compute what the source file computes."""
     result, _ = differences(reference.run_reference(ingested, feeds), source, feeds)
     require_within(result, " of the model as it was read")
-
-
-def first_divergence(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[str, str, Difference] | None:
-    """The first node, in the order of execution, whose own output differs: ``(op, node, difference)``.
-
-    ``model`` is ingested, with its passes applied; it gets every intermediate value as an output and is
-    compiled anew for this machine, so kernels are fused less than in the artifact.  None means that no
-    layer differs by itself.
-    """
-    from sparsec.compiler.pipeline import compile_model  # the pipeline checks what it made, so it comes first
-    from sparsec.compiler.request import CompileRequest
-    from sparsec.runtime import load
-
-    outputs = {value.name for value in model.graph.outputs}
-    nodes = list(model.graph)
-    for node in nodes:
-        model.graph.outputs.extend(v for v in node.outputs if v.name and v.name not in outputs and v.uses())
-    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
-        source, artifact = Path(folder) / "layers.onnx", Path(folder) / "layers.sparsec"
-        ir.save(model, source)
-        compile_model(CompileRequest(str(source), str(artifact), target="native", verify=False))
-        with load(artifact) as loaded:
-            result, _ = differences(loaded(dict(feeds)), str(source), feeds)
-    for node in nodes:
-        for value in node.outputs:
-            if value.name in result and not result[value.name].within:
-                return node.op_type, node.name, result[value.name]
-    return None

@@ -50,6 +50,7 @@ def compare(request: dict, log) -> dict:
     from sparsec import passes
     from sparsec.compiler import check, reference
     from sparsec.compiler.ingest import ingest
+    from sparsec.compiler.locate import first_divergence
     from sparsec.compiler.pipeline import ports
     from sparsec.runtime import load
 
@@ -73,7 +74,7 @@ def compare(request: dict, log) -> dict:
     }
     if not all(difference.within for difference in found.values()):
         log("look for the first layer that differs")
-        divergence = check.first_divergence(model, feeds)
+        divergence = first_divergence(model, feeds)
         if divergence:
             op, node, difference = divergence
             result["first_divergence"] = {"op": op, "node": node, **difference.to_json()}
