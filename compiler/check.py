@@ -1,12 +1,14 @@
 """Is a compiled model right?  Its outputs against ONNX Runtime's."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from sparsec.compiler import reference
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.reference import Difference
+from sparsec.runtime import load
 
 
 def differences(
@@ -47,3 +49,16 @@ def same_model(ingested: bytes, source: str, feeds: Mapping[str, np.ndarray]) ->
     """Raise CompileError where the ingested model does not compute what the source file computes."""
     result, _ = differences(reference.run_reference(ingested, feeds), source, feeds)
     require_within(result, " of the model as it was read")
+
+
+def receipt(artifact: Path, model: str | bytes, feeds: dict, calibrated: bool) -> dict:
+    """The receipt of ``artifact`` against ONNX Runtime on ``model``; raises where it is not within."""
+    with load(artifact) as loaded:
+        found, spread = differences(loaded(feeds), model, feeds)
+    require_within(found, "")
+    return {
+        "input": "calibration data" if calibrated else f"random, seed {reference.SEED}",
+        "tolerance": {"relative": reference.RELATIVE, "absolute": reference.ABSOLUTE},
+        "reference_spread": spread,
+        "max_error": {name: difference.to_json() for name, difference in found.items()},
+    }

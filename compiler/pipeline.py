@@ -25,7 +25,6 @@ from sparsec.compiler.plan import Port
 from sparsec.compiler.planner import make_plan
 from sparsec.compiler.request import CompileRequest, cpu_levels
 from sparsec.compiler.to_relax import Importer
-from sparsec.runtime import load
 from sparsec.runtime.cpu import LEVEL_FEATURES
 from sparsec.runtime.manifest import WEIGHTS
 from sparsec.schedules.target import X86_LEVELS
@@ -97,7 +96,9 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
                     check.same_model(plain, request.model, feeds)
                 trial = Path(folder) / "trial.sparsec"
                 package.write_artifact(trial, manifest, members)
-                manifest["receipt"] = receipt_of(trial, changed or request.model, feeds, bool(request.calib))
+                manifest["receipt"] = check.receipt(
+                    trial, changed or request.model, feeds, bool(request.calib)
+                )
         with stages("publish"):
             package.write_artifact(request.out, manifest, members)
 
@@ -132,19 +133,6 @@ def ports(values) -> tuple[Port, ...]:
 
 def serialised(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString()
-
-
-def receipt_of(artifact: Path, model: str | bytes, feeds: dict, calibrated: bool) -> dict:
-    """The receipt of ``artifact`` against ONNX Runtime on ``model``; raises where it is not within."""
-    with load(artifact) as loaded:
-        differences, spread = check.differences(loaded(feeds), model, feeds)
-    check.require_within(differences, "")
-    return {
-        "input": "calibration data" if calibrated else f"random, seed {reference.SEED}",
-        "tolerance": {"relative": reference.RELATIVE, "absolute": reference.ABSOLUTE},
-        "reference_spread": spread,
-        "max_error": {name: difference.to_json() for name, difference in differences.items()},
-    }
 
 
 class _Stages:
