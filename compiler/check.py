@@ -1,6 +1,7 @@
 """Is a compiled model right?  Its outputs against ONNX Runtime's."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,54 +12,80 @@ from sparsec.compiler.reference import Difference
 from sparsec.runtime import load
 
 
-def differences(
-    found: Mapping[str, np.ndarray], model: str | bytes, feeds: Mapping[str, np.ndarray]
-) -> tuple[dict[str, Difference], dict[str, float]]:
-    """How far each of ``found`` is from ONNX Runtime's output on ``model`` (a path or serialised).
+class Oracle:
+    """ONNX Runtime's outputs of ``model`` (a path or serialised) on ``feeds``, computed when asked for."""
 
-    Second, ONNX Runtime's distance to itself without its optimisations, by float output: it is measured
-    only where the plain tolerance is missed, and widens it (``reference.SPREAD``).
-    """
-    expected = reference.run_reference(model, feeds)
-    result = {name: reference.compare(found[name], array) for name, array in expected.items()}
-    spread: dict[str, float] = {}
-    if all(difference.within for difference in result.values()):
-        return result, spread
-    again = reference.run_reference(model, feeds, optimised=False)
-    for name, array in expected.items():
-        if array.dtype.kind == "f":
-            spread[name] = reference.compare(again[name], array).max_abs
-            result[name] = reference.compare(found[name], array, spread[name])
-        elif not result[name].within:  # its fused integer kernels round otherwise than its own operators
-            result[name] = reference.compare(found[name], again[name])
-    return result, spread
+    def __init__(self, model: str | bytes, feeds: Mapping[str, np.ndarray]):
+        self.model, self.feeds = model, feeds
 
+    @cached_property
+    def expected(self) -> dict[str, np.ndarray]:
+        return reference.run_reference(self.model, self.feeds)
 
-def require_within(differences: Mapping[str, Difference], stage: str) -> None:
-    """Raise CompileError for the first output that is not within; ``stage`` says of what it is."""
-    for name, difference in differences.items():
-        if not difference.within:
-            raise CompileError(
-                f"output '{name}'{stage} differs from ONNX Runtime by {difference.max_abs:.3g} on a scale of "
-                f"{difference.scale:.3g}; nothing was published. --dump-dir D keeps every stage, "
-                "--no-verify publishes all the same"
-            )
+    @cached_property
+    def unoptimised(self) -> dict[str, np.ndarray]:
+        return reference.run_reference(self.model, self.feeds, optimised=False)
+
+    @cached_property
+    def spread(self) -> dict[str, float]:
+        """The distance of the oracle to itself without its optimisations, by float output."""
+        return {
+            name: reference.compare(self.unoptimised[name], array).max_abs
+            for name, array in self.expected.items()
+            if array.dtype.kind == "f"
+        }
+
+    def differences(self, found: Mapping[str, np.ndarray]) -> dict[str, Difference]:
+        """How far each of ``found`` is; what misses the plain tolerance is judged by ``spread``."""
+        return {name: self._difference(name, found[name]) for name in self.expected}
+
+    def _difference(self, name: str, array: np.ndarray) -> Difference:
+        plain = reference.compare(array, self.expected[name])
+        if plain.within:
+            return plain
+        if name in self.spread:
+            return reference.compare(array, self.expected[name], self.spread[name])
+        # ONNX Runtime's fused integer kernels round otherwise than its own operators
+        return reference.compare(array, self.unoptimised[name])
+
+    def require(self, found: Mapping[str, np.ndarray], what: str) -> dict[str, Difference]:
+        """The differences, all of them within; else CompileError, which says that ``what`` is wrong."""
+        differences = self.differences(found)
+        for name, difference in differences.items():
+            if not difference.within:
+                raise CompileError(
+                    f"output '{name}' of {what} differs from ONNX Runtime by {difference.max_abs:.3g} "
+                    f"on a scale of {difference.scale:.3g}; nothing was published. "
+                    "--dump-dir D keeps every stage, "
+                    "--no-verify publishes all the same"
+                )
+        return differences
 
 
 def same_model(ingested: bytes, source: str, feeds: Mapping[str, np.ndarray]) -> None:
     """Raise CompileError where the ingested model does not compute what the source file computes."""
-    result, _ = differences(reference.run_reference(ingested, feeds), source, feeds)
-    require_within(result, " of the model as it was read")
+    Oracle(source, feeds).require(reference.run_reference(ingested, feeds), "the model as it was read")
 
 
-def receipt(artifact: Path, model: str | bytes, feeds: dict, calibrated: bool) -> dict:
-    """The receipt of ``artifact`` against ONNX Runtime on ``model``; raises where it is not within."""
-    with load(artifact) as loaded:
-        found, spread = differences(loaded(feeds), model, feeds)
-    require_within(found, "")
+def receipt(
+    artifacts: Mapping[str, Path], model: str | bytes, feeds: Mapping[str, np.ndarray], calibrated: bool
+) -> dict:
+    """What the manifest says of ``artifacts`` (one for each CPU level that runs here) against ONNX Runtime.
+
+    Raises CompileError for the first output that is not within.
+    """
+    oracle = Oracle(model, feeds)
+    worst: dict[str, Difference] = {}
+    for level, artifact in artifacts.items():
+        with load(artifact) as loaded:
+            differences = oracle.require(loaded(dict(feeds)), f"the kernels for {level}")
+        for name, difference in differences.items():
+            if name not in worst or difference.max_abs > worst[name].max_abs:
+                worst[name] = difference
     return {
         "input": "calibration data" if calibrated else f"random, seed {reference.SEED}",
         "tolerance": {"relative": reference.RELATIVE, "absolute": reference.ABSOLUTE},
-        "reference_spread": spread,
-        "max_error": {name: difference.to_json() for name, difference in found.items()},
+        "levels": list(artifacts),
+        "reference_spread": oracle.spread if "spread" in vars(oracle) else {},
+        "max_error": {name: difference.to_json() for name, difference in worst.items()},
     }

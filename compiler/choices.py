@@ -20,11 +20,10 @@ import tvm
 import sparsec
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.objects import build_library
-from sparsec.compiler.request import CompileRequest
+from sparsec.compiler.request import CompileRequest, runnable
 from sparsec.compiler.to_relax.linear import layer, pattern_text
 from sparsec.compiler.tuning_cache import TuningCache
 from sparsec.passes import Finding
-from sparsec.runtime.cpu import LEVEL_FEATURES, features
 from sparsec.schedules.contraction_spec import to_text
 from sparsec.schedules.layout import DENSE
 from sparsec.schedules.target import X86_LEVELS, Cpu
@@ -95,8 +94,7 @@ def _read(path: str, nodes) -> dict[str, str]:
 
 def _times(weights: dict, levels: tuple[str, ...]) -> dict:
     """``spec -> (dense seconds, sparse seconds, how they are known)``; ``weights`` has one for each spec."""
-    offered = features()
-    level = next((name for name in levels if set(LEVEL_FEATURES[name]) <= offered), None)
+    level = next(iter(runnable(levels)), None)
     if level is None:
         return {spec: (*_model(spec, weight.shape[-1]), "estimated") for spec, weight in weights.items()}
     machine = f"{cpu_name()}|{level}|tvm {tvm.__version__}|sparsec {sparsec.__version__}"

@@ -30,7 +30,7 @@ def first_divergence(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[
         ir.save(model, source)
         compile_model(CompileRequest(str(source), str(artifact), target="native", verify=False))
         with load(artifact) as loaded:
-            result, _ = check.differences(loaded(dict(feeds)), str(source), feeds)
+            result = check.Oracle(str(source), feeds).differences(loaded(dict(feeds)))
     for node in nodes:
         for value in node.outputs:
             if value.name in result and not result[value.name].within:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sparsec.runtime import container
-from sparsec.runtime.manifest import FORMAT
+from sparsec.runtime.manifest import FORMAT, WEIGHTS
 
 from .errors import CompileError
 from .plan import Plan, Port
@@ -86,6 +86,20 @@ def write_artifact(path: str | os.PathLike, manifest: Mapping, members: Mapping[
     """
     path = Path(path)
     publish(path, _layout(_canonical(manifest, members), members))
+
+
+def write_trials(
+    folder: Path, manifest: Mapping, members: Mapping[str, bytes], levels: Iterable[str]
+) -> dict[str, Path]:
+    """One artifact in ``folder`` for each of ``levels``, with that level's library alone: to be tried."""
+    trials = {}
+    for level in levels:
+        member = library_member(level)
+        libraries = [library for library in manifest["libraries"] if library["member"] == member]
+        kept = {name: data for name, data in members.items() if name in (member, WEIGHTS)}
+        trials[level] = folder / f"trial-{level}.sparsec"
+        write_artifact(trials[level], {**manifest, "libraries": libraries}, kept)
+    return trials
 
 
 def _canonical(manifest: Mapping, members: Mapping[str, bytes]) -> bytes:

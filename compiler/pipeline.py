@@ -23,7 +23,7 @@ from sparsec.compiler.lower import lower
 from sparsec.compiler.objects import build_levels
 from sparsec.compiler.plan import Port
 from sparsec.compiler.planner import make_plan
-from sparsec.compiler.request import CompileRequest, cpu_levels
+from sparsec.compiler.request import CompileRequest, cpu_levels, runnable
 from sparsec.compiler.to_relax import Importer
 from sparsec.runtime.cpu import LEVEL_FEATURES
 from sparsec.runtime.manifest import WEIGHTS
@@ -94,11 +94,9 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
             with stages("check against ONNX Runtime"):
                 if plain:  # inserted passes change the model, so reading it is checked by itself
                     check.same_model(plain, request.model, feeds)
-                trial = Path(folder) / "trial.sparsec"
-                package.write_artifact(trial, manifest, members)
-                manifest["receipt"] = check.receipt(
-                    trial, changed or request.model, feeds, bool(request.calib)
-                )
+                trials = package.write_trials(Path(folder), manifest, members, runnable(levels))
+                source = changed or request.model
+                manifest["receipt"] = check.receipt(trials, source, feeds, bool(request.calib))
         with stages("publish"):
             package.write_artifact(request.out, manifest, members)
 

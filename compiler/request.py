@@ -1,6 +1,7 @@
 """What one compilation is asked for, as plain data that crosses a process border as JSON."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sparsec.compiler.errors import CompileError
@@ -61,10 +62,15 @@ def cpu_levels(target: str) -> tuple[str, ...]:
     return TARGETS[target]
 
 
+def runnable(levels: Iterable[str]) -> list[str]:
+    """Those of ``levels`` that this machine runs."""
+    offered = features()
+    return [level for level in levels if set(LEVEL_FEATURES[level]) <= offered]
+
+
 def native_level() -> str:
     """The best x86 level that this machine runs."""
-    offered = features()
-    runs = [level for level in sorted(LEVEL_FEATURES, reverse=True) if set(LEVEL_FEATURES[level]) <= offered]
+    runs = runnable(sorted(LEVEL_FEATURES, reverse=True))
     if not runs:
         raise CompileError("target 'native': this machine's CPU is below x86-64-v2; name a target")
     return runs[0]

@@ -64,7 +64,7 @@ def compare(request: dict, log) -> dict:
         passes.run_pipeline(model, spelled)
         meant = ir.to_proto(model).SerializeToString() if spelled else request["model"]
         log("run both")
-        found, _ = check.differences(loaded(feeds), meant, feeds)
+        found = check.Oracle(meant, feeds).differences(loaded(feeds))
         same = loaded.manifest["source_sha256"] == hashlib.sha256(data).hexdigest()
     result = {
         "same_source": same,

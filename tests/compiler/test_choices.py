@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from sparsec import passes
-from sparsec.compiler import choices
+from sparsec.compiler import choices, request
 from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.choices import choose
 from sparsec.compiler.errors import CompileError
@@ -99,7 +99,7 @@ def test_the_best_level_that_runs_here_is_measured(model, timed, monkeypatch):
     seen = []
     timed(shared=(2.0, 1.0), rows=(2.0, 1.0))
     measure = choices._measure
-    monkeypatch.setattr(choices, "features", lambda: set(choices.LEVEL_FEATURES["v3"]))
+    monkeypatch.setattr(request, "features", lambda: set(request.LEVEL_FEATURES["v3"]))
     monkeypatch.setattr(
         choices, "_measure", lambda weights, cpu: seen.append(cpu.name) or measure(weights, cpu)
     )
@@ -108,7 +108,7 @@ def test_the_best_level_that_runs_here_is_measured(model, timed, monkeypatch):
 
 
 def test_estimated_where_nothing_runs_here(model, monkeypatch):
-    monkeypatch.setattr(choices, "features", lambda: set())
+    monkeypatch.setattr(request, "features", lambda: set())
     monkeypatch.setattr(choices, "_measure", lambda *_: pytest.fail("measured all the same"))
     chosen, findings = choose(model, REQUEST, ("v4", "v3"))
     assert chosen == {"shared": "sparse", "rows": "sparse"}
