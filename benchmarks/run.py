@@ -129,8 +129,8 @@ def markdown(found: dict) -> str:
         f"{here['cpu']}, {here['cores']} cores, {found['date']}, sparsec {here['sparsec']}, ONNX Runtime "
         f"{here['onnxruntime']}. Milliseconds, batch 1, engines by turns, pinned. Made by `make bench`.",
         "",
-        "On two threads the engines disturb each other: the idle threads of ONNX Runtime spin on the core that",
-        "sparsec then needs. By itself, sparsec runs resnet18 1.9x as fast on two threads as on one.",
+        "On two threads the engines disturb each other: the idle threads of ONNX Runtime go on spinning on",
+        "the core that sparsec then needs, so those rows are no measure of how sparsec scales.",
         "",
         "| model | variant | threads | sparsec p50 | p90 | ONNX Runtime p50 | p90 | speed | error | file |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
