@@ -6,12 +6,19 @@ import numpy as np
 from tvm import te, tirx
 
 from sparsec.schedules import tir
-from sparsec.schedules.contraction_spec import anchor, check_weight, placeholder, reduce_axis, stored_channel
+from sparsec.schedules.contraction_spec import (
+    Image,
+    anchor,
+    check_weight,
+    placeholder,
+    reduce_axis,
+    stored_channel,
+)
 from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, panels, shapes, unpack
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(Image):
     """``Y[b,i,j,o] = sum_{p,q,c} X[b, i*s0+p*d0-top, j*s1+q*d1-left, g*in_c/groups+c] * W[o,p,q,c]``.
 
     X is ``[batch, in_h, in_w, in_c]``, Y ``[batch, out_h, out_w, out_c]``, the weight ``[out_c, k_h, k_w,
@@ -19,16 +26,6 @@ class Conv:
     convolution in one dimension has height 1.
     """
 
-    batch: int
-    in_h: int
-    in_w: int
-    in_c: int
-    out_c: int
-    k_h: int
-    k_w: int
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     groups: int = 1
     pattern: Pattern = DENSE
 
@@ -45,16 +42,6 @@ class Conv:
             )
 
     @property
-    def out_h(self) -> int:
-        span = (self.k_h - 1) * self.dilations[0] + 1
-        return (self.in_h + self.pads[0] + self.pads[2] - span) // self.strides[0] + 1
-
-    @property
-    def out_w(self) -> int:
-        span = (self.k_w - 1) * self.dilations[1] + 1
-        return (self.in_w + self.pads[1] + self.pads[3] - span) // self.strides[1] + 1
-
-    @property
     def pointwise(self) -> bool:
         """Whether this is a matrix product over the pixels."""
         window = (self.k_h, self.k_w, *self.strides, self.groups)
@@ -64,14 +51,6 @@ class Conv:
     def depth(self) -> int:
         """Input channels that one output channel reads, per tap."""
         return self.in_c // self.groups
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        return self.batch, self.in_h, self.in_w, self.in_c
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        return self.batch, self.out_h, self.out_w, self.out_c
 
     @property
     def group_panels(self) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import dataclass
 
 import numpy as np
 from tvm import te, tirx
@@ -10,6 +11,40 @@ from sparsec.schedules import tir
 from sparsec.schedules.layout import BITS, PANEL, PER_WORD, WINDOW, Pattern
 
 ANNOTATION = "sparsec.contraction"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A window that slides over ``X [batch, in_h, in_w, in_c]``; pads are top, left, bottom, right."""
+
+    batch: int
+    in_h: int
+    in_w: int
+    in_c: int
+    out_c: int
+    k_h: int
+    k_w: int
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def out_h(self) -> int:
+        span = (self.k_h - 1) * self.dilations[0] + 1
+        return (self.in_h + self.pads[0] + self.pads[2] - span) // self.strides[0] + 1
+
+    @property
+    def out_w(self) -> int:
+        span = (self.k_w - 1) * self.dilations[1] + 1
+        return (self.in_w + self.pads[1] + self.pads[3] - span) // self.strides[1] + 1
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return self.batch, self.in_h, self.in_w, self.in_c
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return self.batch, self.out_h, self.out_w, self.out_c
 
 
 def to_text(spec) -> str:

@@ -9,45 +9,16 @@ import numpy as np
 from tvm import te, tirx
 
 from sparsec.schedules import tir
-from sparsec.schedules.contraction_spec import anchor, check_weight, placeholder, reduce_axis
+from sparsec.schedules.contraction_spec import Image, anchor, check_weight, placeholder, reduce_axis
 
 
 @dataclass(frozen=True)
-class Depthwise:
+class Depthwise(Image):
     """``Y[b,i,j,o] = sum_{p,q} X[b, i*s0+p*d0-top, j*s1+q*d1-left, o // (out_c/in_c)] * W[o,p,q]``.
 
     Shapes as in ``Conv`` with ``groups == in_c``; the weight is ``[out_c, k_h, k_w, 1]``, packed as
     ``[k_h, k_w, out_c]``.
     """
-
-    batch: int
-    in_h: int
-    in_w: int
-    in_c: int
-    out_c: int
-    k_h: int
-    k_w: int
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-
-    @property
-    def out_h(self) -> int:
-        span = (self.k_h - 1) * self.dilations[0] + 1
-        return (self.in_h + self.pads[0] + self.pads[2] - span) // self.strides[0] + 1
-
-    @property
-    def out_w(self) -> int:
-        span = (self.k_w - 1) * self.dilations[1] + 1
-        return (self.in_w + self.pads[1] + self.pads[3] - span) // self.strides[1] + 1
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        return self.batch, self.in_h, self.in_w, self.in_c
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        return self.batch, self.out_h, self.out_w, self.out_c
 
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of the packed array."""

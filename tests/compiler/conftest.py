@@ -5,7 +5,6 @@ from math import prod
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 
 DOMAIN = "ai.sparsec"
@@ -175,9 +174,3 @@ def text_graph():
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
     return build
-
-
-@pytest.fixture(scope="session")
-def to_ir():
-    """An onnx_ir model of a ``ModelProto``."""
-    return ir.from_proto
