@@ -11,7 +11,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from sparsec.compiler.errors import CompileError
+from sparsec.compiler.errors import CompileError, last_line
 from sparsec.compiler.memory import aligned
 from sparsec.schedules import RULE, math, schedule
 from sparsec.schedules.target import Cpu
@@ -64,8 +64,7 @@ def build_library(kernels: tvm.IRModule, cpu: Cpu) -> Built:
     try:
         return _build(kernels, cpu)
     except Exception as error:
-        line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise CompileError(f"kernels for {cpu.name} could not be built: {line}") from error
+        raise CompileError(f"kernels for {cpu.name} could not be built: {last_line(error)}") from error
 
 
 def _build(kernels: tvm.IRModule, cpu: Cpu) -> Built:

@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
-from sparsec.compiler.errors import CompileError
+from sparsec.compiler.errors import CompileError, last_line
 from sparsec.compiler.planner import address
 from sparsec.compiler.to_relax.converters import CONVERTERS
 
@@ -87,8 +87,8 @@ class Importer(ONNXGraphImporter):
         except CompileError:
             raise
         except Exception as error:
-            line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise CompileError(f"{op_name} '{node.name}' could not be imported: {line}") from error
+            text = f"{op_name} '{node.name}' could not be imported: {last_line(error)}"
+            raise CompileError(text) from error
 
     def _checked(self, node: ir.Node, result):
         """``result`` with the very type that ONNX gives each output of ``node``."""
