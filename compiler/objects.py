@@ -1,7 +1,7 @@
 """Kernels to machine code: schedule for one CPU level, lower, and let LLVM write the object."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -36,16 +36,16 @@ class Built:
     rules: dict[str, str]
 
 
-def build_levels(kernels: tvm.IRModule, cpus: Sequence[Cpu]) -> list[tuple["Built", bytes]]:
-    """The kernels and the object file of each CPU level, made side by side."""
+def build_levels(kernels: Mapping[Cpu, tvm.IRModule]) -> list[tuple["Built", bytes]]:
+    """The library and the object file of each CPU level's kernels, made side by side."""
     math.install()  # once, before there are threads: TVM's registry takes each row once
 
     def build(cpu: Cpu) -> tuple[Built, bytes]:
-        built = build_library(kernels, cpu)
+        built = build_library(kernels[cpu], cpu)
         return built, object_file(built.library)
 
-    with ThreadPoolExecutor(len(cpus)) as pool:
-        return list(pool.map(build, cpus))
+    with ThreadPoolExecutor(len(kernels)) as pool:
+        return list(pool.map(build, kernels))
 
 
 def object_file(library: tvm.runtime.Module) -> bytes:

@@ -38,6 +38,7 @@ def base_manifest(
     passes: str = "",
     layers: Iterable[Mapping] = (),
     choices: Mapping | None = None,
+    tiles: Mapping | None = None,
     receipt: Mapping | None = None,
 ) -> dict:
     """The manifest of an artifact, all but its ``members``, which ``write_artifact`` fills in.
@@ -46,8 +47,9 @@ def base_manifest(
     (``LEVEL_FEATURES`` has those of v2, v3, v4), best level first: a loader takes the first that
     the CPU can run.  ``passes``: the pass pipeline as text.  ``layers``: one dict per layer with
     ``name``, ``op``, ``pattern``, ``kernel``, ``dense_bytes``, ``packed_bytes``.  ``choices``: what
-    ``--choices`` replays.  ``receipt``: the comparison with ONNX Runtime: ``input`` (kind and
-    seed), ``tolerance``, ``max_error`` (output name -> largest error).
+    ``--choices`` replays, with ``tiles``: CPU level -> kernel -> panels.  ``receipt``: the comparison
+    with ONNX Runtime: ``input`` (kind and seed), ``tolerance``, ``max_error`` (output name -> largest
+    error).
     """
     return {
         "format": FORMAT,
@@ -66,6 +68,7 @@ def base_manifest(
         "passes": passes,
         "layers": [dict(layer) for layer in layers],
         "choices": dict(choices or {}),
+        "tiles": dict(tiles or {}),
         "receipt": dict(receipt or {}),
     }
 

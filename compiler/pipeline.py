@@ -25,6 +25,7 @@ from sparsec.compiler.plan import Port
 from sparsec.compiler.planner import make_plan
 from sparsec.compiler.request import CompileRequest, cpu_levels, runnable
 from sparsec.compiler.to_relax import Importer
+from sparsec.compiler.tuning.tiles import tuned, with_tiles
 from sparsec.runtime.cpu import LEVEL_FEATURES
 from sparsec.runtime.manifest import WEIGHTS
 from sparsec.schedules.target import X86_LEVELS
@@ -60,10 +61,10 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         channels_last(model)
         dump.onnx("channels_last", model)
     with stages("choose kernels"):
-        choices, why = choose(model, request, levels)
-        findings += why
+        choices = choose(model, request, levels)
+        findings += choices.findings
     with stages("lower to kernels"):
-        importer = Importer(model, choices)
+        importer = Importer(model, choices.kernels)
         relax_module = importer.run()
         dump.text("relax", relax_module)
         lowered = lower(relax_module)
@@ -71,7 +72,8 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         plan, kernels = make_plan(lowered, inputs, outputs, importer.labels)
         dump.text("plan", "\n".join(map(str, plan.steps)))
     with stages(f"build {len(kernels.functions)} kernels for {', '.join(levels)}"):
-        objects = build_levels(kernels, [X86_LEVELS[level] for level in levels])
+        tiles = tuned(kernels, levels, choices)
+        objects = build_levels({X86_LEVELS[v]: with_tiles(kernels, tiles.get(v, {})) for v in levels})
 
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
         members = {WEIGHTS: plan.weights}
@@ -88,7 +90,8 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
             libraries={level: LEVEL_FEATURES[level] for level in levels},
             passes=passes.print_pipeline(pipeline),
             layers=importer.layers,
-            choices=choices,
+            choices=choices.kernels,
+            tiles=tiles,
         )
         if request.verify:
             with stages("check against ONNX Runtime"):
@@ -109,7 +112,8 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         "levels": list(levels),
         "layers": importer.layers,
         "findings": [finding.to_json() for finding in findings],
-        "choices": choices,
+        "choices": choices.kernels,
+        "tiles": tiles,
         "receipt": manifest["receipt"],
         "kernels": dict(Counter(objects[0][0].rules.values())),
         "steps": len(plan.steps),

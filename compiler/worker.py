@@ -38,6 +38,7 @@ TASKS: dict[str, str] = {
     "ingest": "sparsec.compiler.ingest.task:ingest_to_file",
     "inspect": "sparsec.compiler.cli.describe:model",
     "sparsify": "sparsec.compiler.cli.sparsify:transform",
+    "tune": "sparsec.compiler.cli.tune:work_on",
     "verify": "sparsec.compiler.cli.verify:compare",
 }
 """Task name to ``module:function``; the function takes ``(request, progress)`` and returns a dict that

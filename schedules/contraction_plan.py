@@ -62,29 +62,43 @@ def step_cost(cpu: Cpu, rows: int, panels: int, form: str) -> float:
     return max(products, loads, IN_FLIGHT) + 1
 
 
-def tile_plan(
-    cpu: Cpu, pattern: Pattern, depth: int, stride: int, rows: int, columns: int, count: int
-) -> TilePlan:
-    """The cheapest tile for ``rows``, ``stride`` apart, by ``count`` panels that hold ``columns``."""
-    form = pattern.form(depth)
+@dataclass(frozen=True)
+class Extent:
+    """What is cut: ``rows``, ``stride`` activations apart, by ``count`` panels that hold ``columns``."""
+
+    pattern: Pattern
+    depth: int
+    stride: int
+    rows: int
+    columns: int
+    count: int
+
+
+def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
+    """(half cycles of one reduction step over everything, plan) of every tile, the cheapest first."""
+    form = extent.pattern.form(extent.depth)
 
     def cost(plan: TilePlan) -> float:
         total = 0.0
-        for _, repeats, panels, _ in plan.parts(count, columns):
-            for _, tiles, height in even_split(rows, plan.most_rows(panels)):
+        for _, repeats, panels, _ in plan.parts(extent.count, extent.columns):
+            for _, tiles, height in even_split(extent.rows, plan.most_rows(panels)):
                 total += repeats * tiles * step_cost(cpu, height, panels, form)
         return total
 
-    best = None
+    plans = []
     for panels in PANEL_CHOICES:
-        if form == "shared" and (pattern.block // PANEL) % panels:
+        if form == "shared" and (extent.pattern.block // PANEL) % panels:
             continue
-        if panels > max(1, count) or panels * vectors_per_panel(cpu) * 2 > cpu.registers:
+        if panels > max(1, extent.count) or panels * vectors_per_panel(cpu) * 2 > cpu.registers:
             continue
-        plan = TilePlan(cpu, form, panels, stride)
-        if best is None or cost(plan) < cost(best):
-            best = plan
-    return best
+        plans.append(TilePlan(cpu, form, panels, extent.stride))
+    return sorted(((cost(plan), plan) for plan in plans), key=lambda found: found[0])
+
+
+def tile_plan(cpu: Cpu, extent: Extent, panels: int = 0) -> TilePlan:
+    """The cheapest tile, or the one that spans ``panels`` if there is one."""
+    plans = [plan for _, plan in tile_plans(cpu, extent)]
+    return next((plan for plan in plans if plan.panels == panels), plans[0])
 
 
 def row_blocks(cpu: Cpu, inputs: int, weights: int, passes: int, most: int) -> int:

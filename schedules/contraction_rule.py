@@ -7,15 +7,18 @@ from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.batch_matmul_kernel import batch_matmul_body
-from sparsec.schedules.contraction import BatchMatmul, Conv, Depthwise, Gemm, find_anchor
+from sparsec.schedules.contraction import BatchMatmul, Conv, Gemm, find_anchor
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
 from sparsec.schedules.contraction_kernel_conv import conv_body
 from sparsec.schedules.contraction_kernel_gemm import gemm_body
-from sparsec.schedules.contraction_plan import tile_plan
+from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile_plans
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.depthwise_kernel import depthwise_body
 from sparsec.schedules.layout import DENSE, panels
 from sparsec.schedules.target import Cpu
+
+#: Attribute of a function: the panels that its tiles span, where measuring found better than counting.
+TILE_PANELS = "sparsec.tile_panels"
 
 
 def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
@@ -24,31 +27,43 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     if isinstance(parts, str):
         return None
     spec, x, weights, epilogue = parts
+    cut = extent(spec)
+    plan = cut and tile_plan(cpu, cut, int(func.attrs.get(TILE_PANELS, 0)))
     if isinstance(spec, Gemm):
-        body = _gemm(cpu, spec.lead, spec.k, spec.n, spec.pattern, [], x, weights, epilogue)
-    elif isinstance(spec, Conv) and spec.pointwise:
-        lead = spec.x_shape[:-1]
-        tap = [tir.i64(0), tir.i64(0)]
-        body = _gemm(cpu, lead, spec.in_c, spec.out_c, spec.packed, tap, x, weights, epilogue)
-    elif isinstance(spec, BatchMatmul):
-        plan = tile_plan(cpu, DENSE, spec.k, spec.k, spec.m, spec.n, panels(spec.n))
-        body = batch_matmul_body(cpu, spec, x, weights[0], epilogue, plan)
-    elif isinstance(spec, Depthwise):
-        body = depthwise_body(cpu, spec, x, weights[0], epilogue)
-    else:
+        reduce = Reduction(x, weights, spec.pattern, spec.k)
+        body = gemm_body(cpu, spec.lead, spec.n, [], reduce, epilogue, plan)
+    elif isinstance(spec, Conv):
         reduce = Reduction(x, weights, spec.packed, spec.depth)
-        own = spec.out_c // spec.groups
-        stride = spec.in_c * spec.strides[1]
-        plan = tile_plan(cpu, spec.packed, spec.depth, stride, spec.out_w, own, spec.group_panels)
-        body = conv_body(cpu, spec, reduce, epilogue, plan)
+        if spec.pointwise:
+            tap = [tir.i64(0), tir.i64(0)]
+            body = gemm_body(cpu, spec.x_shape[:-1], spec.out_c, tap, reduce, epilogue, plan)
+        else:
+            body = conv_body(cpu, spec, reduce, epilogue, plan)
+    elif isinstance(spec, BatchMatmul):
+        body = batch_matmul_body(cpu, spec, x, weights[0], epilogue, plan)
+    else:
+        body = depthwise_body(cpu, spec, x, weights[0], epilogue)
     kernel = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
     return kernel.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
 
 
-def _gemm(cpu, lead, depth, out, pattern, tap, x, weights, epilogue) -> tir.Stmt:
-    rows = math.prod(lead)
-    plan = tile_plan(cpu, pattern, depth, depth, rows, out, panels(out))
-    return gemm_body(cpu, lead, out, tap, Reduction(x, weights, pattern, depth), epilogue, plan)
+def extent(spec) -> Extent | None:
+    """What the kernel of ``spec`` cuts into register tiles of panels; None where it is cut otherwise."""
+    if isinstance(spec, Gemm):
+        return Extent(spec.pattern, spec.k, spec.k, math.prod(spec.lead), spec.n, panels(spec.n))
+    if isinstance(spec, BatchMatmul):
+        return Extent(DENSE, spec.k, spec.k, spec.m, spec.n, panels(spec.n))
+    if isinstance(spec, Conv):
+        rows = math.prod(spec.y_shape[:-1]) if spec.pointwise else spec.out_w
+        stride, own = spec.in_c * spec.strides[1], spec.out_c // spec.groups
+        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels)
+    return None
+
+
+def ranked_plans(cpu: Cpu, spec) -> list[tuple[float, TilePlan]]:
+    """The tiles that a kernel of ``spec`` can be cut into with their counted costs, the cheapest first."""
+    cut = extent(spec)
+    return tile_plans(cpu, cut) if cut else []
 
 
 def why_not(func: tirx.PrimFunc) -> str | None:

@@ -18,9 +18,10 @@ from .inspect import inspect
 from .passes import passes
 from .run import run
 from .sparsify import sparsify
+from .tune import tune
 from .verify import verify
 
-COMMANDS = (compile_, run, bench, verify, inspect, explain, sparsify, passes, doctor)
+COMMANDS = (compile_, run, bench, verify, inspect, explain, sparsify, tune, passes, doctor)
 
 
 @click.group(cls=Program, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

@@ -68,7 +68,7 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
             layers[node_name(layer.node)]["kept"] = (k // m * n + k % m) / k
     log("time the kernels")
     channels_last(model)
-    _, why = choose(model, asked, cpu_levels(asked.target))
+    why = choose(model, asked, cpu_levels(asked.target)).findings
     return {"layers": layers, "findings": findings + [finding.to_json() for finding in why]}
 
 

@@ -13,6 +13,8 @@ from sparsec.schedules import contraction
 from sparsec.schedules.contraction import Gemm
 from sparsec.schedules.layout import DENSE, Pattern
 
+LAYERS = ("MatMul", "NMMatMul", "Gemm", "NMGemm", "ConvNHWC", "ConvNWC")
+
 
 def layer(node: ir.Node):
     """``(spec, weight)`` of a layer with a constant weight: its kernel with the node's own pattern."""
@@ -22,6 +24,15 @@ def layer(node: ir.Node):
         weight = node.inputs[1].const_value.numpy()
         return gemm_layer(node, weight if attribute(node, "transB", 0) else weight.T)
     return conv_layer(node)
+
+
+def constant_layer(node: ir.Node):
+    """``layer(node)`` where the node is one of ours with a constant float weight, else None."""
+    if node.op_type not in LAYERS or node.inputs[1].const_value is None or not is_float(node.inputs[0]):
+        return None
+    if node.op_type.endswith("MatMul") and (len(node.inputs[1].shape) != 2 or len(node.inputs[0].shape) < 2):
+        return None
+    return layer(node)
 
 
 def gemm_layer(node: ir.Node, weight: np.ndarray):
@@ -51,20 +62,20 @@ def conv_layer(node: ir.Node):
 
 
 def matmul(importer, node: ir.Node, inputs):
-    a, b = node.inputs
-    if b.const_value is None or len(b.shape) != 2 or len(a.shape) < 2 or not is_float(a):
+    made = constant_layer(node)
+    if made is None:
         return activations.matmul(importer, node, inputs)
-    return contract(importer, node, inputs[0], *layer(node))
+    return contract(importer, node, inputs[0], *made)
 
 
 def gemm(importer, node: ir.Node, inputs):
-    a, b = node.inputs[:2]
-    if b.const_value is None or not is_float(a):
+    made = constant_layer(node)
+    if made is None:
         return None
     x = inputs[0]
     if attribute(node, "transA", 0):
         x = importer.bb.emit(relax.op.permute_dims(x, [1, 0]))
-    y = contract(importer, node, x, *layer(node))
+    y = contract(importer, node, x, *made)
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
     if alpha != 1.0:
         y = relax.op.multiply(y, relax.const(np.float32(alpha)))

@@ -1,5 +1,6 @@
 """Sparse or dense: by measurement, by estimate, as told; and what a user reads about it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from sparsec import passes
 from sparsec.compiler import choices, request
 from sparsec.compiler.channels_last import channels_last
-from sparsec.compiler.choices import choose
+from sparsec.compiler.choices import Choices, choose
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import ingest
 from sparsec.compiler.request import CompileRequest
+from sparsec.compiler.tuning import measure
+from sparsec.compiler.tuning.database import Database
+from sparsec.schedules.layout import DENSE
 
 REQUEST = CompileRequest("m.onnx", "m.sparsec")
 
@@ -58,13 +62,17 @@ def timed(monkeypatch):
     def use(**seconds):
         calls = []
 
-        def measure(weights, cpu):
-            calls.append(len(weights))
+        def stop_watch(weights, candidates, level):
+            calls.append(level)
             assert len(weights) <= 2
+            assert all(list(map(str, tried)) == ["dense", "sparse"] for tried in candidates.values())
             by_block = {spec: seconds["shared" if spec.pattern.block > 1 else "rows"] for spec in weights}
-            return {choices.to_text(spec): pair for spec, pair in by_block.items()}
+            return {
+                choices.to_text(s): dict(zip(("dense", "sparse"), t, strict=True))
+                for s, t in by_block.items()
+            }
 
-        monkeypatch.setattr(choices, "_measure", measure)
+        monkeypatch.setattr(measure, "measure", stop_watch)
         return calls
 
     return use
@@ -72,9 +80,9 @@ def timed(monkeypatch):
 
 def test_the_faster_kernel_wins(model, timed):
     timed(shared=(2.0, 1.0), rows=(1.0, 1.5))
-    chosen, findings = choose(model, REQUEST, ("v3",))
-    assert chosen == {"shared": "sparse", "rows": "dense"}
-    assert [(f.node, f.outcome, f.reason) for f in findings] == [
+    found = choose(model, REQUEST, ("v3",))
+    assert found.kernels == {"shared": "sparse", "rows": "dense"}
+    assert [(f.node, f.outcome, f.reason) for f in found.findings] == [
         ("shared", "applied", "measured: sparse 0.50x the time of dense"),
         ("rows", "declined", "measured: sparse 1.50x the time of dense"),
     ]
@@ -83,45 +91,40 @@ def test_the_faster_kernel_wins(model, timed):
 @pytest.mark.parametrize(("sparse", "kernel"), [(1.0, "sparse"), (1.02, "sparse"), (1.04, "dense")])
 def test_near_tie_goes_to_the_smaller_kernel(sparse, kernel, model, timed):
     timed(shared=(1.0, sparse), rows=(1.0, sparse))
-    assert choose(model, REQUEST, ("v3",))[0] == {"shared": kernel, "rows": kernel}
+    assert choose(model, REQUEST, ("v3",)).kernels == {"shared": kernel, "rows": kernel}
 
 
 def test_measured_once(model, timed):
     calls = timed(shared=(2.0, 1.0), rows=(2.0, 1.0))
     first = choose(model, REQUEST, ("v3",))
     assert choose(model, REQUEST, ("v3",)) == first
-    assert calls == [2]
+    assert calls == ["v3"]
     choose(model, REQUEST, ("v2",))
-    assert calls == [2, 2], "another level is another measurement"
+    assert calls == ["v3", "v2"], "another level is another measurement"
 
 
 def test_the_best_level_that_runs_here_is_measured(model, timed, monkeypatch):
-    seen = []
-    timed(shared=(2.0, 1.0), rows=(2.0, 1.0))
-    measure = choices._measure
+    calls = timed(shared=(2.0, 1.0), rows=(2.0, 1.0))
     monkeypatch.setattr(request, "features", lambda: set(request.LEVEL_FEATURES["v3"]))
-    monkeypatch.setattr(
-        choices, "_measure", lambda weights, cpu: seen.append(cpu.name) or measure(weights, cpu)
-    )
     choose(model, REQUEST, ("v4", "v3"))
-    assert seen == [choices.X86_LEVELS["v3"].name]
+    assert calls == ["v3"]
 
 
 def test_estimated_where_nothing_runs_here(model, monkeypatch):
     monkeypatch.setattr(request, "features", lambda: set())
-    monkeypatch.setattr(choices, "_measure", lambda *_: pytest.fail("measured all the same"))
-    chosen, findings = choose(model, REQUEST, ("v4", "v3"))
-    assert chosen == {"shared": "sparse", "rows": "sparse"}
-    assert findings[0].reason == "estimated: sparse 0.50x the time of dense"
-    assert all(f.reason.startswith("estimated: ") for f in findings)
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured all the same"))
+    found = choose(model, REQUEST, ("v4", "v3"))
+    assert found.kernels == {"shared": "sparse", "rows": "sparse"}
+    assert found.findings[0].reason == "estimated: sparse 0.50x the time of dense"
+    assert all(f.reason.startswith("estimated: ") for f in found.findings)
 
 
 def test_off(model, monkeypatch):
-    monkeypatch.setattr(choices, "_measure", lambda *_: pytest.fail("measured all the same"))
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured all the same"))
     request = CompileRequest("m.onnx", "m.sparsec", sparsity="off")
-    chosen, findings = choose(model, request, ("v3",))
-    assert chosen == {"shared": "dense", "rows": "dense"}
-    assert {(f.outcome, f.reason) for f in findings} == {("declined", "sparsity is off")}
+    found = choose(model, request, ("v3",))
+    assert found.kernels == {"shared": "dense", "rows": "dense"}
+    assert {(f.outcome, f.reason) for f in found.findings} == {("declined", "sparsity is off")}
 
 
 def test_require(model, timed):
@@ -138,7 +141,7 @@ def test_require(model, timed):
 def test_require_that_holds(model, timed):
     request = CompileRequest("m.onnx", "m.sparsec", sparsity="require")
     timed(shared=(2.0, 1.0), rows=(1.0, 1.0))
-    assert choose(model, request, ("v3",))[0] == {"shared": "sparse", "rows": "sparse"}
+    assert choose(model, request, ("v3",)).kernels == {"shared": "sparse", "rows": "sparse"}
 
 
 def test_unknown_sparsity():
@@ -153,12 +156,12 @@ def replay(model, path):
 @pytest.mark.parametrize("wrap", [lambda given: given, lambda given: {"format": 1, "choices": given}])
 def test_replay(wrap, model, tmp_path, monkeypatch):
     """The choices themselves, or a manifest that holds them."""
-    monkeypatch.setattr(choices, "_measure", lambda *_: pytest.fail("measured all the same"))
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured all the same"))
     given = {"shared": "dense", "rows": "sparse"}
     (tmp_path / "c.json").write_text(json.dumps(wrap(given)))
-    chosen, findings = replay(model, tmp_path / "c.json")
-    assert chosen == given
-    assert [(f.node, f.outcome, f.reason) for f in findings] == [
+    found = replay(model, tmp_path / "c.json")
+    assert found.kernels == given
+    assert [(f.node, f.outcome, f.reason) for f in found.findings] == [
         ("shared", "declined", "as given by --choices"),
         ("rows", "applied", "as given by --choices"),
     ]
@@ -201,19 +204,44 @@ def test_choices_that_do_not_fit(given, model, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "tiles", [3, {"v3": 2}, {"v3": {"gemm": 0}}, {"v3": {"gemm": "2"}}, {"v3": {"gemm": True}}]
+)
+def test_tiles_that_do_not_fit(tiles, model, tmp_path):
+    given = {"choices": {"shared": "dense", "rows": "sparse"}, "tiles": tiles}
+    (tmp_path / "c.json").write_text(json.dumps(given))
+    with pytest.raises(CompileError, match="'tiles' must map CPU levels to kernels to panels; take those"):
+        replay(model, tmp_path / "c.json")
+
+
+def test_tuned_times_decide(model, timed):
+    """The best tile of each kernel, out of whatever candidates the database has."""
+    calls = timed()
+    layers = [choices.layer(node)[0] for node in model.graph if "m" in node.attributes]
+    times = {"dense": 2.0, "dense/1": 1.0, "sparse": 1.5, "sparse/2": 1.4}
+    Database().add(measure.context("v3"), {choices.to_text(spec): times for spec in layers})
+    found = choose(model, REQUEST, ("v3",))
+    assert found.kernels == {"shared": "dense", "rows": "dense"}
+    assert found.findings[0].reason == "measured: sparse 1.40x the time of dense"
+    assert found.layers == {
+        choices.to_text(dataclasses.replace(s, pattern=DENSE)): choices.to_text(s) for s in layers
+    }
+    assert calls == []
+
+
 def test_real_measurement(model):
     """A fraction of a second for each pair, and numbers that can be compared."""
-    chosen, findings = choose(model, REQUEST, ("v4", "v3", "v2"))
-    assert set(chosen) == {"shared", "rows"}
-    assert all(f.reason.startswith("measured: sparse ") for f in findings)
+    found = choose(model, REQUEST, ("v4", "v3", "v2"))
+    assert set(found.kernels) == {"shared", "rows"}
+    assert all(f.reason.startswith("measured: sparse ") for f in found.findings)
     again = choose(model, REQUEST, ("v4", "v3", "v2"))
-    assert again == (chosen, findings)
+    assert again == found
 
 
 def test_nothing_to_choose(tmp_path, text_graph):
     graph = ir.from_proto(text_graph("(float[7] x) => (y) { y = Relu(x) }"))
-    assert choose(graph, REQUEST, ("v3",)) == ({}, [])
+    assert choose(graph, REQUEST, ("v3",)) == Choices()
 
 
 def test_cpu_name():
-    assert choices.cpu_name() not in ("", "unknown")
+    assert measure.cpu_name() not in ("", "unknown")
