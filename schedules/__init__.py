@@ -54,5 +54,5 @@ def _schedule_one(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     for name, rule in RULES:
         scheduled = rule(func, cpu)
         if scheduled is not None:
-            return hoist.hoist(scheduled).with_attr(RULE, name)
+            return hoist.hoist(scheduled, cpu.name).with_attr(RULE, name)
     return func.with_attr(RULE, "unscheduled")

@@ -5,16 +5,27 @@ doubles again in ``tanh(log(1 + exp(x)))``.  A value that went through memory en
 memory into registers.
 """
 
+import functools
+
 import tvm_ffi
 from tvm import ir, tirx
 
 from sparsec.schedules import math, tir, vector
 
 
-def hoist(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """``func`` with every operand of a lowered function that is not a plain load stored first."""
+def hoist(func: tirx.PrimFunc, level: str) -> tirx.PrimFunc:
+    """``func`` with every operand of a lowered function that is not a plain load stored first.
+
+    The functions become those of the CPU ``level``.
+    """
     body = tvm_ffi.structural_mutate(func.body, [(tirx.For, _loop), (tirx.BufferStore, _store)])
+    body = tvm_ffi.structural_mutate(body, [(ir.Call, functools.partial(_for_level, level))])
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
+
+
+def _for_level(level: str, node, mutator):
+    op = math.for_level(node.op, level) if isinstance(node.op, ir.Op) else node.op
+    return ir.Call(op, [mutator.mutate(a) for a in node.args], node.attrs, node.ty_args, ret_ty=node.ty)
 
 
 def _loop(node, mutator):

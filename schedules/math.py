@@ -2,7 +2,8 @@
 
 TVM lowers them to one libm call per element.  ``install`` replaces the lowering for float32 by what is in
 ``polynomials``; it is called once by the build, before any kernel is lowered.  Other types keep libm, and so
-does ``pow`` but for the constant exponents 2, 3, 4, -1, 1/2, -1/2; log2 and log10 are within 3 ulp.
+does ``pow`` but for the constant exponents 2, 3, 4, -1, 1/2, -1/2; log2 and log10 are within 3 ulp.  Where a
+level has better instructions, ``for_level`` names the operator to use: those of ``tables`` and ``avx512``.
 """
 
 import functools
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 from tvm import ir, tirx
 
-from sparsec.schedules import polynomials, tir
+from sparsec.schedules import avx512, polynomials, tables, tir
 from sparsec.schedules.polynomials import let
 
 # Operators of our own ---------------------------------------------------------------------------------
@@ -140,6 +141,23 @@ _OWN_RULES = {
     "exp_not_positive": lambda call: let(call.args[0], polynomials.exp_not_positive, "x"),
 }
 
+
+def _level_rule(name: str, lanes: int, form: Callable, call):
+    """``form`` for float32 vectors of ``lanes``, the polynomial for all others."""
+    if str(call.ty.dtype) == f"float32x{lanes}":
+        return let(call.args[0], form, "x")
+    return (_RULES | _OWN_RULES)[name](call)
+
+
+#: Level and function: what the instructions of the level make faster.
+_LEVEL_RULES = {
+    ("v4", name): functools.partial(_level_rule, name, avx512.LANES, form)
+    for name, form in avx512.FORMS.items()
+} | {
+    (level, name): functools.partial(_level_rule, name, t.lanes, functools.partial(tables.odd, table=t))
+    for name, level, t in tables.TABLES
+}
+
 _LEVEL = 120  # above every rule that TVM registers itself
 _PURE = 1  # tirx::CallEffectKind::kPure
 
@@ -159,7 +177,8 @@ def _install_once() -> None:
     x = tirx.Var("x", "float32")
     for name, rule in _RULES.items():
         _lower(getattr(tirx, name)(*(x, x) if name == "pow" else (x,)).op.name, rule)
-    for name, rule in _OWN_RULES.items():
+    levels = {f"{level}.{name}": rule for (level, name), rule in _LEVEL_RULES.items()}
+    for name, rule in (_OWN_RULES | levels).items():
         ir.register_op_attr(f"{_PREFIX}{name}", "TCallEffectKind", _PURE)
         _lower(f"{_PREFIX}{name}", rule)
 
@@ -170,6 +189,12 @@ def lowered() -> frozenset[str]:
     x = tirx.Var("x", "float32")
     known = {getattr(tirx, name)(*(x, x) if name == "pow" else (x,)).op.name for name in _RULES}
     return frozenset(known | {f"{_PREFIX}{name}" for name in _OWN_RULES})
+
+
+def for_level(op: ir.Op, level: str) -> ir.Op:
+    """What to take for ``op`` in kernels for ``level``: a faster operator of that level, or ``op`` itself."""
+    name = op.name.rpartition(".")[2]
+    return ir.Op.get(f"{_PREFIX}{level}.{name}") if (level, name) in _LEVEL_RULES else op
 
 
 def _lower(op: str, rule: Callable) -> None:

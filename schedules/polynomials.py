@@ -3,7 +3,7 @@
 ==========  ==================================================================================  =========
 function    method                                                                              max error
 ==========  ==================================================================================  =========
-exp         2^n * e^r, |r| <= ln2/2, degree 6; scaled in two steps, so denormals are right      1.1 ulp
+exp         2^n * e^r, |r| <= ln2/2, degree 6; scaled in two steps, so denormals are right      1.2 ulp
 log         2^e * m, sqrt(1/2) <= m < sqrt(2), degree 11                                        1 ulp
 log1p       log(1 + x) with Kahan's correction                                                  2.5 ulp
 sigmoid     z / (1 + z) or 1 / (1 + z) with z = exp(-|x|)                                       2.5 ulp
@@ -23,7 +23,7 @@ from tvm import tirx
 
 from sparsec.schedules import tir
 
-_EXP = (0.5, 0.16666513681411743, 0.041666191071271896, 0.00836953055113554, 0.0013951562577858567)
+_EXP = (1.0, 1.0, 0.5, 0.16666513681411743, 0.041666191071271896, 0.00836953055113554, 0.0013951562577858567)
 _LOG = (
     0.3333331048488617,
     -0.24999986588954926,
@@ -66,7 +66,7 @@ _ERF_LARGE = (
 _LOG2E = 1.4426950408889634
 _LN2_HIGH = 0.693359375  # few bits: n * _LN2_HIGH is exact
 _LN2_LOW = -2.12194440e-4
-_ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
+ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
 _ROUND_BITS = 0x4B400000
 
 
@@ -78,16 +78,16 @@ def _typed(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
-def _f(x, value: float):
+def splat(x, value: float):
     return tir.broadcast(tir.f32(value), _lanes(x)) if _lanes(x) > 1 else tir.f32(value)
 
 
-def _i(x, value: int):
+def splat_int(x, value: int):
     constant = tirx.IntImm("int32", value)
     return tir.broadcast(constant, _lanes(x)) if _lanes(x) > 1 else constant
 
 
-def _bits(x):
+def bits(x):
     return tirx.reinterpret(_typed("int32", _lanes(x)), x)
 
 
@@ -107,9 +107,9 @@ def let(value, body: Callable, name: str = "t"):
 
 def _poly(x, coefficients):
     """Horner's rule; LLVM contracts each step to a fused multiply-add where the level has one."""
-    result = _f(x, coefficients[-1])
+    result = splat(x, coefficients[-1])
     for c in coefficients[-2::-1]:
-        result = result * x + _f(x, c)
+        result = result * x + splat(x, c)
     return result
 
 
@@ -117,75 +117,64 @@ def _select(condition, yes, no):
     return tirx.Select(condition, yes, no)
 
 
-def _exp_reduced(x):
-    """e^x for x already within (-104, 89), or NaN."""
+def exp_reduced(x, scale: Callable):
+    """e^x for x already within (-104, 89), or NaN; ``scale(m, t)`` is m 2^n for the n at the end of t."""
 
     def scaled(t):
-        n = t - _f(x, _ROUND)
-        reduced = x - n * _f(x, _LN2_HIGH) - n * _f(x, _LN2_LOW)
-        exponent = _bits(t) - _i(x, _ROUND_BITS)
+        n = t - splat(x, ROUND)
+        reduced = x - n * splat(x, _LN2_HIGH) - n * splat(x, _LN2_LOW)
+        return let(let(reduced, lambda r: _poly(r, _EXP), "r"), lambda m: scale(m, t), "m")
 
-        def value(r):
-            mantissa = _f(x, 1.0) + (r + r * r * _poly(r, _EXP))
-
-            def twice(e):
-                half = tirx.shift_right(e, _i(x, 1))
-                return let(
-                    half,
-                    lambda h: mantissa * _power_of_two(x, h) * _power_of_two(x, e - h),
-                    "half",
-                )
-
-            return let(exponent, twice, "e")
-
-        return let(reduced, value, "r")
-
-    return let(x * _f(x, _LOG2E) + _f(x, _ROUND), scaled)
+    return let(x * splat(x, _LOG2E) + splat(x, ROUND), scaled)
 
 
-def _power_of_two(x, n):
-    return _float(tirx.shift_left(n + _i(x, 127), _i(x, 23)))
+def _times_power(mantissa, t):
+    """m 2^n where the result is no denormal: n is added to the exponent; the rest of t leaves at the top."""
+    return _float(bits(mantissa) + tirx.shift_left(bits(t), splat_int(mantissa, 23)))
 
 
-def exp(x):
-    low, high = _f(x, -104.0), _f(x, 89.0)
-    return let(_select(x < low, low, _select(x > high, high, x)), _exp_reduced, "x")
+def _times_any_power(mantissa, t):
+    """m 2^n in two halves, so that the result may be denormal or infinite."""
+
+    def twice(h):
+        up = _float(bits(mantissa) + tirx.shift_left(h, splat_int(mantissa, 23)))
+        rest = bits(t) - h + splat_int(mantissa, 127 - _ROUND_BITS)
+        return up * _float(tirx.shift_left(rest, splat_int(mantissa, 23)))
+
+    half = tirx.shift_right(bits(t) - splat_int(mantissa, _ROUND_BITS), splat_int(mantissa, 1))
+    return let(half, twice, "half")
+
+
+def exp(x, scale: Callable = _times_any_power):
+    low, high = splat(x, -104.0), splat(x, 89.0)
+    bounded = let(_select(x > high, high, x), lambda b: _select(b < low, low, b), "b")
+    return let(bounded, lambda b: exp_reduced(b, scale), "x")
 
 
 def exp_not_positive(x):
-    low = _f(x, -87.33654)
-
-    def scaled(bounded, t):
-        n = t - _f(x, _ROUND)
-        reduced = bounded - n * _f(x, _LN2_HIGH) - n * _f(x, _LN2_LOW)
-        # The bits of t end in n; those of _ROUND leave at the top.
-        power = _float(tirx.shift_left(_bits(t), _i(x, 23)) + _i(x, 127 << 23))
-        return let(reduced, lambda r: (_f(x, 1.0) + (r + r * r * _poly(r, _EXP))) * power, "r")
-
-    def value(bounded):
-        return let(bounded * _f(x, _LOG2E) + _f(x, _ROUND), lambda t: scaled(bounded, t))
-
-    return _select(x < low, _f(x, 0.0), let(_select(x < low, low, x), value, "bounded"))
+    low = splat(x, -87.33654)
+    result = let(_select(x < low, low, x), lambda b: exp_reduced(b, _times_power), "b")
+    return _select(x < low, splat(x, 0.0), result)
 
 
 def log(x):
     """Natural logarithm: log(x) = e ln2 + log1p(f), f = m - 1."""
-    tiny = x < _f(x, 1.17549435e-38)
+    tiny = x < splat(x, 1.17549435e-38)
 
     def split(normal):
         # The exponent that puts the mantissa into [sqrt(1/2), sqrt(2)).
-        shifted = _bits(normal) - _i(x, 0x3F3504F3)
-        e = tirx.shift_right(shifted, _i(x, 23))
+        shifted = bits(normal) - splat_int(x, 0x3F3504F3)
+        e = tirx.shift_right(shifted, splat_int(x, 23))
 
         def sum_up(e):
-            f = _float(_bits(normal) - tirx.shift_left(e, _i(x, 23))) - _f(x, 1.0)
-            scale = tirx.Cast(_typed("float32", _lanes(x)), e) - _select(tiny, _f(x, 23.0), _f(x, 0.0))
+            f = _float(bits(normal) - tirx.shift_left(e, splat_int(x, 23))) - splat(x, 1.0)
+            scale = tirx.Cast(_typed("float32", _lanes(x)), e) - _select(tiny, splat(x, 23.0), splat(x, 0.0))
 
             def terms(f):
                 def with_scale(n):
                     square = f * f
-                    tail = square * f * _poly(f, _LOG) + n * _f(x, _LN2_LOW)
-                    return n * _f(x, _LN2_HIGH) + (f + (tail - _f(x, 0.5) * square))
+                    tail = square * f * _poly(f, _LOG) + n * splat(x, _LN2_LOW)
+                    return n * splat(x, _LN2_HIGH) + (f + (tail - splat(x, 0.5) * square))
 
                 return let(scale, with_scale, "n")
 
@@ -193,63 +182,65 @@ def log(x):
 
         return let(e, sum_up, "e")
 
-    finite = let(_select(tiny, x * _f(x, 8388608.0), x), split, "normal")
-    infinity, nan = _f(x, float("inf")), _f(x, float("nan"))
+    finite = let(_select(tiny, x * splat(x, 8388608.0), x), split, "normal")
+    infinity, nan = splat(x, float("inf")), splat(x, float("nan"))
     # x == inf and NaN are their own logarithms.
     own = _select(x < infinity, finite, x)
-    return _select(x > _f(x, 0.0), own, _select(tirx.EQ(x, _f(x, 0.0)), _f(x, float("-inf")), nan))
+    return _select(x > splat(x, 0.0), own, _select(tirx.EQ(x, splat(x, 0.0)), splat(x, float("-inf")), nan))
 
 
 def log1p(x):
     def correct(u):
-        ratio = log(u) * (x / (u - _f(x, 1.0)))
-        lost = tirx.EQ(u, _f(x, 1.0))
-        return _select(lost, x, _select(u < _f(x, float("inf")), ratio, log(u)))
+        ratio = log(u) * (x / (u - splat(x, 1.0)))
+        lost = tirx.EQ(u, splat(x, 1.0))
+        return _select(lost, x, _select(u < splat(x, float("inf")), ratio, log(u)))
 
-    return let(_f(x, 1.0) + x, correct, "u")
+    return let(splat(x, 1.0) + x, correct, "u")
 
 
 def sigmoid(x):
     def fraction(z):
-        return _select(x < _f(x, 0.0), z, _f(x, 1.0)) / (_f(x, 1.0) + z)
+        return _select(x < splat(x, 0.0), z, splat(x, 1.0)) / (splat(x, 1.0) + z)
 
-    return let(exp(_negative(_magnitude(x))), fraction, "z")
+    return let(exp(negative(magnitude(x))), fraction, "z")
 
 
 def tanh(x):
     def both(a):
         square = a * a
         small = a + a * (square * _poly(square, _TANH))
-        bounded = _select(a > _f(x, 10.0), _f(x, 10.0), a)
-        large = _f(x, 1.0) - _f(x, 2.0) / (let(bounded + bounded, _exp_reduced, "x") + _f(x, 1.0))
-        return _with_sign(_select(a < _f(x, 0.625), small, large), x)
+        bounded = _select(a > splat(x, 10.0), splat(x, 10.0), a)
+        large = splat(x, 1.0) - splat(x, 2.0) / (
+            let(bounded + bounded, lambda b: exp_reduced(b, _times_power), "x") + splat(x, 1.0)
+        )
+        return with_sign(_select(a < splat(x, 0.625), small, large), x)
 
-    return let(_magnitude(x), both, "a")
+    return let(magnitude(x), both, "a")
 
 
 def erf(x):
     def both(a):
         square = a * a
         small = a + a * _poly(square, _ERF_SMALL)
-        bounded = _select(a > _f(x, 4.0), _f(x, 4.0), a)
-        decay = let(bounded, lambda b: _negative(_poly(b, _ERF_LARGE)), "b")
-        large = _f(x, 1.0) - let(decay, _exp_reduced, "x")
-        return _with_sign(_select(a < _f(x, 0.921875), small, large), x)
+        bounded = _select(a > splat(x, 4.0), splat(x, 4.0), a)
+        decay = let(bounded, lambda b: negative(_poly(b, _ERF_LARGE)), "b")
+        large = splat(x, 1.0) - let(decay, lambda b: exp_reduced(b, _times_power), "x")
+        return with_sign(_select(a < splat(x, 0.921875), small, large), x)
 
-    return let(_magnitude(x), both, "a")
-
-
-def _magnitude(x):
-    return _float(tirx.bitwise_and(_bits(x), _i(x, 0x7FFFFFFF)))
+    return let(magnitude(x), both, "a")
 
 
-def _negative(x):
-    return _float(tirx.bitwise_xor(_bits(x), _i(x, -0x80000000)))
+def magnitude(x):
+    return _float(tirx.bitwise_and(bits(x), splat_int(x, 0x7FFFFFFF)))
 
 
-def _with_sign(value, sign):
+def negative(x):
+    return _float(tirx.bitwise_xor(bits(x), splat_int(x, -0x80000000)))
+
+
+def with_sign(value, sign):
     """``value``, which is not negative, with the sign bit of ``sign``."""
-    return _float(tirx.bitwise_or(_bits(value), tirx.bitwise_and(_bits(sign), _i(sign, -0x80000000))))
+    return _float(tirx.bitwise_or(bits(value), tirx.bitwise_and(bits(sign), splat_int(sign, -0x80000000))))
 
 
 def power(x, exponent: float):
@@ -257,8 +248,8 @@ def power(x, exponent: float):
     if exponent in (2.0, 3.0, 4.0):
         return let(x, lambda t: {2.0: t * t, 3.0: t * t * t, 4.0: (t * t) * (t * t)}[exponent], "t")
     if exponent == -1.0:
-        return _f(x, 1.0) / x
+        return splat(x, 1.0) / x
     # pow(-0, 1/2) is +0 and pow(-inf, 1/2) is +inf, unlike sqrt.
-    root = _pure(x + _f(x, 0.0), "llvm.sqrt")
-    root = _select(tirx.EQ(x, _f(x, float("-inf"))), _f(x, float("inf")), root)
-    return root if exponent == 0.5 else _f(x, 1.0) / root
+    root = _pure(x + splat(x, 0.0), "llvm.sqrt")
+    root = _select(tirx.EQ(x, splat(x, float("-inf"))), splat(x, float("inf")), root)
+    return root if exponent == 0.5 else splat(x, 1.0) / root
