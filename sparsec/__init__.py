@@ -7,7 +7,7 @@ The public names are loaded lazily, so ``import sparsec`` costs nothing and
 from pathlib import Path
 
 __version__ = "0.1.0"
-__all__ = ["compile", "load"]
+__all__ = ["compile", "load", "train"]
 
 # The packages lie beside this folder in a checkout (setup.cfg maps them).  Without this line a
 # regular install, used from the checkout's root, would find this folder first and nothing in it.
@@ -25,4 +25,8 @@ def __getattr__(name: str):
         from sparsec.compiler import compile_file
 
         return compile_file
+    if name == "train":
+        from sparsec.passes import train
+
+        return train
     raise AttributeError(f"module 'sparsec' has no attribute {name!r}")
