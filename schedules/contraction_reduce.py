@@ -1,4 +1,8 @@
-"""The reduction over input channels of one tap, for every packed form: what the register tile accumulates."""
+"""The reduction over input channels of one tap, for every packed form: what the register tile accumulates.
+
+Every step also fetches weights that are wanted next, so that a layer whose weights come from memory runs like
+one whose weights are in the cache: hardware prefetchers stop at a page and start anew at a panel.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +13,9 @@ from sparsec.schedules import tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.layout import PANEL, WINDOW, Pattern
+
+#: How many slots ahead the weights of a single row are fetched: what memory delivers during its latency.
+STREAM_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,9 @@ class Reduction:
         """
         pattern, stored = self.pattern, self.pattern.kept(self.depth)
 
+        def step(slot, make: Callable, *args) -> tir.Stmt:
+            return tir.seq([*self._fetch(tile, panel, tap, slot), make(slot, *args)])
+
         def dense(slot, channel):
             return tile.multiply_add(
                 lambda r, v: tirx.BufferLoad(self.x, at(r, channel)),
@@ -36,21 +46,44 @@ class Reduction:
                 chosen=chosen,
             )
 
+        def gathered(slot):
+            return self._gather(tile, panel, tap, at, chosen, slot)
+
+        def permuted(slot):
+            return self._lanes(tile, panel, tap, at, chosen, slot)
+
         match pattern.form(self.depth):
             case "dense":
-                return [tir.loop("k", stored, lambda k: dense(k, k))]
+                return [tir.loop("k", stored, lambda k: step(k, dense, k))]
             case "shared":
                 block = tirx.floordiv(panel, tir.i64(pattern.block // PANEL))
                 kept = lambda slot: tir.load(self.weights[1], block, *tap, slot).astype("int64")  # noqa: E731
-                return [tir.loop("k", stored, lambda slot: dense(slot, kept(slot)))]
+                return [tir.loop("k", stored, lambda slot: step(slot, dense, kept(slot)))]
             case "gather":
-                return [tir.loop("k", stored, lambda slot: self._gather(tile, panel, tap, at, chosen, slot))]
+                return [tir.loop("k", stored, lambda slot: step(slot, gathered))]
         slots = pattern.slots(self.depth)
-        loops = [tir.loop("k", slots, lambda slot: self._lanes(tile, panel, tap, at, chosen, slot))]
+        loops = [tir.loop("k", slots, lambda slot: step(slot, permuted))]
         if stored > slots:
             rest, skip = stored - slots, self.depth - stored
-            loops.append(tir.loop("k", rest, lambda k: dense(k, k + skip), start=slots))
+            loops.append(tir.loop("k", rest, lambda k: step(k, dense, k + skip), start=slots))
         return loops
+
+    def _fetch(self, tile: Tile, panel, tap: list, slot) -> list[tir.Stmt]:
+        """Asks for one slot of the panels that the next tile takes, or of these ones further on.
+
+        All rows pass before the next panels are due, and meanwhile memory is idle.  A single row leaves no
+        such time.  Fetching beyond the end of an array is harmless.
+        """
+        count = tile.columns // PANEL
+        hop, ahead = (0, STREAM_AHEAD) if tile.rows == 1 else (count, 0)
+        per_panel = [w for w in self.weights if tir.shape_of(w)[0] == tir.shape_of(self.weights[0])[0]]
+        return [
+            tir.prefetch(
+                w, panel + p + hop, *tap, slot + ahead, *[tir.i64(0)] * (len(w.shape) - len(tap) - 2)
+            )
+            for w in per_panel
+            for p in range(count)
+        ]
 
     def _weight(self, tile: Tile, panel, tap: list, slot) -> Callable:
         values = self.weights[0]

@@ -137,6 +137,13 @@ def llvm_intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(dtype, name, *args)
 
 
+def prefetch(buffer: Buffer, *index) -> Stmt:
+    """Asks for the cache line of ``buffer[index]`` in the second-level cache; harmless out of bounds."""
+    read, level, data = i32(0), i32(2), i32(1)
+    address = tirx.address_of(load(buffer, *index))
+    return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, read, level, data))
+
+
 def offset(value: Expr, by) -> Expr:
     """``value + by`` where ``value`` may be a vector and ``by`` is a scalar."""
     lanes = lanes_of(value)
