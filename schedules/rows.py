@@ -115,6 +115,11 @@ class Row:
                 stmts.extend(step(self._place(r, tir.i64(start - seen - u * self.lanes), u, seen)))
         return tir.seq(stmts)
 
+    def states(self, step: Callable[[Place], Iterable[tir.Stmt]]) -> tir.Stmt:
+        """``step`` for every vector of a state; what the place has no index for is not an element."""
+        places = (Place(None, None, r * self.unroll + u, r) for r, u in self._slots(self.unroll))
+        return tir.seq(s for place in places for s in step(place))
+
     def _slots(self, unroll: int):
         return ((r, u) for r in range(self.rows) for u in range(unroll))
 
@@ -178,6 +183,11 @@ def add(a, b):
 def maximum(a, b):
     """Either; NaN only if ``b`` is NaN.  Good where a NaN shows itself later anyway."""
     return tirx.Select(a > b, a, b)
+
+
+def minimum(a, b):
+    """Either; NaN only if ``b`` is NaN."""
+    return tirx.Select(a < b, a, b)
 
 
 def kernel(func: tirx.PrimFunc, axis: int, count: int, cost: int, cpu: Cpu, body: Callable) -> tirx.PrimFunc:

@@ -8,7 +8,8 @@
 
 which the definition finds by comparing every pair, and the kernel by iterating (*) (Michelot, "A finite
 algorithm for finding the projection of a point onto the canonical simplex of R^n", 1986): started at or below
-the solution, it only ever drops elements, so it ends, and ends at the exact support.  A row that holds NaN or
+the solution, it only ever drops elements, so it ends, and ends at the exact support: when no element above
+the old tau is left out by the new one.  A row that holds NaN or
 +inf, or nothing but -inf, is NaN throughout.
 """
 
@@ -68,17 +69,24 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     x, y = func.params
 
     def body(row: rows.Row):
-        names = ("top", "total", "count", "tau", "before", "flag")
-        top, total, count, tau, before, flag = buffers = [row.state(n) for n in names]
+        names = ("top", "total", "count", "tau", "least", "flag")
+        top, total, count, tau, least, flag = buffers = [row.state(n) for n in names]
         leaders = row.state("leaders")
+        none = tir.f32(float("inf"))
 
         def shifted(place, l):
             return tir.load(x, *place.index(l)) - row.get(top, l, place.row)
 
         def find_top(place):
-            yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), math.maximum)
+            # Each element is in one lane only: the leaders' sum must not count one twice.
+            def value(l):
+                return place.only_fresh(l, tir.load(x, *place.index(l)), tir.f32(float("-inf")))
 
-        def gather(place, value: Callable):
+            yield row.fold_in(top, place, value, math.maximum)
+
+        def add_up(place, value: Callable):
+            """Sum and number of the values above tau."""
+
             def above(l, part: Callable):
                 z = tirx.Var("z", "float32")
                 chosen = tirx.Select(z > row.get(tau, l, place.row), part(z), tir.f32(0.0))
@@ -86,6 +94,15 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
 
             yield row.fold_in(total, place, lambda l: above(l, lambda z: z), rows.add)
             yield row.fold_in(count, place, lambda l: above(l, lambda z: tir.f32(1.0)), rows.add)
+
+        def gather(place):
+            def smallest(l):
+                z = tirx.Var("z", "float32")
+                chosen = tirx.Select(z > row.get(tau, l, place.row), z, none)
+                return tirx.Let(z, shifted(place, l), chosen)
+
+            yield from add_up(place, lambda l: shifted(place, l))
+            yield row.fold_in(least, place, smallest, rows.minimum)
 
         def step(sweep: tir.Stmt):
             """Moves tau to where the elements above it, which ``sweep`` adds up, would sum to one."""
@@ -98,14 +115,6 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
                 *row.set(tau, lambda l, r: (row.get(total, l, r) - tir.f32(1.0)) / row.get(count, l, r)),
             ]
 
-        def of_leaders(slot: int):
-            place = rows.Place(None, None, slot)
-
-            def value(l):
-                return tir.load(leaders, tir.i64(slot * row.lanes) + l) - row.get(top, l, 0)
-
-            return tir.seq(gather(place, value))
-
         def finish(place):
             def lane(l):
                 value = tirx.max(shifted(place, l) - row.get(tau, l, place.row), tir.f32(0.0))
@@ -113,23 +122,29 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
 
             yield row.vector(lane)
 
-        def fewer(l, r):
-            return tirx.Select(row.get(count, l, r) < row.get(before, l, r), tir.f32(1.0), tir.f32(0.0))
-
-        def row_count(l, r):
-            return row.get(count, l, r)
+        def dropped(l, r):
+            """Whether the new tau leaves out what was above the old one."""
+            lost = row.get(least, l, r) <= row.get(tau, l, r)
+            return tirx.Select(lost, tir.f32(1.0), tir.f32(0.0))
 
         iteration = [
-            *step(row.sweep(lambda place: gather(place, lambda l: shifted(place, l)))),
-            *row.set(flag, fewer),
-            *row.set(before, row_count),
+            row.fill(least, float("inf")),
+            *step(row.sweep(gather)),
+            *row.fold(least, rows.minimum),
+            *row.set(flag, dropped),
             *row.fold_rows(flag, rows.add),
         ]
-        # The largest of each lane alone give a good lower bound of tau, without another look at a long row.
+
+        def of_leaders(place):
+            def value(l):
+                return tir.load(leaders, tir.i64(place.slot * row.lanes) + l) - row.get(top, l, place.row)
+
+            return add_up(place, value)
+
+        # The largest of each lane alone give a good lower bound of tau, without another look at the row.
         head = []
-        if row.along and row.rows == 1 and row.extent >= 8 * row.width:
-            from_leaders = tir.seq(of_leaders(slot) for slot in range(row.unroll))
-            head = step(from_leaders) * _LEADER_STEPS
+        if row.along and row.extent >= 2 * row.lanes:
+            head = step(row.states(of_leaders)) * _LEADER_STEPS
         return [
             *tir.alloc([*buffers, leaders]),
             row.fill(top, float("-inf")),
@@ -138,7 +153,6 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             *row.fold(top, math.maximum),
             row.fill(tau, -1.0),
             *head,
-            row.fill(before, float("inf")),
             row.fill(flag, 1.0),
             tirx.While(tir.load(flag, tir.i64(0)) > tir.f32(0.0), tir.seq(iteration)),
             row.sweep(finish),

@@ -80,6 +80,15 @@ def test_sparsemax(run_kernel, shape, axis):
             np.testing.assert_allclose(got.sum(axis), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [17, 25, 197, 300, 513, 1001])
+def test_sparsemax_counts_no_element_twice_where_vectors_overlap(run_kernel, size):
+    x = np.random.default_rng(9).standard_normal((5, size)).astype(np.float32)
+    x[0, -1] = x[0].max() + 0.1
+    x[1, -9] = x[1].max() + 0.5
+    got = run_kernel(kernel(sparsemax.sparsemax(x.shape)), X86_LEVELS["v3"], [x], x.shape)
+    np.testing.assert_allclose(got, sparsemax_by_sorting(x, -1), atol=1e-6, rtol=0)
+
+
 def test_sparsemax_of_a_vocabulary(run_kernel):
     x = np.random.default_rng(2).standard_normal((2, 32000)).astype(np.float32)
     x[1] *= 1e-4
