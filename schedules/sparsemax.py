@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from tvm import te, tirx
 
-from sparsec.schedules import math, rows, tir
+from sparsec.schedules import rows, tir
 from sparsec.schedules.elementwise import keep_nan
 from sparsec.schedules.target import Cpu
 
@@ -82,14 +82,15 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             def value(l):
                 return place.only_fresh(l, tir.load(x, *place.index(l)), tir.f32(float("-inf")))
 
-            yield row.fold_in(top, place, value, math.maximum)
+            yield row.fold_in(top, place, value, rows.maximum)
 
         def add_up(place, value: Callable):
             """Sum and number of the values above tau."""
 
             def above(l, part: Callable):
                 z = tirx.Var("z", "float32")
-                chosen = tirx.Select(z > row.get(tau, l, place.row), part(z), tir.f32(0.0))
+                # NaN is above everything: one makes tau, and so the row, NaN.
+                chosen = tirx.Select(z <= row.get(tau, l, place.row), tir.f32(0.0), part(z))
                 return place.only_fresh(l, tirx.Let(z, value(l), chosen), tir.f32(0.0))
 
             yield row.fold_in(total, place, lambda l: above(l, lambda z: z), rows.add)
@@ -98,7 +99,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         def gather(place):
             def smallest(l):
                 z = tirx.Var("z", "float32")
-                chosen = tirx.Select(z > row.get(tau, l, place.row), z, none)
+                chosen = tirx.Select(z <= row.get(tau, l, place.row), none, z)
                 return tirx.Let(z, shifted(place, l), chosen)
 
             yield from add_up(place, lambda l: shifted(place, l))
@@ -150,7 +151,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             row.fill(top, float("-inf")),
             row.sweep(find_top),
             row.vector(lambda l: tirx.BufferStore(leaders, tir.load(top, l), [l]), row.size),
-            *row.fold(top, math.maximum),
+            *row.fold(top, rows.maximum),
             row.fill(tau, -1.0),
             *head,
             row.fill(flag, 1.0),
