@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.request import CompileRequest, runnable
-from sparsec.compiler.to_relax.linear import layer, pattern_text
+from sparsec.compiler.to_relax.linear import attribute, layer, pattern_text
 from sparsec.compiler.tuning import measure
 from sparsec.compiler.tuning.candidates import Candidate, kernels
 from sparsec.compiler.tuning.database import Database
@@ -26,6 +26,10 @@ from sparsec.schedules.contraction_spec import to_text
 NEAR_TIE = 1.03
 RATE = {"dense": 1.0, "shared": 1.0, "lanes": 0.73, "gather": 0.25}
 """Multiply-adds of a packed form relative to the dense kernel's rate, on the cores measured so far."""
+TOO_SHORT = 10e-6
+"""Seconds of a dense kernel below which calling it and reading positions cost as much as they save."""
+SHARED = 16
+"""The smallest block whose panels have one list of positions."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
         kernel = "sparse" if sparse <= dense * NEAR_TIE else "dense"
         reason = f"{how}: sparse {sparse / dense:.2f}x the time of dense"
         found.kernels[name] = kernel
-        found.findings.append(_finding(node, kernel, reason))
+        advice = _advice(node, dense, how) if kernel == "dense" else ""
+        found.findings.append(_finding(node, kernel, reason + advice))
         found.layers[to_text(Candidate(kernel).spec(spec))] = to_text(spec)
         if kernel == "dense":
             slower.append(f"{name} ({pattern_text(node)}, {reason})")
@@ -77,6 +82,15 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
             "prune them to a shared pattern such as 2:4x32, or use --sparsity auto"
         )
     return found
+
+
+def _advice(node: ir.Node, dense: float, how: str) -> str:
+    """What to do about a layer whose sparse kernel is slower, as a clause."""
+    if how == "measured" and dense < TOO_SHORT:
+        return f"; dense takes {1e6 * dense:.1f} us, too short for a sparse kernel to gain: leave it dense"
+    if attribute(node, "block", 1) < SHARED:
+        return f"; a pattern shared by {SHARED} output channels or more runs at the dense kernel's rate"
+    return ""
 
 
 def _finding(node: ir.Node, kernel: str, reason: str) -> Finding:

@@ -65,7 +65,14 @@ def _worth(nm: NM, layer: Layer) -> str:
 
 def tail(nm: NM, k: int) -> str:
     """A clause about the inputs that are in no full group; empty when m divides k."""
-    return f"; the last {k % nm.m} of {k} inputs make no group of {nm.m} and stay dense" if k % nm.m else ""
+    left = k % nm.m
+    if not left:
+        return ""
+    said = "input makes" if left == 1 else "inputs make"
+    return (
+        f"; the last {left} of {k} {said} no group of {nm.m} and stay{'s' if left == 1 else ''} dense: "
+        f"with {k - left} or {k - left + nm.m} inputs none would"
+    )
 
 
 def _why_not(found: NM | NearMiss | str, layer: Layer) -> str:

@@ -90,7 +90,10 @@ def find(weight: np.ndarray, groups: int = 1) -> NM | NearMiss | str:
     if near:
         return near
     if across := _tight(np.ascontiguousarray(mask.transpose(0, 3, 2, 1))):
-        return f"the pattern {across} runs along output channels; it must run along the input channels"
+        return (
+            f"the pattern {across} runs along output channels; it must run along the input channels: "
+            "prune along dim 1 of a torch weight [out, in]"
+        )
     if mask.shape[2] > 1 and (flat := _tight(_taps_last(mask))):
         return (
             f"the pattern {flat} runs along input channels and kernel taps flattened together; "

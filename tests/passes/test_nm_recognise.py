@@ -213,7 +213,10 @@ def test_the_same_weight_may_fit_one_way_only(recognise):
     model = model_of(nodes, inputs, {"W": weight}, outputs=("a", "b"))
     (along, across), nodes = recognise(model, inputs)
     assert along.applied and not across.applied
-    assert across.reason == "the pattern 2:4 runs along output channels; it must run along the input channels"
+    assert across.reason == (
+        "the pattern 2:4 runs along output channels; it must run along the input channels: "
+        "prune along dim 1 of a torch weight [out, in]"
+    )
     assert nodes["across"].op_type == "Gemm" and across.before == across.after == "Gemm"
 
 
@@ -245,7 +248,8 @@ def test_tail_is_told(recognise):
     model = model_of([op("MatMul", ["x", "W"], "y")], inputs, {"W": sparse(30, 24)})
     (finding,), _ = recognise(model, inputs)
     assert finding.reason == (
-        "2:4: keeps 53.3 % of the weights; the last 2 of 30 inputs make no group of 4 and stay dense"
+        "2:4: keeps 53.3 % of the weights; the last 2 of 30 inputs make no group of 4 and stay dense: "
+        "with 28 or 32 inputs none would"
     )
 
 

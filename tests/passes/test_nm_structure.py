@@ -253,7 +253,10 @@ def test_one_bad_group_is_a_near_miss_of_the_pattern(text):
 
 def test_wrong_axis_is_named():
     weight = pruned((96, 1, 64), NM(2, 4)).transpose(2, 1, 0)
-    expected = "the pattern 2:4 runs along output channels; it must run along the input channels"
+    expected = (
+        "the pattern 2:4 runs along output channels; it must run along the input channels: "
+        "prune along dim 1 of a torch weight [out, in]"
+    )
     assert find(weight) == expected
     grouped = np.concatenate([weight, weight])
     assert find(grouped, groups=2) == expected
