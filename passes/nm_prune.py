@@ -15,7 +15,6 @@ whatever else reads it (an embedding tied to the output head, a layer that is sk
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
@@ -24,10 +23,11 @@ import onnx_ir as ir
 from sparsec.passes.base import PassError, SparsecPass
 from sparsec.passes.findings import Finding
 from sparsec.passes.graph import add_constant, node_name
+from sparsec.passes.nm_choice import MIN_SIZE, Choice
 from sparsec.passes.nm_layers import Layer, find_layers, origin, put
 from sparsec.passes.nm_pattern import BLOCKS, NM
 from sparsec.passes.nm_recognise import tail
-from sparsec.passes.nm_structure import fits
+from sparsec.passes.prune.layout import Layout
 
 _SCORES = {"magnitude": np.abs, "energy": np.square}
 
@@ -54,7 +54,7 @@ class PruneNM(SparsecPass):
             "choices": tuple(_SCORES),
         },
     )
-    min_size: int = field(default=1024, metadata={"help": "layers with fewer weights stay dense"})
+    min_size: int = field(default=MIN_SIZE, metadata={"help": "layers with fewer weights stay dense"})
     layers: str = field(default="*", metadata={"help": "only nodes with such names: globs, joined by |"})
     skip: str = field(default="", metadata={"help": "but not these nodes: globs, joined by |"})
 
@@ -67,12 +67,13 @@ class PruneNM(SparsecPass):
 
     def run(self, model: ir.Model) -> list[Finding]:
         candidates = list(find_layers(model))
-        self._check_globs([node_name(layer.node) for layer in candidates])
+        choice = Choice(self.layers, self.skip, self.min_size)
+        choice.check([node_name(layer.node) for layer in candidates])
         outcomes: list[tuple[str, ir.Value, Layer, NM, str | None]] = []
         pruned: dict[tuple[object, ...], tuple[ir.Value, float]] = {}
         for layer in candidates:
             nm = NM(self.n, self.m, self.block).within(layer.weight.shape[0] // layer.groups)
-            reason = self._why_not(layer, nm)
+            reason = choice.why_not(layer, nm)
             outcomes.append((node_name(layer.node), origin(layer.value), layer, nm, reason))
             if reason is None:
                 if layer.key not in pruned:
@@ -98,33 +99,6 @@ class PruneNM(SparsecPass):
             text += f"; a copy: {source.name} stays unpruned for what else reads it"
         return text
 
-    def _check_globs(self, names: list[str]) -> None:
-        for option in ("layers", "skip"):
-            for glob in filter(None, getattr(self, option).split("|")):
-                if names and not _matches(glob, names):
-                    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                    raise PassError(
-                        f"nm: {option}={glob} must match a layer with a constant weight; found {some}"
-                    )
-
-    def _why_not(self, layer: Layer, nm: NM) -> str | None:
-        k, name = layer.weight.shape[-1], [node_name(layer.node)]
-        if not _matches(self.layers, name):
-            return f"not among layers={self.layers}"
-        if _matches(self.skip, name):
-            return f"named by skip={self.skip}"
-        if layer.refusal:
-            return layer.refusal
-        if layer.weight.size < self.min_size:
-            return f"{layer.weight.size} weights are fewer than min_size={self.min_size}"
-        if k < nm.m:
-            return f"the reduction axis has {k} input channels, fewer than m={nm.m}"
-        if not np.any(layer.weight):
-            return "every weight is zero"
-        if layer.before == layer.after and fits(layer.weight, nm, layer.groups):
-            return f"its weight has the pattern {nm} already"
-        return None
-
     def _prune(self, model: ir.Model, layer: Layer, nm: NM) -> tuple[ir.Value, float]:
         weight = layer.weight
         keep = mask(weight, nm, layer.groups, self.method)
@@ -136,18 +110,10 @@ class PruneNM(SparsecPass):
 def mask(weight: np.ndarray, nm: NM, groups: int = 1, method: str = "magnitude") -> np.ndarray:
     """True where a weight `[out, taps, in]` stays; exactly n positions in each full group, the tail whole."""
     out, taps, k = weight.shape
-    full, per_group = k // nm.m * nm.m, out // groups
-    score = _SCORES[method](weight[..., :full].astype(np.float64)).reshape(groups, per_group, taps, full)
-    score = np.pad(score, [(0, 0), (0, -per_group % nm.block), (0, 0), (0, 0)])
-    score = score.reshape(groups, -1, nm.block, taps, full).sum(axis=2)
-    score = np.where(np.isnan(score), np.inf, score).reshape(*score.shape[:-1], -1, nm.m)
-    best = np.argsort(-score, axis=-1, kind="stable")[..., : nm.n]
-    keep = np.zeros(score.shape, bool)
-    np.put_along_axis(keep, best, True, axis=-1)
-    keep = keep.reshape(groups, -1, taps, full).repeat(nm.block, axis=1)[:, :per_group]
-    whole = np.ones(weight.shape, bool)
-    whole[..., :full] = keep.reshape(out, taps, full)
-    return whole
+    score = _SCORES[method](weight.astype(np.float64)).reshape(groups, out // groups, taps * k)
+    layout = Layout.of(nm, out // groups, k, taps)
+    keep = [layout.spread(layout.best(rows[:, layout.order])) for rows in score]
+    return np.concatenate([layout.restore(rows) for rows in keep]).reshape(weight.shape)
 
 
 def _energy(weight: np.ndarray, keep: np.ndarray) -> float:
@@ -155,7 +121,3 @@ def _energy(weight: np.ndarray, keep: np.ndarray) -> float:
     square = np.square(np.where(np.isfinite(weight), weight, 0).astype(np.float64))
     total = square.sum()
     return float(square[keep].sum() / total) if total else 1.0
-
-
-def _matches(globs: str, names: list[str]) -> bool:
-    return any(fnmatchcase(name, glob) for glob in globs.split("|") if glob for name in names)

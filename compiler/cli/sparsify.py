@@ -8,13 +8,51 @@ import click
 
 from . import options, text, work
 
+METHODS = ("random", "magnitude", "energy", "wanda", "dsnot", "awp", "sparsegpt", "obs", "search")
+"""Those of `sparsec.passes.prune`, spelled here so that help needs no NumPy; a test compares them."""
+
 ASSUMED = 16  # for a symbolic dimension that is not the first, in the random inputs of the report
 
 
 @click.command()
 @click.argument("model", type=options.PATH)
-@click.option("--passes", "passes_", required=True, metavar="SPEC", help="What to do; see `sparsec passes`.")
+@click.option("--passes", "passes_", default="", metavar="SPEC", help="What to do; see `sparsec passes`.")
 @options.calib
+@click.option(
+    "--pattern",
+    metavar="PATTERN",
+    help="Prune to it with --calib: 2:4, 2:4x32 (32 outputs agree), 60%, 60%x16.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="search",
+    show_default=True,
+    help="How to choose what stays.",
+)
+@click.option(
+    "--reconstruct/--no-reconstruct", default=True, help="Refit what stays by least squares, or leave it."
+)
+@click.option(
+    "--damping",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="How strongly to hold on to the dense weights, relative to the calibration data.",
+)
+@click.option("--mask", default="", metavar="INPUT", help="Input whose zeros mark padding [attention_mask].")
+@click.option("--layers", default="*", metavar="GLOBS", help="Only layers with such names, joined by |.")
+@click.option("--skip", default="", metavar="GLOBS", help="But not these.")
+@click.option(
+    "--min-size",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    help="Smaller layers stay dense.",
+)
+@click.option(
+    "--state", type=options.PATH, metavar="DIR", help="Keep finished layers here, and resume from it."
+)
 @click.option(
     "--max-error",
     type=click.FloatRange(min=0),
@@ -24,10 +62,23 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
 @click.option("-o", "--output", "out", type=options.PATH, required=True, help="The ONNX file to write.")
 @options.as_json
 def sparsify(
-    model: Path, passes_: str, calib: Path | None, max_error: float | None, out: Path, as_json: bool
+    model: Path,
+    passes_: str,
+    calib: Path | None,
+    max_error: float | None,
+    out: Path,
+    as_json: bool,
+    pattern: str | None,
+    state: Path | None,
+    **prune,
 ) -> None:
-    """Apply passes to MODEL.onnx and write the result as ONNX."""
+    """Apply passes to MODEL.onnx, or prune it with calibration data, and write the result as ONNX."""
+    if not passes_ and not pattern:
+        raise click.UsageError("Missing option '--passes' or '--pattern'.")
+    if pattern and not calib:
+        raise click.UsageError("--pattern needs --calib DATA.npz; without data there is --passes nm{...}.")
     request = {
+        "prune": prune | {"pattern": pattern, "state": str(state) if state else None} if pattern else None,
         "model": str(options.readable(model, "model")),
         "passes": passes_,
         "calib": str(options.readable(calib, "calibration file")) if calib else None,
@@ -39,9 +90,13 @@ def sparsify(
         click.echo(json.dumps(found, indent=1))
         return
     for finding in found["findings"]:
+        if finding["outcome"] == "applied" and finding["pass_name"] == "prune":
+            continue  # is in the table
         mark = "+" if finding["outcome"] == "applied" else "-"
         node = text.visible(finding["node"])
         click.echo(f"{mark} {finding['pass_name']}  {node}: {text.visible(finding['reason'])}")
+    if found["layers"]:
+        click.echo(table(found["layers"]))
     for name, change in found["changes"].items():
         click.echo(
             f"output {text.visible(name)} changed by {change['max_rel_to_scale']:.2e} of its scale, "
@@ -58,6 +113,7 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
     from sparsec.compiler.errors import CompileError
     from sparsec.compiler.ingest import form, load, opset
     from sparsec.compiler.package import publish
+    from sparsec.compiler.prune import PruneRequest, prune_model
 
     pipeline = passes.parse_pipeline(request["passes"])
     log("read the model")
@@ -65,7 +121,10 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
     form.infer(model)  # passes ask for dtypes and shapes
     before = ir.to_proto(model).SerializeToString()
     log("run the passes")
-    findings = passes.run_pipeline(model, pipeline)
+    findings, layers = passes.run_pipeline(model, pipeline), []
+    if request["prune"]:
+        found, layers = prune_model(model, PruneRequest(calib=request["calib"], **request["prune"]), log)
+        findings += found
     after = ir.to_proto(model).SerializeToString()
     log("compare the outputs")
     feeds, told = inputs(model, request["calib"])
@@ -83,6 +142,7 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
         "size": len(after),
         "inputs": told,
         "changes": changes,
+        "layers": layers,
         "findings": [finding.to_json() for finding in findings],
     }
 
@@ -90,8 +150,11 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
 def inputs(model, calib: str | None) -> tuple[dict, str]:
     """Arrays to run on, and where they are from."""
     from sparsec.compiler import reference
+    from sparsec.compiler.calibration import read_batches
     from sparsec.compiler.plan import Port
 
+    if calib:
+        return read_batches(calib, model)[0], "calibration data"
     ports, assumed = [], {}
     for value in model.graph.inputs:
         shape = []
@@ -101,8 +164,6 @@ def inputs(model, calib: str | None) -> tuple[dict, str]:
                 dim = assumed.setdefault(name, 1 if axis == 0 else ASSUMED)
             shape.append(dim)
         ports.append(Port(value.name, str(value.dtype.numpy()), tuple(shape), tuple(shape)))
-    if calib:
-        return reference.calibration_inputs(calib, tuple(ports)), "calibration data"
     sizes = "".join(f", {name}={size}" for name, size in assumed.items())
     return reference.random_inputs(model, tuple(ports)), f"random inputs, seed {reference.SEED}{sizes}"
 
@@ -121,3 +182,16 @@ def compare(before: bytes, after: bytes, feeds: dict) -> dict[str, dict]:
         cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
         changes[name] = reference.compare(new[name], array).to_json() | {"cosine": cosine}
     return changes
+
+
+def table(layers: list[dict]) -> str:
+    """One line a layer: what stayed, and the error of its output before and after reconstruction."""
+    width = max(len("layer"), *(len(text.visible(layer["node"])) for layer in layers))
+    lines = [f"{'layer':{width}}  pattern     kept  energy  error: masked  reconstructed"]
+    for layer in layers:
+        lines.append(
+            f"{text.visible(layer['node']):{width}}  {layer['pattern']:8}  {100 * layer['kept']:4.1f} %  "
+            f"{100 * layer['energy']:4.1f} %  {100 * layer['error_before']:11.2f} %  "
+            f"{100 * layer['error_after']:11.2f} %"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""Pruning with calibration data: the model is run by ONNX Runtime, layer by layer, as `passes.prune` asks."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from sparsec.compiler.calibration import MASKS, Folder, Replay, read_batches
+from sparsec.compiler.errors import CompileError
+from sparsec.passes.findings import Finding
+from sparsec.passes.nm_choice import MIN_SIZE, Choice
+from sparsec.passes.prune import parse_pattern
+from sparsec.passes.prune.insert import insert
+from sparsec.passes.prune.walk import Settings
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """`pattern` as `passes.prune.layout` spells it; `mask` "" for an input called as in `MASKS`, if any."""
+
+    pattern: str
+    method: str
+    calib: str
+    reconstruct: bool = True
+    damping: float = 0.1
+    mask: str = ""
+    layers: str = "*"
+    skip: str = ""
+    min_size: int = MIN_SIZE
+    state: str | None = None
+
+
+def prune_model(
+    model: ir.Model, request: PruneRequest, log: Callable[[str], None]
+) -> tuple[list[Finding], list[dict]]:
+    """Prune `model` in place; findings and one report a layer. Raises PassError and CompileError."""
+    pattern = parse_pattern(request.pattern)
+    feeds = read_batches(request.calib, model)
+    inputs = [value.name for value in model.graph.inputs]
+    if request.mask and request.mask not in inputs:
+        raise CompileError(
+            f"--mask {request.mask}: must name an input of the model, found {', '.join(inputs)}"
+        )
+    mask = request.mask or next((name for name in MASKS if name in inputs), None)
+    settings = Settings(request.method, request.reconstruct, request.damping, mask)
+    choice = Choice(request.layers, request.skip, request.min_size)
+    memory = Folder(Path(request.state), _identity(model, request)) if request.state else None
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        dense = Replay(model.clone(), feeds, Path(folder) / "dense")
+        pruned = Replay(model, feeds, Path(folder) / "pruned")
+        return insert(model, pattern, dense, pruned, settings, choice, memory=memory, log=log)
+
+
+def _identity(model: ir.Model, request: PruneRequest) -> dict:
+    options = {key: value for key, value in asdict(request).items() if key not in ("calib", "state")}
+    return options | {
+        "model": hashlib.sha256(ir.to_proto(model).SerializeToString()).hexdigest(),
+        "data": hashlib.sha256(Path(request.calib).read_bytes()).hexdigest(),
+    }

@@ -1,0 +1,84 @@
+"""Put a pattern into a model with calibration: choose the layers, walk them, report each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.passes.findings import Finding
+from sparsec.passes.graph import node_name
+from sparsec.passes.nm_choice import Choice
+from sparsec.passes.nm_layers import Layer, find_layers, put
+from sparsec.passes.nm_pattern import NM
+from sparsec.passes.nm_recognise import tail
+from sparsec.passes.prune import Pattern
+from sparsec.passes.prune.places import cannot
+from sparsec.passes.prune.walk import Memory, Observe, Outcome, Settings, walk
+
+NAME = "prune"
+
+
+def insert(
+    model: ir.Model,
+    pattern: Pattern | Callable[[Layer], Pattern],
+    dense: Observe,
+    pruned: Observe,
+    settings: Settings,
+    choice: Choice,
+    *,
+    memory: Memory | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> tuple[list[Finding], list[dict]]:
+    """Prune `model` in place; a finding for each layer, and the reports (JSON) of those that were pruned.
+
+    `pattern` may be a function of the layer. An N:M weight is read by its operator of domain ai.sparsec
+    afterwards; an unstructured one stays with the operator that it had. Raises `PassError` as `walk` does,
+    and for a glob of `choice` that matches nothing.
+    """
+    candidates = list(find_layers(model))
+    choice.check([node_name(layer.node) for layer in candidates])
+    wanted: list[tuple[Layer, Pattern]] = []
+    declined: dict[int, Finding] = {}
+    for layer in candidates:
+        asked = pattern(layer) if callable(pattern) else pattern
+        here = asked.within(layer.weight.shape[0] // layer.groups) if isinstance(asked, NM) else asked
+        reason = choice.why_not(layer, here if isinstance(here, NM) else None) or cannot(layer)
+        if reason is None and layer.node.graph is not model.graph:
+            reason = "it is in a subgraph, whose values calibration cannot see"
+        if reason is None:
+            wanted.append((layer, here))
+        else:
+            name = node_name(layer.node)
+            declined[id(layer)] = Finding(NAME, name, "declined", reason, layer.before, layer.before)
+    outcomes = walk(model, wanted, dense, pruned, settings, memory=memory, log=log)
+    applied, reports = {}, []
+    for outcome in outcomes:
+        layer = outcome.layer
+        name, before, after = node_name(layer.node), layer.before, layer.before
+        if isinstance(outcome.pattern, NM):
+            put(model, layer, outcome.pattern, outcome.weight)
+            after = layer.after
+        applied[id(layer)] = Finding(NAME, name, "applied", _reason(outcome), before, after)
+        reports.append({"node": name, "weights": layer.weight.size, **_mean(outcome.reports)})
+    return [declined.get(id(layer)) or applied[id(layer)] for layer in candidates], reports
+
+
+def _reason(outcome: Outcome) -> str:
+    mean = _mean(outcome.reports)
+    rest = tail(outcome.pattern, outcome.layer.weight.shape[-1]) if isinstance(outcome.pattern, NM) else ""
+    return (
+        f"{outcome.pattern} by {mean['method']}: keeps {100 * mean['kept']:.1f} % of the weights and "
+        f"{100 * mean['energy']:.1f} % of their energy; output error {100 * mean['error_before']:.2f} % "
+        f"masked, {100 * mean['error_after']:.2f} % reconstructed{rest}"
+    )
+
+
+def _mean(reports: Sequence[dict]) -> dict:
+    """One report for all groups of a convolution: they are of equal size."""
+    first = reports[0]
+    return {
+        key: float(np.mean([report[key] for report in reports])) if isinstance(value, float) else value
+        for key, value in first.items()
+    }
