@@ -70,7 +70,7 @@ class Replay:
 
     def __init__(self, model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]], folder: Path):
         self.model, self.feeds, self.folder = model, feeds, folder
-        self.kept: set[str] = set()
+        self.kept: dict[str, np.dtype] = {}
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
@@ -78,7 +78,7 @@ class Replay:
         """Batch by batch, the values of `names`."""
         inputs = {value.name for value in self.model.graph.inputs}
         fresh = [name for name in names if name not in inputs and name not in self.kept]
-        session = self._session(fresh, inputs) if fresh else None
+        session, dtypes = self._session(fresh, inputs) if fresh else None, {}
         for index, feed in enumerate(self.feeds):
             values = {name: feed[name] for name in names if name in inputs}
             values |= {name: self._load(index, name) for name in names if name in self.kept}
@@ -88,17 +88,22 @@ class Replay:
                 made = dict(zip(fresh, session.run(fresh, given), strict=True))
                 for name, array in made.items():
                     np.save(self._file(index, name), array)
+                    dtypes[name] = array.dtype
                 values |= made
             yield values
-        self.kept.update(fresh)
+        self.kept |= dtypes
         self._forget(inputs)
 
     def _session(self, names: Sequence[str], inputs: set[str]) -> ort.InferenceSession:
         """Of the part of the graph between what is kept and `names`."""
-        known = self.kept | inputs
+        known = inputs | set(self.kept)
         start = sorted(self._border(names, known))
+        graph = ir.convenience.extract(self.model.graph, start, list(names))
+        for value in graph.inputs:
+            if value.name in self.kept:  # ONNX Runtime asks for a type where the model may have none
+                value.type = ir.TensorType(ir.DataType.from_numpy(self.kept[value.name]))
         part = ir.Model(
-            ir.convenience.extract(self.model.graph, start, list(names)),
+            graph,
             ir_version=self.model.ir_version,
             functions=[function.clone() for function in self.model.functions.values()],
         )
@@ -130,11 +135,11 @@ class Replay:
 
     def _forget(self, inputs: set[str]) -> None:
         """Drop what no output of the model needs any more."""
-        live = self._border([value.name for value in self.model.graph.outputs], self.kept | inputs)
-        for name in self.kept - live:
+        live = self._border([value.name for value in self.model.graph.outputs], inputs | set(self.kept))
+        for name in set(self.kept) - live:
             for index in range(len(self.feeds)):
                 self._file(index, name).unlink()
-        self.kept &= live
+            del self.kept[name]
 
     def _file(self, index: int, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}-{index}.npy"

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from sparsec.compiler.calibration import MASKS, Folder, Replay, read_batches
 from sparsec.compiler.errors import CompileError
+from sparsec.compiler.ingest import form
 from sparsec.passes.findings import Finding
 from sparsec.passes.nm_choice import MIN_SIZE, Choice
 from sparsec.passes.prune import parse_pattern
@@ -38,6 +39,7 @@ def prune_model(
 ) -> tuple[list[Finding], list[dict]]:
     """Prune `model` in place; findings and one report a layer. Raises PassError and CompileError."""
     pattern = parse_pattern(request.pattern)
+    form.infer(model)  # the places of layers are told by their shapes
     feeds = read_batches(request.calib, model)
     inputs = [value.name for value in model.graph.inputs]
     if request.mask and request.mask not in inputs:

@@ -7,6 +7,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from sparsec.compiler.cli.sparsify import METHODS
+from sparsec.passes.prune import METHODS as KNOWN
+
 
 @pytest.fixture
 def dense(digits):
@@ -95,3 +98,81 @@ def test_findings_are_listed(call, dense, tmp_path):
     assert result.stdout.count("\n+ threshold  ") + result.stdout.startswith("+ threshold  ") == 3
     assert "output logits changed by " in result.stdout
     assert f"wrote {out}, " in result.stdout
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory):
+    """256 images that neither training's test set nor this test's accuracy sees."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))[360:616]  # as examples/digits splits
+    path = tmp_path_factory.mktemp("calibration") / "images.npz"
+    np.savez(path, image=digits.images[order][:, None].astype(np.float32))
+    return path
+
+
+@pytest.fixture
+def accuracy(digits, images, ort_run):
+    with np.load(digits.with_name("test.npz")) as data:
+        labels = data["labels"]
+    return lambda path: float(np.mean(ort_run(path, {"image": images})["logits"].argmax(axis=1) == labels))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2:4x4", "2:4x16", "2:4x32", "50%"])
+def test_half_of_the_weights_cost_less_than_a_point(call, dense, calibration, accuracy, tmp_path, pattern):
+    out = tmp_path / "out.onnx"
+    result = call("sparsify", dense, "--calib", calibration, "--pattern", pattern, "-o", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    layers = json.loads(result.stdout)["layers"]
+    assert [layer["pattern"] for layer in layers] == [pattern] * 3 or pattern == "2:4x32"
+    assert all(layer["error_after"] < layer["error_before"] for layer in layers)
+    assert accuracy(out) >= accuracy(dense) - 0.01
+    assert out.stat().st_size < dense.stat().st_size + 10_000  # no dense weight stays behind
+
+
+def test_without_reconstruction_only_zeros_are_new(call, dense, calibration, tmp_path):
+    out = tmp_path / "out.onnx"
+    options = ["--pattern", "2:4", "--method", "wanda", "--no-reconstruct"]
+    assert call("sparsify", dense, "--calib", calibration, *options, "-o", out).exit_code == 0
+    old, new = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer} for path in (dense, out)
+    )
+    pruned = [name for name in new if name.removesuffix("_pruned") in old and name not in old]
+    weights = [name for name in pruned if new[name].ndim > 1]
+    assert len(weights) == 3
+    for name in weights:
+        kept = new[name] != 0
+        np.testing.assert_array_equal(new[name][kept], old[name.removesuffix("_pruned")][kept])
+
+
+def test_the_table_has_a_line_for_each_layer(call, dense, calibration, tmp_path):
+    result = call("sparsify", dense, "--calib", calibration, "--pattern", "1:4x16", "-o", tmp_path / "o.onnx")
+    lines = result.stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("layer "))
+    assert [line.split()[1] for line in lines[start + 1 : start + 4]] == ["1:4x16"] * 3
+    assert "reconstructed" in lines[start]
+
+
+def test_an_interrupted_run_resumes_with_the_same_result(call, one_line, dense, calibration, tmp_path):
+    command = ["sparsify", dense, "--calib", calibration, "--pattern", "2:4x4", "--state", tmp_path / "state"]
+    assert call(*command, "-o", tmp_path / "a.onnx").exit_code == 0
+    finished = sorted((tmp_path / "state").glob("*.npz"))
+    assert len(finished) == 3
+    finished[0].unlink()
+    assert call(*command, "-o", tmp_path / "b.onnx").exit_code == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    result = call(*command, "--damping", "0.5", "-o", tmp_path / "c.onnx")
+    assert result.exit_code == 1
+    assert "is of another model, calibration data or options" in one_line(result)
+
+
+def test_a_mask_that_is_no_input(call, one_line, dense, calibration, tmp_path):
+    options = ["--pattern", "2:4", "--mask", "padding"]
+    result = call("sparsify", dense, "--calib", calibration, *options, "-o", tmp_path / "o.onnx")
+    assert result.exit_code == 1
+    assert one_line(result) == "--mask padding: must name an input of the model, found image"
+
+
+def test_the_command_knows_every_method():
+    assert tuple(KNOWN) == METHODS

@@ -38,7 +38,9 @@ def test_no_command_shows_the_list_in_its_own_order(call):
         ),
         (["run", "x.sparsec", "--input", "x"], "'x': write the input's name and a file, as in x=x.npy"),
         (["bench", "x.sparsec", "--threads", "0"], "0 is not in the range"),
-        (["sparsify", "x.onnx", "-o", "y.onnx"], "Missing option '--passes'"),
+        (["sparsify", "x.onnx", "-o", "y.onnx"], "Missing option '--passes' or '--pattern'"),
+        (["sparsify", "x.onnx", "--pattern", "2:4", "-o", "y.onnx"], "--pattern needs --calib DATA.npz"),
+        (["sparsify", "x.onnx", "--pattern", "2:4", "--method", "luck"], "'luck' is not one of 'random'"),
         (
             ["sparsify", "x.onnx", "--passes", "nm", "-o", "y", "--max-error", "-1"],
             "-1.0 is not in the range",
