@@ -87,6 +87,29 @@ def find_layers(model: ir.Model) -> Iterator[Layer]:
                 yield layer
 
 
+def find_unserved(model: ir.Model) -> Iterator[Layer]:
+    """Weights of operators that have no N:M form, so that a pattern in them is told and not passed over.
+
+    ConvTranspose's `[in, out / groups, *kernel]`, and the two matrices `[directions, gates * hidden, in]` of
+    RNN, GRU and LSTM, each a layer of its own.
+    """
+    cache: dict[ir.Value, np.ndarray | None] = {}
+    for node in nodes(model):
+        refusal = f"no N:M kernel computes {node.op_type}, so it runs dense"
+        if is_op(node, "ConvTranspose") and (array := _constant(node.inputs[1], cache)) is not None:
+            groups = attribute(node, "group", 1)
+            if array.ndim < 3 or array.shape[0] % groups:
+                continue
+            by_group = array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
+            weight = by_group.transpose(0, 2, 3, 1).reshape(groups * array.shape[1], -1, by_group.shape[1])
+            yield Layer(node, node.op_type, node.inputs[1], array, weight, groups, refusal)
+        elif is_op(node, "RNN", "GRU", "LSTM"):
+            for value in node.inputs[1:3]:
+                if (array := _constant(value, cache)) is not None and array.ndim == 3:
+                    weight = array.reshape(-1, 1, array.shape[2])
+                    yield Layer(node, node.op_type, value, array, weight, 1, refusal)
+
+
 def origin(value: ir.Value) -> ir.Value:
     """The initializer, or output of a Constant node, that a layer's `value` is made from."""
     while (node := value.producer()) is not None and node.inputs:

@@ -7,11 +7,12 @@
 where the zeros of W keep to n:m along the reduction axis. Nothing is computed differently: the weight stays
 as it is, and the body of the new operator is the one that it replaces. A constant left operand (MatMul(W, x))
 is declined, for swapping the operands would add two Transposes to the model; so is a constant of another rank
-than 2.
+than 2, and a pattern in an operator without N:M form (ConvTranspose, RNN, GRU, LSTM).
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ import onnx_ir as ir
 from sparsec.passes.base import SparsecPass
 from sparsec.passes.findings import Finding
 from sparsec.passes.graph import node_name
-from sparsec.passes.nm_layers import Layer, as_initializer, find_layers, put
+from sparsec.passes.nm_layers import Layer, as_initializer, find_layers, find_unserved, put
 from sparsec.passes.nm_pattern import NM
 from sparsec.passes.nm_structure import NearMiss, find
 
@@ -42,7 +43,7 @@ class RecogniseNM(SparsecPass):
         findings: list[Finding] = []
         known: dict[tuple[object, ...], NM | NearMiss | str] = {}
         made: dict[ir.Value, ir.Value] = {}
-        for layer in find_layers(model):
+        for layer in itertools.chain(find_layers(model), find_unserved(model)):
             if layer.before != layer.standard:
                 continue  # is an N:M operator already
             if layer.key not in known:

@@ -305,6 +305,28 @@ def test_declined(case, recognise):
     )
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolution_is_told(groups, recognise):
+    inputs = {"x": [1, 32, 5, 5]}
+    taps = [
+        np.concatenate([sparse(32 // groups, 24, 1, 8, 8, seed=9 * g + t) for g in range(groups)])
+        for t in range(9)
+    ]
+    weight = np.stack(taps, -1).reshape(32, 24, 3, 3)
+    node = op("ConvTranspose", ["x", "W"], "y", group=groups, strides=[2, 2])
+    (finding,), _ = recognise(model_of([node], inputs, {"W": weight}), inputs)
+    expected = "no N:M kernel computes ConvTranspose, so it runs dense; its zeros: 1:8x8"
+    assert (finding.node, finding.outcome, finding.reason) == ("convtranspose", "declined", expected)
+
+
+def test_recurrent_weights_are_told(recognise):
+    inputs = {"x": [5, 1, 16]}
+    constants = {"W": sparse(16, 4 * 8).T[None].copy(), "R": np.ones((1, 4 * 8, 8), np.float32)}
+    node = op("LSTM", ["x", "W", "R"], "y", hidden_size=8)
+    (finding,), _ = recognise(model_of([node], inputs, constants), inputs)
+    assert finding.reason == "no N:M kernel computes LSTM, so it runs dense; its zeros: 2:4"
+
+
 def test_near_miss_is_declined_with_the_count(recognise):
     weight = sparse(256, 64)
     weight[:4, 0] = 1
