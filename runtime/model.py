@@ -145,8 +145,8 @@ class Context:
         infos = self._inputs
         values = [arrays.as_array(v, i) for v, i in zip(arrays.named(inputs, infos), infos, strict=True)]
         results = {info.name: arrays.empty(info) for info in self._outputs}
-        sources = pointers([a.ctypes.data for a in values])
-        targets = pointers([a.ctypes.data for a in results.values()])
+        sources = pointers([arrays.address(a) for a in values])
+        targets = pointers([arrays.address(a) for a in results.values()])
         error = Error()
         with self._lock:
             if self._handle is None:
