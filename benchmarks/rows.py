@@ -1,0 +1,98 @@
+"""One row: every engine on one file by turns, and whether their numbers agree."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .compiled import CompileFailed, compiled
+from .subjects import ROOT, Subject
+from .turns import Entrant, compete
+
+REFERENCE = "onnxruntime"
+#: Largest difference to the reference, relative to the largest magnitude of an output.  Deep networks with
+#: random weights amplify the rounding of float32; bf16 has 8 bits of mantissa.
+TOLERANCE = {"f32": 1e-3, "bf16": 0.1, "f16": 0.02}
+ENGINES = ("sparsec", "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all rows of a run."""
+
+    engines: tuple[str, ...] = ENGINES
+    seconds: float = 2.0
+    target: str = "native"
+    deepsparse: str | None = None  # its interpreter
+
+
+def settings_of(asked) -> Settings:
+    return Settings(asked.engines, asked.seconds, asked.target, deepsparse_python(asked.deepsparse))
+
+
+def deepsparse_python(given: str | None) -> str | None:
+    """``given``, else ``$SPARSEC_DEEPSPARSE``, else what `make deepsparse` made, where it exists."""
+    made = ROOT / ".venv-deepsparse" / "bin" / "python"
+    return given or os.environ.get("SPARSEC_DEEPSPARSE") or (str(made) if made.exists() else None)
+
+
+def model_row(subject: Subject, variant: str, batch: int, threads: int, settings: Settings) -> dict:
+    """The row of a whole network; one that does not compile keeps its peers and the reason."""
+    file, feeds = subject.files(variant, batch)
+    row = {"model": subject.name, "source": subject.source, "variant": variant, "batch": batch}
+    row |= {"threads": threads, "target": settings.target, "engines": {}}
+    entrants = []
+    if "sparsec" in settings.engines:
+        try:
+            artifact, costs = compiled(file, settings.target)
+            entrants.append(Entrant("sparsec", "sparsec", artifact))
+            row |= costs
+        except CompileFailed as error:
+            row["engines"]["sparsec"] = {"failed": str(error)}
+    entrants += peers(file, settings)
+    # torch runs the dense network: zeros are no method of its own.
+    if "torch" in settings.engines and subject.path is None and variant == "dense":
+        extra = {"network": subject.name, "shape": subject.shape(batch), "zoo": str(ROOT / "tests")}
+        entrants.append(Entrant("torch", "torch", file, extra=extra))
+    if "deepsparse" in settings.engines and settings.deepsparse:
+        entrants.append(Entrant("deepsparse", "deepsparse", file, settings.deepsparse))
+    facts, outputs = compete(entrants, feeds, threads, settings.seconds)
+    row["engines"] |= compared(facts, outputs)
+    return row
+
+
+def peers(file: Path, settings: Settings, suffix: str = "") -> list[Entrant]:
+    """ONNX Runtime and OpenVINO on ``file``, those that are asked for."""
+    names = ("onnxruntime", "openvino_fp32", "openvino")
+    return [Entrant(name + suffix, name, file) for name in names if name in settings.engines]
+
+
+def compared(facts: dict, outputs: dict, others=()) -> dict:
+    """``facts`` with each engine's largest difference to the reference; ``wrong`` where that is too much.
+
+    ``others``: labels of engines that run another operator and cannot agree.
+    """
+    for label, found in facts.items():
+        if label in outputs and REFERENCE in outputs and label != REFERENCE and label not in others:
+            error = difference(outputs[label], outputs[REFERENCE])
+            found["error"] = float(f"{error:.2g}")
+            if not error <= TOLERANCE[found["precision"] if label != "sparsec" else "f32"]:
+                found["wrong"] = True
+                print(f"  {label}: differs from {REFERENCE} by {error:.2g} of the scale", file=sys.stderr)
+    return facts
+
+
+def difference(got: list[np.ndarray], want: list[np.ndarray]) -> float:
+    """The largest |got - want| over the largest |want|, the worst output; inf for other shapes or NaN."""
+    if len(got) != len(want):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        scale = float(np.abs(b).max(initial=0)) or 1.0
+        distance = float(np.abs(a.astype(np.float64) - b).max(initial=0)) / scale
+        worst = max(worst, distance if np.isfinite(distance) else float("inf"))
+    return worst
