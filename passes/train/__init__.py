@@ -17,7 +17,6 @@ except ImportError as error:
 from sparsec.passes.train.distillation import distil
 from sparsec.passes.train.export import export_onnx
 from sparsec.passes.train.least_squares import refit
-from sparsec.passes.train.masks import Unstructured, parse
 from sparsec.passes.train.modules import finish, sparse_weights, sparsify
 from sparsec.passes.train.schedules import Fixed, MaskDecay, Regrow, StructureDecay
 
@@ -26,11 +25,9 @@ __all__ = [
     "MaskDecay",
     "Regrow",
     "StructureDecay",
-    "Unstructured",
     "distil",
     "export_onnx",
     "finish",
-    "parse",
     "refit",
     "sparse_weights",
     "sparsify",

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 from sparsec.passes.base import PassError
 from sparsec.passes.findings import Finding
 from sparsec.passes.nm_pattern import NM
-from sparsec.passes.train.masks import Pattern, best, canonical, parse, stored
+from sparsec.passes.prune import Pattern, parse_pattern
+from sparsec.passes.train.masks import best, canonical, stored
 
 # The weights that can take a pattern: [out, in, *kernel] each, and x @ W.T or a convolution with it.
 WEIGHTS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -83,7 +84,7 @@ def sparsify(
     that is masked already gets the new pattern.  Returns one finding for each candidate; PassError where
     none takes the pattern.
     """
-    wanted = parse(pattern) if isinstance(pattern, str) else pattern
+    wanted = parse_pattern(pattern) if isinstance(pattern, str) else pattern
     findings = []
     for name, layer, tensor in list(_candidates(module)):
         weight = _original(layer, tensor)

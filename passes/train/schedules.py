@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import nn
 
 from sparsec.passes.nm_pattern import NM
-from sparsec.passes.train.masks import Pattern, Unstructured
+from sparsec.passes.prune import Pattern, Unstructured
 from sparsec.passes.train.modules import sparse_weights
 
 
@@ -72,7 +72,7 @@ class StructureDecay:
     """Progressive gradient flow by structure decay: the pattern is tightened step by step.
 
     N:M keeps m-1, then m-2 ... and from ``until`` on n of each group, in equal shares of the time;
-    unstructured zeros grow as ``zeros * (1 - (1 - progress / until)^3)`` (Zhu and Gupta, 2017).
+    unstructured zeros grow as ``sparsity * (1 - (1 - progress / until)^3)`` (Zhu and Gupta, 2017).
     """
 
     until: float = 0.5
@@ -93,5 +93,5 @@ def _loosened(pattern: Pattern, share: float) -> Pattern | None:
     if isinstance(pattern, NM):
         stages = pattern.m - pattern.n
         return NM(pattern.m - min(stages, 1 + int(share * stages)), pattern.m, pattern.block)
-    zeros = pattern.zeros * (1 - (1 - share) ** 3)
-    return Unstructured(zeros) if zeros else None
+    zeros = pattern.sparsity * (1 - (1 - share) ** 3)
+    return Unstructured(zeros, pattern.block) if zeros else None

@@ -54,7 +54,7 @@ def test_unstructured_zeros_arrive(tmp_path):
     export_onnx(net, (x,), tmp_path / "net.onnx")
     weights = [v.const_value.numpy() for v in ir.load(tmp_path / "net.onnx").graph.initializers.values()]
     shares = sorted(round(float((w == 0).mean()), 2) for w in weights if w.size >= 1024)
-    assert shares == [0.9, 0.9, 0.9]
+    assert shares == [0.9, 0.91, 0.91]  # of rows of 144, 32 and 64
 
 
 def test_a_weight_that_the_network_does_not_use_is_named(tmp_path):

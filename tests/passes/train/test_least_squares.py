@@ -24,7 +24,7 @@ def lstsq(x, y, keep):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("pattern", ["2:4x32", "2:4x4", "2:4", "60%"])
+@pytest.mark.parametrize("pattern", ["2:4x32", "2:4x4", "2:4"])
 def test_linear(pattern, bias, monkeypatch):
     monkeypatch.setattr("sparsec.passes.train.least_squares.DAMPING", 0.0)
     teacher = nn.Linear(33, 47, bias=bias)

@@ -5,10 +5,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sparsec.passes import PassError, nm_prune  # noqa: E402
+from sparsec.passes import nm_prune  # noqa: E402
 from sparsec.passes.nm_pattern import NM  # noqa: E402
 from sparsec.passes.nm_structure import fits  # noqa: E402
-from sparsec.passes.train.masks import Unstructured, best, canonical, parse, stored  # noqa: E402
+from sparsec.passes.prune import Layout, Unstructured  # noqa: E402
+from sparsec.passes.train.masks import best, canonical, stored  # noqa: E402
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -23,25 +24,14 @@ def test_best_is_the_mask_of_the_pass_by_energy(shape, pattern, groups):
     assert fits(weight * keep, nm, groups)
 
 
+@pytest.mark.parametrize("block", [1, 4, 16])
 @pytest.mark.parametrize("zeros", [0.5, 0.9, 0.371])
-def test_unstructured_keeps_the_highest_scores_of_the_whole_layer(zeros):
-    score = torch.rand(31, 3, 17)
-    keep = best(score, Unstructured(zeros))
-    assert (~keep).sum() == round(zeros * score.numel())
-    assert score[keep].min() >= score[~keep].max()
-
-
-@pytest.mark.parametrize("text", ["2:4", "2:4x32", "90%", "12.5%"])
-def test_a_pattern_prints_as_it_is_written(text):
-    assert str(parse(text)) == text
-
-
-@pytest.mark.parametrize(
-    "text, says", [("0%", "between 0 and 1"), ("100 %", "between 0 and 1"), ("2-4", "2:4x32")]
-)
-def test_other_texts_are_refused(text, says):
-    with pytest.raises(PassError, match=says):
-        parse(text)
+def test_unstructured_is_that_of_the_pruning_methods(zeros, block):
+    score, pattern = np.random.default_rng(0).random((31, 3, 17)), Unstructured(zeros, block)
+    layout = Layout.of(pattern, 31, 17, taps=3)
+    expected = layout.spread(layout.best(score.reshape(31, -1)))
+    keep = best(torch.tensor(score), pattern)
+    np.testing.assert_array_equal(keep.numpy().reshape(31, -1), expected)
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3), (7, 5, 3, 2), (7, 5, 1, 2, 3)])

