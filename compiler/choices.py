@@ -24,8 +24,10 @@ from sparsec.passes import Finding
 from sparsec.schedules.contraction_spec import to_text
 
 NEAR_TIE = 1.03
-RATE = {"dense": 1.0, "shared": 1.0, "lanes": 0.73, "gather": 0.25}
-"""Multiply-adds of a packed form relative to the dense kernel's rate, on the cores measured so far."""
+RATE = {"dense": 1.0, "shared": 1.0, "strips": 0.93, "strip": 0.7, "lanes": 0.73, "gather": 0.25}
+"""Multiply-adds of a packed form relative to the dense kernel's rate, on the cores measured so far.
+
+"strip" is a strip of one channel, "strips" are wider."""
 TOO_SHORT = 10e-6
 """Seconds of a dense kernel below which calling it and reading positions cost as much as they save."""
 SHARED = 16
@@ -159,4 +161,8 @@ def best(times: Mapping[str, float], kernel: str) -> float:
 
 def _model(spec, channels: int) -> tuple[float, float]:
     """Relative times by counting multiply-adds over ``channels`` input channels."""
+    if spec.strips:
+        strips = spec.strips
+        stored = strips.slots * strips.width / (strips.out * strips.taps * channels)
+        return 1.0, stored / RATE["strip" if strips.width == 1 else "strips"]
     return 1.0, spec.pattern.kept(channels) / channels / RATE[spec.pattern.form(channels)]

@@ -6,12 +6,13 @@ convolution. A spec packs its constant weight (``pack``), says what the packed a
 right as it stands and which FuseOps fuses with the elementwise operators behind it (``op_pattern`` 4).  The
 anchor's block carries the spec as an annotation, by which ``find_anchor`` recognises it after fusion.
 
-Parameters of the function, in order: ``X``, the packed weight arrays (values, then the index of an N:M form,
-see ``schedules.layout``), ``Y``.  All activations are float32.  A pruned position is skipped: it turns
-``0 * Inf`` and ``0 * NaN`` of the dense weight into 0.
+Parameters of the function, in order: ``X``, the packed weight arrays (values, then what a sparse form needs
+to find its inputs, see ``layout`` and ``layout_strips``), ``Y``.  All activations are float32.  A pruned
+position is skipped: it turns ``0 * Inf`` and ``0 * NaN`` of the dense weight into 0.
 """
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,11 @@ from sparsec.schedules.contraction_spec import (
     placeholder,
     reduce_axis,
     stored_channel,
+    strips_sum,
 )
 from sparsec.schedules.depthwise import Depthwise
 from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, shapes, unpack
+from sparsec.schedules.layout_strips import Strips, strips_of
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,44 @@ class Gemm:
     def y_shape(self) -> tuple[int, ...]:
         return (*self.lead, self.n)
 
+    @property
+    def strips(self) -> Strips | None:
+        """The form with lanes over rows, where it is the one to take."""
+        return strips_of(self.pattern, self.n, 1, self.k, math.prod(self.lead))
+
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each packed array."""
+        if self.strips:
+            return self.strips.args()
         return shapes(self.pattern, self.n, (), self.k)
 
     def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Packs ``weight [n, k]``; ``kept`` (bool, same shape) marks the kept positions, else non-zeros."""
         check_weight("Gemm.pack", weight, (self.n, self.k))
-        arrays = pack(self.pattern, weight[:, None], None if kept is None else kept[:, None])
+        kept = None if kept is None else kept[:, None]
+        if self.strips:
+            return self.strips.pack(weight[:, None], kept)
+        arrays = pack(self.pattern, weight[:, None], kept)
         return tuple(a.reshape(shape) for a, (shape, _) in zip(arrays, self.weight_args(), strict=True))
 
     def unpack(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """The dense weight ``[n, k]`` of packed arrays."""
+        if self.strips:
+            return self.strips.unpack(arrays)[:, 0]
         arrays = tuple(a.reshape(a.shape[0], 1, *a.shape[1:]) for a in arrays)
         return unpack(self.pattern, arrays, self.n, self.k)[:, 0]
 
     def prim_func(self) -> tirx.PrimFunc:
-        """The unscheduled function ``(X, W, [I], Y)``."""
+        """The unscheduled function ``(X, W, [I, [S]], Y)``."""
         x = placeholder(self.x_shape, "float32", "X")
-        weights = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WI", strict=False)]
+        weights = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WIS", strict=False)]
+        if self.strips:
+            return anchor(
+                self,
+                [x, *weights],
+                self.y_shape,
+                lambda *i: strips_sum(self.strips, weights, i[-1], lambda _, c: x[(*i[:-1], c)]),
+            )
         k = reduce_axis(self.pattern.kept(self.k), "k")
 
         def value(*i):

@@ -1,6 +1,6 @@
 """Convolutions over channels-last activations: the spec, the packing, the definition."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import te, tirx
@@ -13,8 +13,10 @@ from sparsec.schedules.contraction_spec import (
     placeholder,
     reduce_axis,
     stored_channel,
+    strips_sum,
 )
 from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, panels, shapes, unpack
+from sparsec.schedules.layout_strips import Strips, strips_of
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,19 @@ class Conv(Image):
         """The pattern as packed: a block that would straddle padded groups is stored per channel."""
         own = self.out_c // self.groups
         if self.groups > 1 and (own % PANEL or own % self.pattern.block):
-            return Pattern(self.pattern.n, self.pattern.m)
+            return replace(self.pattern, block=1)
         return self.pattern
+
+    @property
+    def strips(self) -> Strips | None:
+        """The form with lanes over rows, where it is the one to take; the rows are pixels."""
+        rows = self.batch * self.out_h * self.out_w
+        return strips_of(self.packed, self._padded_out, self.k_h * self.k_w, self.depth, rows)
 
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each packed array."""
+        if self.strips:
+            return self.strips.args()
         return shapes(self.packed, self._padded_out, (self.k_h, self.k_w), self.depth)
 
     @property
@@ -77,7 +87,10 @@ class Conv(Image):
         """Packs ``weight [O, k_h, k_w, in_c/groups]``; ``kept`` (bool) marks positions, else non-zeros."""
         check_weight("Conv.pack", weight, (self.out_c, self.k_h, self.k_w, self.depth))
         flat = self._pad_groups(weight)
-        arrays = pack(self.packed, flat, None if kept is None else self._pad_groups(kept))
+        kept = None if kept is None else self._pad_groups(kept)
+        if self.strips:
+            return self.strips.pack(flat, kept)
+        arrays = pack(self.packed, flat, kept)
         return tuple(a.reshape(shape) for a, (shape, _) in zip(arrays, self.weight_args(), strict=True))
 
     def _pad_groups(self, weight: np.ndarray) -> np.ndarray:
@@ -88,29 +101,47 @@ class Conv(Image):
     def unpack(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """The dense weight ``[O, k_h, k_w, in_c/groups]`` of packed arrays."""
         taps = self.k_h * self.k_w
-        arrays = tuple(a.reshape(a.shape[0], taps, *a.shape[3:]) for a in arrays)
-        flat = unpack(self.packed, arrays, self._padded_out, self.depth)
+        if self.strips:
+            flat = self.strips.unpack(arrays)
+        else:
+            arrays = tuple(a.reshape(a.shape[0], taps, *a.shape[3:]) for a in arrays)
+            flat = unpack(self.packed, arrays, self._padded_out, self.depth)
         flat = flat.reshape(self.groups, -1, taps, self.depth)[:, : self.out_c // self.groups]
         return flat.reshape(self.out_c, self.k_h, self.k_w, self.depth)
 
     def prim_func(self) -> tirx.PrimFunc:
-        """The unscheduled function ``(X, W, [I], Y)``."""
+        """The unscheduled function ``(X, W, [I, [S]], Y)``."""
         x = placeholder(self.x_shape, "float32", "X")
-        weights = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WI", strict=False)]
-        kh, kw = reduce_axis(self.k_h, "kh"), reduce_axis(self.k_w, "kw")
-        k = reduce_axis(self.packed.kept(self.depth), "k")
+        weights = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WIS", strict=False)]
         own = self.out_c // self.groups
 
-        def value(b, i, j, o):
-            group, inside = (o // own, o % own) if self.groups > 1 else (tir.i64(0), o)
-            panel, lane = group * self.group_panels + inside // PANEL, inside % PANEL
-            channel = stored_channel(self.packed, weights, panel, lane, (kh.var, kw.var), k.var, self.depth)
-            ih = i * self.strides[0] + kh * self.dilations[0] - self.pads[0]
-            iw = j * self.strides[1] + kw * self.dilations[1] - self.pads[1]
-            activation = x[b, ih, iw, group * self.depth + channel]
-            if any(self.pads):
-                bounds = [ih >= 0, ih < self.in_h, iw >= 0, iw < self.in_w]
-                activation = tirx.if_then_else(tirx.all(*bounds), activation, tir.f32(0.0))
-            return te.sum(activation * weights[0][panel, kh, kw, k, lane], axis=[kh, kw, k])
+        def activation(b, i, j, group, p, q, channel):
+            ih = i * self.strides[0] + p * self.dilations[0] - self.pads[0]
+            iw = j * self.strides[1] + q * self.dilations[1] - self.pads[1]
+            value = x[b, ih, iw, group * self.depth + channel]
+            if not any(self.pads):
+                return value
+            bounds = [ih >= 0, ih < self.in_h, iw >= 0, iw < self.in_w]
+            return tirx.if_then_else(tirx.all(*bounds), value, tir.f32(0.0))
 
-        return anchor(self, [x, *weights], self.y_shape, value)
+        def in_group(o):
+            return (o // own, o % own) if self.groups > 1 else (tir.i64(0), o)
+
+        def by_strips(b, i, j, o):
+            group, inside = in_group(o)
+
+            def at(tap, channel):
+                return activation(b, i, j, group, tap // self.k_w, tap % self.k_w, channel)
+
+            return strips_sum(self.strips, weights, group * self.group_panels * PANEL + inside, at)
+
+        def by_panels(b, i, j, o):
+            group, inside = in_group(o)
+            panel, lane = group * self.group_panels + inside // PANEL, inside % PANEL
+            kh, kw = reduce_axis(self.k_h, "kh"), reduce_axis(self.k_w, "kw")
+            k = reduce_axis(self.packed.kept(self.depth), "k")
+            channel = stored_channel(self.packed, weights, panel, lane, (kh.var, kw.var), k.var, self.depth)
+            value = activation(b, i, j, group, kh.var, kw.var, channel)
+            return te.sum(value * weights[0][panel, kh, kw, k, lane], axis=[kh, kw, k])
+
+        return anchor(self, [x, *weights], self.y_shape, by_strips if self.strips else by_panels)

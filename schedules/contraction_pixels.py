@@ -50,6 +50,23 @@ def _input_column(spec, pixel: int, q: int) -> int:
     return pixel * spec.strides[1] + q * spec.dilations[1] - spec.pads[1]
 
 
+def pixel(spec, b, i, j, p, q) -> tuple[list, tir.Expr | None]:
+    """The input pixel of tap ``(p, q)`` of output pixel ``(b, i, j)``, else the nearest; whether it exists.
+
+    The second is None where no tap leaves the input.
+    """
+    ih = i * spec.strides[0] + p * spec.dilations[0] - spec.pads[0]
+    iw = j * spec.strides[1] + q * spec.dilations[1] - spec.pads[1]
+    if not any(spec.pads):
+        return [b, ih, iw], None
+    inside = tirx.all(ih >= 0, ih < spec.in_h, iw >= 0, iw < spec.in_w)
+    nearest = [
+        tirx.max(tirx.min(at, tir.i64(size - 1)), tir.i64(0))
+        for at, size in ((ih, spec.in_h), (iw, spec.in_w))
+    ]
+    return [b, *nearest], inside
+
+
 def clipped_rows(spec, i, body: Callable) -> tir.Stmt:
     """``body(p)`` for the kernel rows ``p`` that lie inside the input at output row ``i``."""
     stride, dilation = spec.strides[0], spec.dilations[0]

@@ -3,7 +3,7 @@
 import math
 
 import tvm_ffi
-from tvm import tirx
+from tvm import ir, tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.batch_matmul_kernel import batch_matmul_body
@@ -11,6 +11,8 @@ from sparsec.schedules.contraction import BatchMatmul, Conv, Gemm, find_anchor
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
 from sparsec.schedules.contraction_kernel_conv import conv_body
 from sparsec.schedules.contraction_kernel_gemm import gemm_body
+from sparsec.schedules.contraction_kernel_strips import Rows, strips_body
+from sparsec.schedules.contraction_pixels import pixel
 from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile_plans
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.depthwise_kernel import depthwise_body
@@ -29,7 +31,10 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     spec, x, weights, epilogue = parts
     cut = extent(spec)
     plan = cut and tile_plan(cpu, cut, int(func.attrs.get(TILE_PANELS, 0)))
-    if isinstance(spec, Gemm):
+    if getattr(spec, "strips", None):
+        groups, own = (1, spec.n) if isinstance(spec, Gemm) else (spec.groups, spec.out_c // spec.groups)
+        body = strips_body(cpu, spec.strips, groups, own, _rows(spec), x, weights, epilogue)
+    elif isinstance(spec, Gemm):
         reduce = Reduction(x, weights, spec.pattern, spec.k)
         body = gemm_body(cpu, spec.lead, spec.n, [], reduce, epilogue, plan)
     elif isinstance(spec, Conv):
@@ -49,6 +54,8 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
 
 def extent(spec) -> Extent | None:
     """What the kernel of ``spec`` cuts into register tiles of panels; None where it is cut otherwise."""
+    if getattr(spec, "strips", None):
+        return None
     if isinstance(spec, Gemm):
         return Extent(spec.pattern, spec.k, spec.k, math.prod(spec.lead), spec.n, panels(spec.n))
     if isinstance(spec, BatchMatmul):
@@ -64,6 +71,20 @@ def ranked_plans(cpu: Cpu, spec) -> list[tuple[float, TilePlan]]:
     """The tiles that a kernel of ``spec`` can be cut into with their counted costs, the cheapest first."""
     cut = extent(spec)
     return tile_plans(cpu, cut) if cut else []
+
+
+def _rows(spec: Gemm | Conv) -> Rows:
+    lead = spec.y_shape[:-1]
+
+    def at(row, tap):
+        coordinates = tir.unflatten(row, lead)
+        if isinstance(spec, Gemm) or spec.pointwise:
+            return coordinates, None
+        return pixel(
+            spec, *coordinates, tirx.floordiv(tap, tir.i64(spec.k_w)), tirx.floormod(tap, tir.i64(spec.k_w))
+        )
+
+    return Rows(lead, math.prod(lead), at)
 
 
 def why_not(func: tirx.PrimFunc) -> str | None:
@@ -90,8 +111,19 @@ def _parts(func: tirx.PrimFunc) -> tuple[object, tir.Buffer, list[tir.Buffer], E
 
 
 def operands(block: tir.Block) -> tuple[tir.Buffer, list[tir.Buffer]]:
-    """The buffers of an anchor, read off ``Y = Y + X[..., I[...]] * W[...]``: X and [W, I]."""
+    """The buffers of an anchor: X and [W, I, S].
+
+    They are read off ``Y = Y + X[..., I[...]] * W[...]``; strips read ``X[..., I[S[...]]]``, conditionally.
+    """
     product = block.body.value.b
-    loads: list = []
-    tvm_ffi.structural_walk(product.a, (tir.TensorLoad, lambda node: loads.append(node.source)), order="pre")
-    return loads[0], [product.b.source, *loads[1:2]]
+    if isinstance(product, ir.Call):
+        product = product.args[1]
+    read: list[tir.Buffer] = []
+
+    def visit(node):
+        if not any(node.source.same_as(known) for known in read):
+            read.append(node.source)
+
+    tvm_ffi.structural_walk(product.a, (tir.TensorLoad, visit), order="pre")
+    (x,) = (buffer for buffer in read if tir.dtype_of(buffer) == "float32")
+    return x, [product.b.source, *(buffer for buffer in read if not buffer.same_as(x))]

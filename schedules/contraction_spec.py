@@ -9,6 +9,7 @@ from tvm import te, tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.layout import BITS, PANEL, PER_WORD, WINDOW, Pattern
+from sparsec.schedules.layout_strips import Strips
 
 ANNOTATION = "sparsec.contraction"
 
@@ -91,3 +92,21 @@ def stored_channel(pattern: Pattern, weights: list, panel, lane, taps: tuple, sl
     if covered == channels:
         return inside
     return tirx.Select(slot < slots, inside, slot - slots + covered)
+
+
+def strips_sum(strips: Strips, weights: list, channel, activation):
+    """Output ``channel`` of the packed arrays ``weights``: the sum over its slots of all blocks.
+
+    ``activation(tap, input)`` is what a stored weight multiplies.
+    """
+    values, position, start = weights
+    longest = -(-strips.block_taps * strips.part // strips.unroll) * strips.unroll
+    block, step = reduce_axis(strips.blocks, "block"), reduce_axis(longest, "step")
+    run = block.var * strips.count + channel // strips.width
+    slot = start[run].astype("int64") + step.var
+    first_tap, first_channel = strips.first(block.var)
+    inside = position[slot].astype("int64") + first_channel
+    tap, source = (first_tap + inside // strips.channels, inside % strips.channels)
+    product = activation(tap, source) * values[slot, channel % strips.width]
+    within = slot < start[run + 1].astype("int64")
+    return te.sum(tirx.if_then_else(within, product, tir.f32(0.0)), axis=[block, step])

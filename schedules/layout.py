@@ -36,11 +36,15 @@ BITS, WORDS, PER_WORD = 4, 2, 8
 
 @dataclass(frozen=True)
 class Pattern:
-    """Of ``m`` neighbouring input channels ``n`` are kept; ``block`` output channels keep the same ones."""
+    """Of ``m`` neighbouring input channels ``n`` are kept; ``block`` output channels keep the same ones.
+
+    ``scattered``: only on average, the kept ones may lie anywhere.
+    """
 
     n: int = 1
     m: int = 1
     block: int = 1
+    scattered: bool = False
 
     def __post_init__(self):
         if not (1 <= self.n <= self.m and self.block >= 1):
@@ -50,7 +54,7 @@ class Pattern:
 
     @property
     def dense(self) -> bool:
-        return self.n == self.m
+        return self.n == self.m and not self.scattered
 
     def form(self, channels: int) -> str:
         """How a weight with this many input channels is stored; see the table above."""
@@ -73,6 +77,10 @@ class Pattern:
             return channels
         if self.form(channels) == "lanes":
             return self.slots(channels) + channels % WINDOW
+        return self.kept_inputs(channels)
+
+    def kept_inputs(self, channels: int) -> int:
+        """Positions that the pattern keeps, per output channel and tap."""
         return channels // self.m * self.n + channels % self.m
 
     def slots(self, channels: int) -> int:
