@@ -101,10 +101,6 @@ class _Task:
     group: tir.Expr
 
     @property
-    def inputs(self) -> int:
-        return self.strips.block_taps * self.strips.part
-
-    @property
     def group_panels(self) -> int:
         """16 channels make a panel here, too."""
         return self.strips.count * self.strips.width // CHANNELS // self.groups
@@ -113,7 +109,7 @@ class _Task:
         """The group's panels of channels from ``low`` to ``high``, at most ``most_panels`` of them."""
         blocks, width = self.strips.blocks, self.vectors * self.lanes
         kept = most_panels if blocks > 1 else 1
-        panel = tirx.decl_buffer([tir.i64(self.inputs), tir.i64(width)], "float32", "panel")
+        panel = tirx.decl_buffer([tir.i64(self.strips.most_inputs), tir.i64(width)], "float32", "panel")
         sums = tirx.decl_buffer([tir.i64(kept * CHANNELS), tir.i64(width)], "float32", "sums")
 
         def block(b, fresh: bool, last: bool):
@@ -144,17 +140,18 @@ class _Task:
         """``panel[input, lane]`` of block ``b``, row-major activations turned square by square."""
         strips = self.strips
         tap, channel = strips.first(b)
-        if isinstance(channel, int):
-            channel = tir.i64(channel)
         taps = _least(strips.block_taps, tir.i64(strips.taps) - tap) if strips.taps > 1 else 1
-        depth = _least(strips.part, tir.i64(strips.channels) - channel) if strips.parts > 1 else strips.part
+        depth = strips.channels
+        if strips.parts > 1:
+            last = tirx.EQ(channel, tir.i64((strips.parts - 1) * strips.part))
+            depth = tirx.Select(last, tir.i64(strips.rest), tir.i64(strips.part))
 
         def one_tap(t):
-            make = self.turn_slowly if strips.part < self.lanes else self.turn_squares
+            make = self.turn_slowly if strips.channels < self.lanes else self.turn_squares
             return tir.loop(
                 "r",
                 self.vectors,
-                lambda r: make(panel, r * self.lanes, tap + t, channel, depth, t * strips.part),
+                lambda r: make(panel, r * self.lanes, tap + t, channel, depth, t * strips.channels),
             )
 
         return tir.loop("tap", taps, one_tap)

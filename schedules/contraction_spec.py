@@ -100,7 +100,7 @@ def strips_sum(strips: Strips, weights: list, channel, activation):
     ``activation(tap, input)`` is what a stored weight multiplies.
     """
     values, position, start = weights
-    longest = -(-strips.block_taps * strips.part // strips.unroll) * strips.unroll
+    longest = -(-strips.most_inputs // strips.unroll) * strips.unroll
     block, step = reduce_axis(strips.blocks, "block"), reduce_axis(longest, "step")
     run = block.var * strips.count + channel // strips.width
     slot = start[run].astype("int64") + step.var

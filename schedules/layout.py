@@ -20,6 +20,8 @@ half of the slots reads the first eight channels.  The ``C % 16`` channels after
 dense, and a weight with fewer than 16 channels is stored in the dense form.
 *gather*: what remains.
 
+Sparse weights that meet many rows are stored in strips instead, see ``layout_strips``.
+
 A tail of ``C`` shorter than ``m`` is kept whole in every form.  Channel numbers are int16 where they fit.
 """
 

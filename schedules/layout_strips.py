@@ -33,7 +33,7 @@ CHANNELS = 16
 class Strips:
     """The weight ``[out, taps, channels]`` in strips of ``width``, with room for ``slots``.
 
-    A block has at most ``depth`` inputs: a part of the channels of one tap, or all channels of a few taps.
+    A block has about ``depth`` inputs: a part of the channels of one tap, or all channels of a few taps.
     """
 
     out: int
@@ -50,14 +50,25 @@ class Strips:
         return -(-self.out // CHANNELS) * CHANNELS // self.width
 
     @property
-    def parts(self) -> int:
-        """Blocks that the channels of one tap are cut into."""
-        return -(-self.channels // self.depth)
+    def part(self) -> int:
+        """Channels of a block, but for the last one of a tap."""
+        parts = -(-self.channels // self.depth)
+        return min(self.channels, -(-self.channels // parts // CHANNELS) * CHANNELS)
 
     @property
-    def part(self) -> int:
-        """Channels of a block; the last one of a tap may have fewer."""
-        return min(self.channels, -(-self.channels // self.parts // CHANNELS) * CHANNELS)
+    def parts(self) -> int:
+        """Blocks that the channels of one tap are cut into; none has fewer than 16 channels for itself."""
+        return self.channels // self.part + (self.channels % self.part >= CHANNELS)
+
+    @property
+    def rest(self) -> int:
+        """Channels of the last block of a tap."""
+        return self.channels - (self.parts - 1) * self.part
+
+    @property
+    def most_inputs(self) -> int:
+        """Inputs of the largest block."""
+        return self.block_taps * self.channels if self.parts == 1 else max(self.part, self.rest)
 
     @property
     def block_taps(self) -> int:
@@ -130,10 +141,9 @@ class Strips:
     def _run(self, mask: np.ndarray, block: int) -> np.ndarray:
         """The part of ``mask [strips, taps * channels]`` that lies in ``block``."""
         tap, channel = self.first(block)
-        if self.parts == 1:
-            end = min(tap + self.block_taps, self.taps) * self.channels
-        else:
-            end = tap * self.channels + min(channel + self.part, self.channels)
+        end = min(tap + self.block_taps, self.taps) * self.channels
+        if self.parts > 1 and channel + self.rest < self.channels:
+            end = self._offset(block) + self.part
         return mask[:, self._offset(block) : end]
 
 
@@ -154,12 +164,12 @@ def strips_of(pattern: Pattern, out: int, taps: int, channels: int, rows: int) -
         depth, unroll = 128, 2
     else:
         depth, unroll = 64, 2
-    sized = Strips(out, taps, channels, width, depth, unroll, 0)
+    sized, stored = Strips(out, taps, channels, width, depth, unroll, 0), -(-out // width)
     if pattern.scattered:
-        slots = -(-sized.count * taps * channels * pattern.n // pattern.m)
+        kept = -(-stored * taps * channels * pattern.n // pattern.m)
     else:
-        slots = sized.count * (pattern.kept_inputs(channels) * taps + sized.blocks * (unroll - 1))
-    return replace(sized, slots=slots)
+        kept = stored * taps * pattern.kept_inputs(channels)
+    return replace(sized, slots=kept + stored * sized.blocks * (unroll - 1))
 
 
 def _filled(lengths: np.ndarray, unroll: int) -> np.ndarray:

@@ -38,6 +38,13 @@ def pruned_weight():
 
     def make(rng, pattern, out, taps, channels):
         weight = rng.standard_normal((out, taps, channels)).astype(np.float32)
+        if pattern.scattered:
+            strips = -(-out // pattern.block)
+            kept = (
+                np.arange(strips * taps * channels) < strips * taps * channels * pattern.n // pattern.m // 2
+            )
+            kept = rng.permutation(kept).reshape(strips, taps, channels)
+            return weight * np.repeat(kept, pattern.block, axis=0)[:out]
         for top in range(0, out, pattern.block):
             for tap in range(taps):
                 for left in range(0, channels - pattern.m + 1, pattern.m):

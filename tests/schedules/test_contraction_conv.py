@@ -55,7 +55,7 @@ def test_dense(run_kernel, assert_close, cpu, name):
 
 @pytest.mark.parametrize("cpu", LEVELS)
 @pytest.mark.parametrize("pattern", [Pattern(2, 4, 16), Pattern(1, 4, 32), Pattern(2, 4), Pattern(3, 8, 4),
-                                     Pattern(2, 16, 8), Pattern(2, 3)], ids=str)  # fmt: skip
+                                     Pattern(2, 3), Pattern(9, 64, 4, True)], ids=str)  # fmt: skip
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_patterns(run_kernel, assert_close, pruned_weight, cpu, pattern, groups):
     spec = Conv(1, 6, 11, 21 * groups, 40 * groups, 3, 3, (1, 2), (1, 1), (1, 1, 0, 1), groups, pattern)

@@ -46,7 +46,20 @@ def test_patterns(run_kernel, assert_close, pruned_weight, cpu, pattern, m, k, n
     assert_close(got, x.astype("d") @ w.T.astype("d"))
 
 
-@pytest.mark.parametrize("pattern", [DENSE, *PATTERNS], ids=str)
+@pytest.mark.parametrize("cpu", LEVELS)
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 4, 4), Pattern(9, 64, 1, True),
+                                     Pattern(9, 64, 4, True)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("m,k,n", [(1, 40, 20), (15, 17, 31), (17, 530, 33), (65, 129, 16), (197, 1100, 40)])
+def test_strips_of_every_size(run_kernel, assert_close, pruned_weight, cpu, pattern, m, k, n):
+    rng = np.random.default_rng(m + k)
+    gemm = Gemm((m,), k, n, pattern)
+    x, w = rng.standard_normal((m, k)).astype("f"), pruned_weight(rng, pattern, n, 1, k)[:, 0]
+    got = run_kernel(rule(gemm.prim_func(), cpu), cpu, [x, *gemm.pack(w)], gemm.y_shape)
+    assert_close(got, x.astype("d") @ w.T.astype("d"))
+    np.testing.assert_array_equal(gemm.unpack(gemm.pack(w)), w)
+
+
+@pytest.mark.parametrize("pattern", [DENSE, *PATTERNS, Pattern(9, 64, 4, True)], ids=str)
 @pytest.mark.parametrize("k", [3, 21, 64])
 def test_the_definition_is_right_unscheduled(run_kernel, assert_close, pruned_weight, pattern, k):
     rng = np.random.default_rng(11)
