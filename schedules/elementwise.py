@@ -4,12 +4,12 @@ One store per element, no order between elements.  The innermost run of contiguo
 a condition on it (the border of a pad, the seam of a concatenation) cuts it into pieces that have none.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm_ffi
 from tvm import ir, tirx
 
-from sparsec.schedules import access, math, tir, vector
+from sparsec.schedules import access, math, stream, tir, vector
 from sparsec.schedules.access import Nest
 from sparsec.schedules.target import Cpu
 
@@ -72,9 +72,12 @@ def emit(nest: Nest, cpu: Cpu) -> tir.Stmt:
     outer = nest.spatial[:lane] + nest.spatial[lane + 1 :]
     dtypes = {tir.dtype_of(nest.buffer), *(tir.dtype_of(l.source) for l in nest.loads())}
     pieces = [
-        _Piece(nest, variable, start, end, vector.lanes_for(cpu, dtypes, end - start))
+        _Piece(nest, variable, start, end, vector.lanes_for(cpu, dtypes, end - start), False)
         for start, end in _pieces(nest, variable, extent)
     ]
+    streamed = stream.pays(nest.buffer, cpu) and _aligned(nest, table, variable, pieces, cpu.lanes)
+    if streamed:
+        pieces = [replace(piece, streamed=True) for piece in pieces]
     # Threads share the outer loops; a single long loop is cut into runs of steps for them.
     runs = 1
     if len(pieces) == 1 and work >= vector.PARALLEL_WORK:
@@ -89,7 +92,25 @@ def emit(nest: Nest, cpu: Cpu) -> tir.Stmt:
         corner = [(v, i, b.width) for (v, _), i, b in zip(outer, first, blocks, strict=True)]
         return tir.seq(piece.loops(corner, run, runs) for piece in pieces)
 
-    return vector.spread((*(b.count for b in blocks), runs), work, at)
+    loops = vector.spread((*(b.count for b in blocks), runs), work, at)
+    return stream.imported(loops, cpu.lanes, fence=True) if streamed else loops
+
+
+def _aligned(nest: Nest, table: list[dict], variable, pieces: list, lanes: int) -> bool:
+    """Whether every vector of the store is a whole one at a multiple of its size."""
+    first = access.analyzer(nest.dims).simplify(
+        access.offset(
+            nest.buffer, [tir.rewrite(i, {v: tir.i64(0) for v, _ in nest.dims}) for i in nest.index]
+        )
+    )
+    steps = [step for v, step in table[0].items() if not v.same_as(variable)]
+    return (
+        table[0][variable] == 1
+        and lanes >= 8
+        and isinstance(first, tirx.IntImm)
+        and all(s is not None and s % lanes == 0 for s in [int(first.value), *steps])
+        and all(p.lanes == lanes and p.start % lanes == 0 and p.end % lanes == 0 for p in pieces)
+    )
 
 
 def _turned(table: list[dict], lane, outer) -> set:
@@ -155,13 +176,17 @@ def _simplified(nest: Nest, variable, start: int, end: int):
 
 @dataclass(frozen=True)
 class _Piece:
-    """``variable`` from ``start`` to ``end``, where no condition depends on it."""
+    """``variable`` from ``start`` to ``end``, where no condition depends on it.
+
+    ``streamed``: the results go past the caches.
+    """
 
     nest: Nest
     variable: ir.Var
     start: int
     end: int
     lanes: int
+    streamed: bool
 
     @property
     def steps(self) -> vector.Steps:
@@ -187,7 +212,8 @@ class _Piece:
                     index = [tir.rewrite(i, mapping) for i in self.nest.index]
                     return tirx.BufferStore(self.nest.buffer, tir.rewrite(value, mapping), index)
 
-                return tir.vector_loop(self.lanes, element)
+                loop = stream.vector_loop if self.streamed else tir.vector_loop
+                return loop(self.lanes, element)
 
             return vector.nest_loops([(v, width) for v, _, width in corner], vectors)
 

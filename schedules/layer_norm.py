@@ -96,7 +96,8 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
                     value = value + tir.load(bias[0], *index[axis:])
                 return tirx.BufferStore(y, value, index)
 
-            yield row.vector(lane)
+            yield from row.ahead(x, place)
+            yield row.put(lane)
 
         def deviation(l, r):
             return tir.f32(1.0) / tirx.sqrt(row.get(power, l, r) / tir.f32(count) + tir.f32(eps))

@@ -11,7 +11,7 @@ from math import prod
 
 from tvm import te, tirx
 
-from sparsec.schedules import tir, vector
+from sparsec.schedules import stream, tir, vector
 from sparsec.schedules.target import Cpu
 
 #: Function attribute of a definition: which operator it is.
@@ -62,7 +62,8 @@ class Row:
     """The rows at hand: ``rows`` of them with lanes along each (``along``), or one row in each lane.
 
     Several short rows at once hide the time that folding each of them takes.
-    ``coordinates(r, k, l)`` addresses element ``k`` of row ``r`` in lane ``l``.
+    ``coordinates(r, k, l)`` addresses element ``k`` of row ``r`` in lane ``l``.  ``streamed``: the results go
+    past the caches, so the output is no place to keep anything.  ``far``: the input is not in a near cache.
     """
 
     coordinates: Callable
@@ -71,6 +72,8 @@ class Row:
     unroll: int
     rows: int
     along: bool
+    streamed: bool
+    far: bool
 
     @property
     def width(self) -> int:
@@ -84,6 +87,16 @@ class Row:
 
     def vector(self, body: Callable, width: int = 0) -> tir.Stmt:
         return tir.vector_loop(width or self.lanes, body)
+
+    def put(self, body: Callable) -> tir.Stmt:
+        """The stores of one vector of results: ``body(l)`` for lane ``l``."""
+        return stream.vector_loop(self.lanes, body) if self.streamed else self.vector(body)
+
+    def ahead(self, buffer: tir.Buffer, place: Place) -> list[tir.Stmt]:
+        """Asks for the elements of the next rows, in a pass that leaves the memory idle."""
+        if not self.far:
+            return []
+        return [stream.prefetch(buffer, place.index(tir.i64(self.rows * self.extent)))]
 
     def state(self, name: str) -> tir.Buffer:
         """Accumulators, on the stack: ``unroll`` vectors for each row."""
@@ -202,6 +215,9 @@ def kernel(func: tirx.PrimFunc, axis: int, count: int, cost: int, cpu: Cpu, body
     lanes = min(cpu.lanes, vector.power_below(extent if along else inner))
     together = min(_UNROLL, vector.power_below(outer)) if along and extent <= _SHORT else 1
     unroll = min(_UNROLL // together, vector.power_below(max(1, extent // lanes))) if along else 1
+    streamed = along and extent % lanes == 0 and lanes >= 8 and stream.pays(func.params[-1], cpu)
+    # Of a row that fills much of the cache itself, the next one would push it out.
+    far = along and 4 * prod(shape) > cpu.l2 and 32 * extent <= cpu.l2
     blocks = vector.Steps(outer, together)
     steps = vector.Steps(inner, 1 if along else lanes)
 
@@ -213,7 +229,7 @@ def kernel(func: tirx.PrimFunc, axis: int, count: int, cost: int, cpu: Cpu, body
             last = [tir.i64(0)] * len(tail) if along else tir.unflatten(base + l, tail)
             return [*tir.unflatten(first + tir.i64(r), lead), *tir.unflatten(k, mid), *last]
 
-        return tir.seq(body(Row(coordinates, extent, lanes, unroll, together, along)))
+        return tir.seq(body(Row(coordinates, extent, lanes, unroll, together, along, streamed, far)))
 
     # A kernel may use its output rows as scratch, so no two threads may share a row: the last step, which
     # overlaps the one before, waits until that is done.
@@ -224,4 +240,6 @@ def kernel(func: tirx.PrimFunc, axis: int, count: int, cost: int, cpu: Cpu, body
     if steps.overlap:
         code.append(vector.spread((outer,), work, lambda o: one([*o, tir.i64(steps.whole)])))
     code = tir.seq(code)
+    if streamed or far:
+        code = stream.imported(code, lanes, fence=streamed)
     return tirx.PrimFunc(func.params, code, func.ret_type, func.attrs).with_attr(tir.NOALIAS, True)

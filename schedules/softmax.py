@@ -8,7 +8,7 @@ A row that holds NaN or +inf, or nothing but -inf, is NaN throughout, as in ONNX
 
 from tvm import te, tirx
 
-from sparsec.schedules import math, rows, tir
+from sparsec.schedules import math, rows, tir, vector
 from sparsec.schedules.target import Cpu
 
 _COST = 12
@@ -52,9 +52,12 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         return None
     log = rows.is_op(func, "log_softmax")
     x, y = func.params
+    axis = int(func.attrs["sparsec.axis"])
 
     def body(row: rows.Row):
         top, total = row.state("top"), row.state("total")
+        # The output row holds the exponentials until they are scaled, but where it does not stay in cache.
+        kept = vector.stack("kept", row.rows * row.extent, "float32") if row.streamed else y
 
         def shifted(place, l):
             return tir.load(x, *place.index(l)) - row.get(top, l, place.row)
@@ -65,13 +68,18 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         def find_top(place):
             yield row.fold_in(top, place, lambda l: tir.load(x, *place.index(l)), rows.maximum)
 
+        def at(place, l):
+            if not row.streamed:
+                return place.index(l)
+            return [place.index(l)[axis] + tir.i64(place.row * row.extent)]
+
         def exponentials(place):
-            # The output row holds the exponentials until they are scaled.
-            yield row.vector(lambda l: tirx.BufferStore(y, exponential(place, l), place.index(l)))
+            yield from row.ahead(x, place)
+            yield row.vector(lambda l: tirx.BufferStore(kept, exponential(place, l), at(place, l)))
             yield row.fold_in(
                 total,
                 place,
-                lambda l: place.only_fresh(l, tir.load(y, *place.index(l)), tir.f32(0.0)),
+                lambda l: place.only_fresh(l, tir.load(kept, *at(place, l)), tir.f32(0.0)),
                 rows.add,
             )
 
@@ -85,22 +93,22 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
 
         def scale(place):
             def lane(l):
-                old = tir.load(y, *place.index(l))
+                old = tir.load(kept, *at(place, l))
                 return tirx.BufferStore(
                     y, place.only_fresh(l, old * row.get(total, l, place.row), old), place.index(l)
                 )
 
-            yield row.vector(lane)
+            yield row.put(lane)
 
         def subtract(place):
-            yield row.vector(
+            yield row.put(
                 lambda l: tirx.BufferStore(
                     y, shifted(place, l) - row.get(total, l, place.row), place.index(l)
                 )
             )
 
         return [
-            *tir.alloc([top, total]),
+            *tir.alloc([top, total, kept] if row.streamed else [top, total]),
             row.fill(top, float("-inf")),
             row.fill(total, 0.0),
             row.sweep(find_top),
@@ -114,4 +122,4 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             row.sweep(subtract if log else scale),
         ]
 
-    return rows.kernel(func, int(func.attrs["sparsec.axis"]), 1, _COST, cpu, body)
+    return rows.kernel(func, axis, 1, _COST, cpu, body)

@@ -121,7 +121,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
                 value = tirx.max(shifted(place, l) - row.get(tau, l, place.row), tir.f32(0.0))
                 return tirx.BufferStore(y, keep_nan(value), place.index(l))
 
-            yield row.vector(lane)
+            yield row.put(lane)
 
         def dropped(l, r):
             """Whether the new tau leaves out what was above the old one."""

@@ -19,6 +19,8 @@ class Cpu:
     registers: int
     l1: int = 32 * 1024
     l2: int = 512 * 1024
+    #: A tensor of this size is not expected to be in the last cache when it is read again: it is streamed.
+    stream: int = 16 * 1024 * 1024
 
     def tvm_target(self) -> Target:
         return Target({"kind": "llvm", "mcpu": self.mcpu, "mtriple": "x86_64-unknown-linux-gnu"})
