@@ -12,6 +12,7 @@ import tvm
 from tvm import tirx
 
 from sparsec.schedules import (
+    attention_kernel,
     contraction_rule,
     fallback,
     hoist,
@@ -27,6 +28,7 @@ RULE = "sparsec.rule"
 
 #: ``(name, rule)``; a rule is ``rule(func, cpu) -> PrimFunc | None``, None where it does not apply.
 RULES = (
+    ("attention", attention_kernel.rule),
     ("softmax", softmax.rule),
     ("sparsemax", sparsemax.rule),
     ("layer_norm", layer_norm.rule),

@@ -64,30 +64,17 @@ class _Kernel:
     def by_columns(self, make, turned: bool) -> tir.Stmt:
         return tir.seq(
             tir.loop("columns", repeats, lambda c, s=start, w=width: make(s + c * w, w))
-            for start, repeats, width in self.column_parts(turned)
+            for start, repeats, width in column_parts(self.spec.n, self.plan.panels * PANEL, self.lanes, turned)
         )
 
     def by_rows(self) -> tir.Stmt:
         def all_columns(row, height):
             return tir.seq(
                 tir.loop("columns", repeats, lambda c, s=start, w=width: self.tile(row, height, s + c * w, w))
-                for start, repeats, width in self.column_parts(False)
+                for start, repeats, width in column_parts(self.spec.n, self.plan.panels * PANEL, self.lanes)
             )
 
         return tile_loops(self.spec.m, self.plan.most_rows(self.plan.panels), all_columns, self.share)
-
-    def column_parts(self, turned: bool) -> list[tuple[int, int, int]]:
-        n, wide = self.spec.n, self.plan.panels * PANEL
-        parts = [(0, n // wide, wide)] if n >= wide else []
-        rest = n % wide
-        width = -(-rest // PANEL) * PANEL
-        if rest and n >= width:
-            parts.append((n - width, 1, width))
-        elif rest and turned:
-            parts.append((0, 1, n))
-        elif rest:
-            parts += [(start, 1, size) for start, size in pieces(n, self.lanes)]
-        return parts
 
     def _tiles(self, columns: int, make) -> tir.Stmt:
         return tile_loops(self.spec.m, self.plan.most_rows(-(-columns // PANEL)), make, self.share)
@@ -243,6 +230,20 @@ class _Kernel:
             tir.vector_store(buffer, value, k1 + step, c0, lanes=lanes) for step, value in enumerate(columns)
         ]
         return tir.seq([*stmts, *stores])
+
+
+def column_parts(n: int, wide: int, lanes: int, turned: bool = False) -> list[tuple[int, int, int]]:
+    """Cuts ``n`` columns into tiles of at most ``wide``: (start, repeats, width); the last may overlap."""
+    parts = [(0, n // wide, wide)] if n >= wide else []
+    rest = n % wide
+    width = -(-rest // PANEL) * PANEL
+    if rest and n >= width:
+        parts.append((n - width, 1, width))
+    elif rest and turned:
+        parts.append((0, 1, n))
+    elif rest:
+        parts += [(start, 1, size) for start, size in pieces(n, lanes)]
+    return parts
 
 
 def transpose(rows: list, lanes: int, bind) -> list:

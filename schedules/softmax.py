@@ -27,6 +27,11 @@ def log_softmax(shape: tuple[int, ...], axis: int = -1) -> tirx.PrimFunc:
 def _definition(name: str, shape: tuple[int, ...], axis: int) -> tirx.PrimFunc:
     axis = rows.normal_axis(name, axis, len(shape))
     x = te.placeholder(shape, "float32", "X")
+    return rows.definition(name, [x, stages(name, x, shape, axis)], {"sparsec.axis": axis})
+
+
+def stages(name: str, x: te.Tensor, shape: tuple[int, ...], axis: int) -> te.Tensor:
+    """``"softmax"`` or ``"log_softmax"`` of ``x`` along ``axis``, counted from the front."""
     without = shape[:axis] + shape[axis + 1 :]
 
     def put(i, k):
@@ -40,10 +45,8 @@ def _definition(name: str, shape: tuple[int, ...], axis: int) -> tirx.PrimFunc:
     j = te.reduce_axis((0, shape[axis]), "j")
     total = te.compute(without, lambda *i: te.sum(te.exp(x[put(i, j)] - top[i]), axis=[j]), "total")
     if name == "softmax":
-        y = te.compute(shape, lambda *i: te.exp(x[i] - top[drop(i)]) / total[drop(i)], "Y")
-    else:
-        y = te.compute(shape, lambda *i: x[i] - top[drop(i)] - te.log(total[drop(i)]), "Y")
-    return rows.definition(name, [x, y], {"sparsec.axis": axis})
+        return te.compute(shape, lambda *i: te.exp(x[i] - top[drop(i)]) / total[drop(i)], "Y")
+    return te.compute(shape, lambda *i: x[i] - top[drop(i)] - te.log(total[drop(i)]), "Y")
 
 
 def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:

@@ -1,0 +1,171 @@
+"""Attention: the spec and the definition.
+
+    Y[*b, i, :] = sum_j P[*b, i, j] V[*b, j, :],   P[*b, i, :] = normaliser(score(S[*b, i, :]))
+    S[*b, i, j] = sum_d Q[*b, i, d] K[*b, j, d]
+
+``score`` is what the graph does to the product, element by element: scale, mask, cap.  (Vaswani et al.,
+"Attention Is All You Need", 2017, eq. 1, with any normaliser.)
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from math import prod
+
+from tvm import te, tirx
+
+from sparsec.schedules import rows, softmax, sparsemax, tir
+from sparsec.schedules.batch_matmul import stored
+
+SPEC = "sparsec.attention"
+NORMALISERS = ("softmax", "sparsemax")
+
+#: What ``score`` may be made of: the ONNX operator of that name on float32.
+SCORE_OPS = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": lambda a, b: a / b,
+    "Where": lambda c, a, b: tirx.Select(c, a, b),
+    "Tanh": lambda a: tirx.tanh(a),
+}
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A tensor that lies in a flat buffer of ``size`` elements: element ``i`` at ``offset + sum(i * strides)``.
+
+    A stride is 0 along an axis that is broadcast.
+    """
+
+    size: int
+    offset: int
+    strides: tuple[int, ...]
+    dtype: str = "float32"
+
+    def at(self, index) -> tir.Expr:
+        place = tir.i64(self.offset)
+        for i, stride in zip(index, self.strides, strict=True):
+            if stride:
+                place = place + i * tir.i64(stride)
+        return place
+
+
+@dataclass(frozen=True)
+class Attention:
+    """``m`` queries and ``n`` keys of ``d`` values each, ``e`` values to each key, for each of ``batch``.
+
+    ``q``, ``k`` and ``v`` say where element ``[*batch, row, column]`` lies; the result is stored with its axes
+    in ``y_order``, as in ``BatchMatmul``.  ``score`` is an expression: "S", a number, ``("operand", i)``, an
+    element of ``operands[i]`` at ``[*batch, i, j]``, or ``(op, *arguments)`` with ``op`` of ``SCORE_OPS``.
+    With ``nan_to_zero`` a NaN of P counts as 0.
+    """
+
+    batch: tuple[int, ...]
+    m: int
+    n: int
+    d: int
+    e: int
+    q: Strided
+    k: Strided
+    v: Strided
+    normaliser: str = "softmax"
+    score: object = "S"
+    operands: tuple[Strided, ...] = ()
+    nan_to_zero: bool = False
+    y_order: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.normaliser not in NORMALISERS:
+            raise ValueError(f"Attention: required one of {NORMALISERS}, found {self.normaliser!r}")
+        for name in ("q", "k", "v"):
+            if len(getattr(self, name).strides) != len(self.batch) + 2:
+                raise ValueError(
+                    f"Attention: required {len(self.batch) + 2} strides of {name}, "
+                    f"found {getattr(self, name).strides}"
+                )
+
+    @property
+    def batches(self) -> int:
+        return prod(self.batch)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return stored((*self.batch, self.m, self.e), self.y_order)
+
+    def y_index(self, batch, i, c) -> list:
+        return stored([*batch, i, c], self.y_order)
+
+    def scored(self, value, operand) -> tir.Expr:
+        """``score`` of ``value``, with ``operand(i)`` for the elements of the operands."""
+
+        def build(tree):
+            if tree == "S":
+                return value
+            if isinstance(tree, float):
+                return tir.f32(tree)
+            name, *args = tree
+            return operand(args[0]) if name == "operand" else SCORE_OPS[name](*map(build, args))
+
+        return build(self.score)
+
+    def prim_func(self) -> tirx.PrimFunc:
+        """The unscheduled function ``(q, k, v, *operands, Y)``; all but Y are flat."""
+        places = {"q": self.q, "k": self.k, "v": self.v}
+        places |= {f"operand{i}": place for i, place in enumerate(self.operands)}
+        flat = {
+            name: te.placeholder([tir.i64(place.size)], place.dtype, name=name)
+            for name, place in places.items()
+        }
+        rank = len(self.batch)
+        whole = [tir.i64(extent) for extent in (*self.batch, self.m, self.n)]
+        d = te.reduce_axis((tir.i64(0), tir.i64(self.d)), "d")
+        j = te.reduce_axis((tir.i64(0), tir.i64(self.n)), "j")
+
+        def element(name, *index):
+            return flat[name][places[name].at(index)]
+
+        product = te.compute(
+            whole,
+            lambda *i: te.sum(element("q", *i[:-1], d) * element("k", *i[:rank], i[-1], d), axis=[d]),
+            "product",
+        )
+        scores = te.compute(
+            whole, lambda *i: self.scored(product[i], lambda which: element(f"operand{which}", *i)), "scores"
+        )
+        shape = (*self.batch, self.m, self.n)
+        if self.normaliser == "softmax":
+            share = softmax.stages("softmax", scores, shape, rank + 1)
+        else:
+            share = sparsemax.stages(scores, shape, rank + 1)
+        if self.nan_to_zero:
+            given = share
+            share = te.compute(
+                whole, lambda *i: tirx.Select(tirx.isnan(given[i]), tir.f32(0.0), given[i]), "guarded"
+            )
+
+        def value(*at):
+            order = list(self.y_order or range(rank + 2))
+            *batch, i, c = [at[order.index(axis)] for axis in range(rank + 2)]
+            return te.sum(share[(*batch, i, j)] * element("v", *batch, j, c), axis=[j])
+
+        y = te.compute([tir.i64(extent) for extent in self.y_shape], value, "attended")
+        return rows.definition("attention", [*flat.values(), y], {SPEC: json.dumps(asdict(self))})
+
+
+def spec_of(func: tirx.PrimFunc) -> Attention | None:
+    """The spec of a definition; None for any other function."""
+    if not rows.is_op(func, "attention"):
+        return None
+    fields = json.loads(str(func.attrs[SPEC]), object_hook=_tuples)
+    for name in ("q", "k", "v"):
+        fields[name] = Strided(**fields[name])
+    fields["operands"] = tuple(Strided(**place) for place in fields["operands"])
+    return Attention(**fields)
+
+
+def _tuples(fields: dict) -> dict:
+    return {name: _tuple(value) for name, value in fields.items()}
+
+
+def _tuple(value):
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value

@@ -1,0 +1,131 @@
+"""Attention against float64 NumPy, scores, masks and normalisers, in every layout."""
+
+import numpy as np
+import pytest
+import tvm
+
+from sparsec.passes.ops.sparsemax import sparsemax
+from sparsec.schedules import RULE, math, schedule
+from sparsec.schedules.attention import Attention, Strided, spec_of
+from sparsec.schedules.target import X86_LEVELS
+
+LEVELS = [
+    pytest.param(X86_LEVELS["v2"], id="v2"),
+    pytest.param(X86_LEVELS["v3"], id="v3", marks=pytest.mark.isa("avx2", "fma")),
+    pytest.param(X86_LEVELS["v4"], id="v4", marks=pytest.mark.isa("avx512f", "avx512vl")),
+]
+#: queries, keys, depth, values
+SIZES = [
+    (1, 1, 1, 1),
+    (1, 65, 64, 64),
+    (3, 15, 7, 31),
+    (17, 16, 16, 16),
+    (5, 33, 31, 17),
+    (66, 31, 9, 48),
+    (129, 197, 32, 33),
+    (7, 1030, 8, 2),
+]
+
+
+def dense(*shape, dtype="float32"):
+    return Strided(
+        int(np.prod(shape)), 0, tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape))), dtype
+    )
+
+
+def softmax(x):
+    with np.errstate(invalid="ignore"):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+
+def run(run_kernel, cpu, spec, *flat):
+    math.install()
+    func = schedule(tvm.IRModule({"main": spec.prim_func()}), cpu)["main"]
+    assert func.attrs[RULE] == "attention"
+    return run_kernel(func, cpu, [a.reshape(-1) for a in flat], spec.y_shape)
+
+
+def random(rng, *shapes):
+    return [rng.standard_normal(shape).astype("f") for shape in shapes]
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+@pytest.mark.parametrize("m,n,d,e", SIZES)
+def test_sizes(run_kernel, assert_close, cpu, m, n, d, e):
+    q, k, v = random(np.random.default_rng(1), (3, m, d), (3, n, d), (3, n, e))
+    spec = Attention((3,), m, n, d, e, dense(3, m, d), dense(3, n, d), dense(3, n, e))
+    want = softmax(q.astype("d") @ k.astype("d").transpose(0, 2, 1)) @ v.astype("d")
+    assert_close(run(run_kernel, cpu, spec, q, k, v), want)
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+@pytest.mark.parametrize("m,n", [(1, 1), (9, 33), (70, 600)])
+def test_sparsemax(run_kernel, assert_close, cpu, m, n):
+    q, k, v = random(np.random.default_rng(2), (2, m, 16), (2, n, 16), (2, n, 16))
+    spec = Attention((2,), m, n, 16, 16, dense(2, m, 16), dense(2, n, 16), dense(2, n, 16), "sparsemax")
+    want = sparsemax(q.astype("d") @ k.astype("d").transpose(0, 2, 1)) @ v.astype("d")
+    assert_close(run(run_kernel, cpu, spec, q, k, v), want)
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+@pytest.mark.parametrize("turned", [False, True], ids=["keys", "turned keys"])
+def test_heads_inside_a_packed_projection(run_kernel, assert_close, cpu, turned):
+    b, s, h, d = 2, 19, 3, 10
+    (x,) = random(np.random.default_rng(3), (b, s, 3, h, d))
+    q, k, v = x.astype("d").transpose(2, 0, 3, 1, 4)
+    width = 3 * h * d
+    places = [Strided(x.size, i * h * d, (s * width, d, width, 1)) for i in range(3)]
+    flat = [x, x, x]
+    if turned:
+        flat[1] = np.ascontiguousarray(x[:, :, 1].transpose(0, 2, 3, 1))
+        places[1] = Strided(flat[1].size, 0, (h * d * s, d * s, 1, s))
+    spec = Attention((b, h), s, s, d, d, *places, y_order=(0, 2, 1, 3))
+    want = (softmax(q @ k.swapaxes(-1, -2)) @ v).transpose(0, 2, 1, 3)
+    assert_close(run(run_kernel, cpu, spec, *flat), want)
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+def test_scores_masks_and_rows_without_a_key(run_kernel, cpu):
+    m, n, d = 6, 21, 8
+    rng = np.random.default_rng(4)
+    q, k, v, add = random(rng, (2, m, d), (2, n, d), (2, n, d), (1, n))
+    add[:, -3:] = -np.inf
+    keep = rng.random((m, n)) < 0.7
+    keep[2] = False
+    q[0, 4, 0], k[1, 3, 1] = np.nan, np.inf
+    operands = (Strided(n, 0, (0, 0, 1)), Strided(m * n, 0, (0, n, 1), "bool"))
+    score = ("Where", ("operand", 1), ("Add", ("Div", "S", 2.0), ("operand", 0)), float("-inf"))
+    for guard in (False, True):
+        spec = Attention(
+            (2,), m, n, d, d, dense(2, m, d), dense(2, n, d), dense(2, n, d), "softmax", score, operands, guard
+        )
+        with np.errstate(invalid="ignore"):
+            share = softmax(np.where(keep, (q.astype("d") @ k.astype("d").swapaxes(1, 2)) / 2 + add, -np.inf))
+            want = (np.nan_to_num(share) if guard else share) @ v
+        got = run(run_kernel, cpu, spec, q, k, v, add, keep)
+        assert np.isnan(want).any() != guard
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("normaliser", ["softmax", "sparsemax"])
+def test_the_definition_is_right_unscheduled(run_kernel, assert_close, normaliser):
+    q, k, v = random(np.random.default_rng(5), (2, 5, 4), (2, 7, 4), (2, 7, 3))
+    spec = Attention(
+        (2,), 5, 7, 4, 3, dense(2, 5, 4), dense(2, 7, 4), dense(2, 7, 3), normaliser, ("Mul", "S", 0.5),
+        nan_to_zero=True, y_order=(1, 0, 2),
+    )  # fmt: skip
+    assert spec_of(spec.prim_func()) == spec
+    share = {"softmax": softmax, "sparsemax": sparsemax}[normaliser]
+    want = share(q.astype("d") @ k.astype("d").transpose(0, 2, 1) / 2) @ v
+    math.install()
+    flat = [a.reshape(-1) for a in (q, k, v)]
+    assert_close(run_kernel(spec.prim_func(), X86_LEVELS["v2"], flat, spec.y_shape), want.transpose(1, 0, 2))
+
+
+def test_what_is_no_attention():
+    place = dense(2, 3, 4)
+    with pytest.raises(ValueError, match="required one of .* found 'relu'"):
+        Attention((2,), 3, 3, 4, 4, place, place, place, "relu")
+    with pytest.raises(ValueError, match=r"required 3 strides of k, found \(3, 1\)"):
+        Attention((2,), 3, 3, 4, 4, place, dense(3, 3), place)
