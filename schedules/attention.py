@@ -1,13 +1,14 @@
 """Attention: the spec and the definition.
 
-    Y[*b, i, :] = sum_j P[*b, i, j] V[*b, j, :],   P[*b, i, :] = normaliser(score(S[*b, i, :]))
+    Y[*b, i, :] = sum_j guard(P[*b, i, j]) V[*b, j, :],   P[*b, i, :] = normaliser(score(S[*b, i, :]))
     S[*b, i, j] = sum_d Q[*b, i, d] K[*b, j, d]
 
-``score`` is what the graph does to the product, element by element: scale, mask, cap.  (Vaswani et al.,
-"Attention Is All You Need", 2017, eq. 1, with any normaliser.)
+``score`` is what the graph does to the product, element by element: scale, mask, cap.  ``guard`` is what it
+does for rows without a key.  (Vaswani et al., "Attention Is All You Need", 2017, eq. 1, with any normaliser.)
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
 
@@ -19,7 +20,7 @@ from sparsec.schedules.batch_matmul import stored
 SPEC = "sparsec.attention"
 NORMALISERS = ("softmax", "sparsemax")
 
-#: What ``score`` may be made of: the ONNX operator of that name on float32.
+#: What ``score`` and ``guard`` may be made of: the ONNX operator of that name on float32.
 SCORE_OPS = {
     "Add": lambda a, b: a + b,
     "Sub": lambda a, b: a - b,
@@ -27,12 +28,13 @@ SCORE_OPS = {
     "Div": lambda a, b: a / b,
     "Where": lambda c, a, b: tirx.Select(c, a, b),
     "Tanh": lambda a: tirx.tanh(a),
+    "IsNaN": lambda a: tirx.isnan(a),
 }
 
 
 @dataclass(frozen=True)
 class Strided:
-    """A tensor that lies in a flat buffer of ``size`` elements: element ``i`` at ``offset + sum(i * strides)``.
+    """A tensor in a flat buffer of ``size`` elements: element ``i`` lies at ``offset + sum(i * strides)``.
 
     A stride is 0 along an axis that is broadcast.
     """
@@ -54,10 +56,10 @@ class Strided:
 class Attention:
     """``m`` queries and ``n`` keys of ``d`` values each, ``e`` values to each key, for each of ``batch``.
 
-    ``q``, ``k`` and ``v`` say where element ``[*batch, row, column]`` lies; the result is stored with its axes
-    in ``y_order``, as in ``BatchMatmul``.  ``score`` is an expression: "S", a number, ``("operand", i)``, an
-    element of ``operands[i]`` at ``[*batch, i, j]``, or ``(op, *arguments)`` with ``op`` of ``SCORE_OPS``.
-    With ``nan_to_zero`` a NaN of P counts as 0.
+    ``q``, ``k`` and ``v`` say where element ``[*batch, row, column]`` lies; the result is stored with its
+    axes in ``y_order``, as in ``BatchMatmul``.  ``score`` and ``guard`` are expressions: "S" for the value,
+    a number, ``("operand", i)`` for ``operands[i]`` at ``[*batch, i, j]``, or ``(op, *arguments)`` with
+    ``op`` of ``SCORE_OPS``.  An operand of ``guard`` is the same for all keys: its last stride is 0.
     """
 
     batch: tuple[int, ...]
@@ -70,8 +72,8 @@ class Attention:
     v: Strided
     normaliser: str = "softmax"
     score: object = "S"
+    guard: object = "S"
     operands: tuple[Strided, ...] = ()
-    nan_to_zero: bool = False
     y_order: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -95,19 +97,6 @@ class Attention:
     def y_index(self, batch, i, c) -> list:
         return stored([*batch, i, c], self.y_order)
 
-    def scored(self, value, operand) -> tir.Expr:
-        """``score`` of ``value``, with ``operand(i)`` for the elements of the operands."""
-
-        def build(tree):
-            if tree == "S":
-                return value
-            if isinstance(tree, float):
-                return tir.f32(tree)
-            name, *args = tree
-            return operand(args[0]) if name == "operand" else SCORE_OPS[name](*map(build, args))
-
-        return build(self.score)
-
     def prim_func(self) -> tirx.PrimFunc:
         """The unscheduled function ``(q, k, v, *operands, Y)``; all but Y are flat."""
         places = {"q": self.q, "k": self.k, "v": self.v}
@@ -124,24 +113,23 @@ class Attention:
         def element(name, *index):
             return flat[name][places[name].at(index)]
 
+        def operand(index):
+            return lambda which: element(f"operand{which}", *index)
+
         product = te.compute(
             whole,
             lambda *i: te.sum(element("q", *i[:-1], d) * element("k", *i[:rank], i[-1], d), axis=[d]),
             "product",
         )
-        scores = te.compute(
-            whole, lambda *i: self.scored(product[i], lambda which: element(f"operand{which}", *i)), "scores"
-        )
+        scores = te.compute(whole, lambda *i: evaluate(self.score, product[i], operand(i)), "scores")
         shape = (*self.batch, self.m, self.n)
         if self.normaliser == "softmax":
             share = softmax.stages("softmax", scores, shape, rank + 1)
         else:
             share = sparsemax.stages(scores, shape, rank + 1)
-        if self.nan_to_zero:
+        if self.guard != "S":
             given = share
-            share = te.compute(
-                whole, lambda *i: tirx.Select(tirx.isnan(given[i]), tir.f32(0.0), given[i]), "guarded"
-            )
+            share = te.compute(whole, lambda *i: evaluate(self.guard, given[i], operand(i)), "guarded")
 
         def value(*at):
             order = list(self.y_order or range(rank + 2))
@@ -150,6 +138,18 @@ class Attention:
 
         y = te.compute([tir.i64(extent) for extent in self.y_shape], value, "attended")
         return rows.definition("attention", [*flat.values(), y], {SPEC: json.dumps(asdict(self))})
+
+
+def evaluate(tree, value: tir.Expr, operand: Callable[[int], tir.Expr]) -> tir.Expr:
+    """The expression ``tree`` of ``value``, with ``operand(i)`` for the elements of the operands."""
+    if tree == "S":
+        return value
+    if isinstance(tree, float):
+        return tir.f32(tree)
+    name, *args = tree
+    if name == "operand":
+        return operand(args[0])
+    return SCORE_OPS[name](*(evaluate(arg, value, operand) for arg in args))
 
 
 def spec_of(func: tirx.PrimFunc) -> Attention | None:

@@ -8,12 +8,14 @@ The scores have room for whole vectors of keys; what is behind the last key is -
 The last block of queries may repeat queries of the block before it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
 
-from sparsec.schedules import rows, softmax, sparsemax, tir, vector
-from sparsec.schedules.attention import Attention, spec_of
+from sparsec.schedules import tir, vector
+from sparsec.schedules.attention import Attention, evaluate, spec_of
+from sparsec.schedules.attention_rows import TOGETHER, Normaliser
 from sparsec.schedules.batch_matmul_kernel import MANY_BATCHES, SQUARE, column_parts, transpose
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile_plans
@@ -23,8 +25,6 @@ from sparsec.schedules.target import Cpu
 
 #: Most queries of a block; enough that a panel of keys, once in the first-level cache, serves many.
 MOST_ROWS = 64
-#: Rows that the normaliser takes at once, up to this many keys; folding one takes as long as reading them.
-TOGETHER, SHORT = 4, 512
 
 
 def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
@@ -102,16 +102,17 @@ class _Kernel:
 
         def one(i):
             first = start(i)
-            stmts = [*self.score(first, keys, scores), *self.normalise(scores, factor)]
+            norm = Normaliser(spec.normaliser, scores, factor, padded(spec.n), self.lanes, self.guard(first))
+            stmts = [*self.score(first, keys, scores), *norm.body()]
             return tir.seq([*stmts, *self.attend(first, scores, factor)])
 
-        buffers = [keys, scores, factor] if self.deferred else [keys, scores]
+        buffers = [keys, scores, factor] if spec.normaliser == "softmax" else [keys, scores]
         return tir.seq([*tir.alloc(buffers), *self.turn(keys), tir.loop("block", count, one)])
 
     @property
     def deferred(self) -> bool:
         """Whether the rows of P are multiplied by a factor in the last store only."""
-        return self.spec.normaliser == "softmax" and not self.spec.nan_to_zero
+        return self.spec.normaliser == "softmax" and self.spec.guard == "S"
 
     # Keys -----------------------------------------------------------------------------------------
 
@@ -200,9 +201,7 @@ class _Kernel:
                 tir.loop(
                     "r",
                     self.block,
-                    lambda r: tir.vector_loop(
-                        PANEL, lambda c: tirx.BufferStore(scores, low, [r, start + c])
-                    ),
+                    lambda r: tir.vector_loop(PANEL, lambda c: tirx.BufferStore(scores, low, [r, start + c])),
                 )
             )
         coords, anchor = [tir.var("r"), tir.var("j")], tirx.Var("product", "float32")
@@ -211,7 +210,7 @@ class _Kernel:
         def operand(which):
             return tirx.BufferLoad(self.operands[which], [spec.operands[which].at(logical)])
 
-        epilogue = Epilogue(coords, anchor, [(scores, spec.scored(anchor, operand))])
+        epilogue = Epilogue(coords, anchor, [(scores, evaluate(spec.score, anchor, operand))])
         for panel, repeats, wide, columns in self.plan.parts(panels(spec.n), spec.n):
 
             def part(p, panel=panel, wide=wide, columns=columns):
@@ -235,9 +234,7 @@ class _Kernel:
                 return tirx.BufferLoad(self.q, [self.spec.q.at([*self.batch, first + row + r, d])])
 
             def key(v):
-                return tir.vector_load(
-                    keys, panel + v // PANEL, d, tir.i64(v % PANEL), lanes=self.lanes
-                )
+                return tir.vector_load(keys, panel + v // PANEL, d, tir.i64(v % PANEL), lanes=self.lanes)
 
             return tile.multiply_add(query, key, span=tile.columns)
 
@@ -247,58 +244,20 @@ class _Kernel:
         finish = tile.finish(epilogue, index, columns)
         return tir.seq([*tile.allocate(), *tile.zero(), tir.loop("d", self.spec.d, step), *finish])
 
-    # Normaliser -----------------------------------------------------------------------------------
+    def guard(self, first) -> Callable | None:
+        """What the graph makes of P, of the block of queries from ``first`` on."""
+        if self.spec.guard == "S":
+            return None
 
-    def normalise(self, scores, factor) -> list[tir.Stmt]:
-        """Turns rows of scores into rows of P, or of P divided by ``factor``, in place."""
-        width = padded(self.spec.n)
-        together = TOGETHER if width <= SHORT else 1
-        whole, rest = divmod(self.block, together)
-        stmts = []
-        for first, repeats, count in ((0, whole, together), (whole * together, min(rest, 1), rest)):
-            if repeats:
-                stmts.append(
-                    tir.loop(
-                        "rows",
-                        repeats,
-                        lambda i, first=first, count=count: self.rows(
-                            scores, factor, tir.i64(first) + i * tir.i64(count), count
-                        ),
-                    )
-                )
-        return stmts
+        def guarded(row, value):
+            logical = [*self.batch, first + row, tir.i64(0)]
 
-    def rows(self, scores, factor, first, count: int) -> tir.Stmt:
-        width = padded(self.spec.n)
-        unroll = min(max(1, TOGETHER // count), vector.power_below(width // self.lanes))
-        row = rows.Row(lambda r, k, l: [first + r, k + l], width, self.lanes, unroll, count, True)
-        if self.spec.normaliser == "sparsemax":
-            stmts = sparsemax.project(row, scores, scores)
-        else:
-            top, total = row.state("top"), row.state("total")
-            stmts = [*tir.alloc([top, total]), *softmax.exponentials(row, scores, scores, top, total)]
-            if self.deferred:
-                one = tir.f32(1.0)
-                stmts += [
-                    tirx.BufferStore(factor, one / row.get(total, tir.i64(0), r), [first + tir.i64(r)])
-                    for r in range(count)
-                ]
-            else:
-                stmts += softmax.scale(row, scores, total)
-        if self.spec.nan_to_zero:
+            def operand(which):
+                return tirx.BufferLoad(self.operands[which], [self.spec.operands[which].at(logical)])
 
-            def guard(place):
-                def lane(l):
-                    at = place.index(l)
-                    value = tirx.BufferLoad(scores, at)
-                    return tirx.BufferStore(
-                        scores, tirx.Select(tirx.isnan(value), tir.f32(0.0), value), at
-                    )
+            return evaluate(self.spec.guard, value, operand)
 
-                yield row.vector(lane)
-
-            stmts.append(row.sweep(guard))
-        return tir.seq(stmts)
+        return guarded
 
     # Values ---------------------------------------------------------------------------------------
 

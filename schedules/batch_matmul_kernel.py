@@ -64,7 +64,9 @@ class _Kernel:
     def by_columns(self, make, turned: bool) -> tir.Stmt:
         return tir.seq(
             tir.loop("columns", repeats, lambda c, s=start, w=width: make(s + c * w, w))
-            for start, repeats, width in column_parts(self.spec.n, self.plan.panels * PANEL, self.lanes, turned)
+            for start, repeats, width in column_parts(
+                self.spec.n, self.plan.panels * PANEL, self.lanes, turned
+            )
         )
 
     def by_rows(self) -> tir.Stmt:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from sparsec.compiler.errors import CompileError
-from sparsec.compiler.to_relax import activations
+from sparsec.compiler.to_relax import activations, attention
 from sparsec.compiler.to_relax.activations import reshaped
 from sparsec.schedules import contraction
 from sparsec.schedules.contraction import Gemm
@@ -64,7 +64,8 @@ def conv_layer(node: ir.Node):
 def matmul(importer, node: ir.Node, inputs):
     made = constant_layer(node)
     if made is None:
-        return activations.matmul(importer, node, inputs)
+        attended = attention.attend(importer, node)
+        return activations.matmul(importer, node, inputs) if attended is None else attended
     return contract(importer, node, inputs[0], *made)
 
 
