@@ -2,10 +2,11 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsec.compiler.calibration import MASKS, Folder, Replay, read_batches
@@ -13,7 +14,8 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import form
 from sparsec.passes.findings import Finding
 from sparsec.passes.nm_choice import MIN_SIZE, Choice
-from sparsec.passes.prune import parse_pattern
+from sparsec.passes.nm_layers import Layer
+from sparsec.passes.prune import Pattern, parse_pattern
 from sparsec.passes.prune.insert import insert
 from sparsec.passes.prune.walk import Settings
 
@@ -39,14 +41,27 @@ def prune_model(
 ) -> tuple[list[Finding], list[dict]]:
     """Prune `model` in place; findings and one report a layer. Raises PassError and CompileError."""
     pattern = parse_pattern(request.pattern)
-    form.infer(model)  # the places of layers are told by their shapes
-    feeds = read_batches(request.calib, model)
+    return prune_on(model, pattern, read_batches(request.calib, model), request, log)
+
+
+def mask_input(model: ir.Model, given: str) -> str | None:
+    """The input whose zeros mark padding: the one `given`, else one called as in `MASKS`, if any."""
     inputs = [value.name for value in model.graph.inputs]
-    if request.mask and request.mask not in inputs:
-        raise CompileError(
-            f"--mask {request.mask}: must name an input of the model, found {', '.join(inputs)}"
-        )
-    mask = request.mask or next((name for name in MASKS if name in inputs), None)
+    if given and given not in inputs:
+        raise CompileError(f"--mask {given}: must name an input of the model, found {', '.join(inputs)}")
+    return given or next((name for name in MASKS if name in inputs), None)
+
+
+def prune_on(
+    model: ir.Model,
+    pattern: Pattern | Callable[[Layer], Pattern | None],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    request: PruneRequest,
+    log: Callable[[str], None],
+) -> tuple[list[Finding], list[dict]]:
+    """`prune_model` on batches that have been read, to one pattern or to one for each layer (None: dense)."""
+    form.infer(model)  # the places of layers are told by their shapes
+    mask = mask_input(model, request.mask)
     settings = Settings(request.method, request.reconstruct, request.damping, mask)
     choice = Choice(request.layers, request.skip, request.min_size)
     memory = Folder(Path(request.state), _identity(model, request)) if request.state else None

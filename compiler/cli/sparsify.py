@@ -20,8 +20,9 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
 @options.calib
 @click.option(
     "--pattern",
-    metavar="PATTERN",
-    help="Prune to it with --calib: 2:4, 2:4x32 (32 outputs agree), 60%, 60%x16.",
+    metavar="PATTERN[,...]",
+    help="Prune to it with --calib: 2:4, 2:4x32 (32 outputs agree), 60%, 60%x16. Of several, each layer "
+    "gets one or stays dense, within the budget; without a budget where error begins to grow fast.",
 )
 @click.option(
     "--method",
@@ -59,6 +60,29 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
     metavar="E",
     help="Write nothing if an output changes by more than E of its scale.",
 )
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    metavar="D",
+    help="Budget: the metric drops by at most D on calibration samples that were held out.",
+)
+@click.option(
+    "--metric",
+    metavar="FILE.py:NAME",
+    help="Function of (outputs, samples); larger is better. By default accuracy, by `labels` in the npz.",
+)
+@click.option(
+    "--target-latency",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="R",
+    help="Budget: R times the dense model's latency on this machine.",
+)
+@click.option(
+    "--target-size",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="R",
+    help="Budget: R times the dense model's weights.",
+)
 @click.option("-o", "--output", "out", type=options.PATH, required=True, help="The ONNX file to write.")
 @options.as_json
 def sparsify(
@@ -66,6 +90,10 @@ def sparsify(
     passes_: str,
     calib: Path | None,
     max_error: float | None,
+    max_drop: float | None,
+    metric: str | None,
+    target_latency: float | None,
+    target_size: float | None,
     out: Path,
     as_json: bool,
     pattern: str | None,
@@ -77,7 +105,14 @@ def sparsify(
         raise click.UsageError("Missing option '--passes' or '--pattern'.")
     if pattern and not calib:
         raise click.UsageError("--pattern needs --calib DATA.npz; without data there is --passes nm{...}.")
+    budget = {"error": max_error, "drop": max_drop, "latency": target_latency, "size": target_size}
+    mixed = bool(pattern) and ("," in pattern or any((max_drop, target_latency, target_size, metric)))
+    if not pattern and any((max_drop, target_latency, target_size, metric)):
+        raise click.UsageError("--max-drop, --metric and --target-... choose among patterns: name --pattern.")
+    if mixed and (state or passes_):
+        raise click.UsageError("--state and --passes do not go with a choice among patterns.")
     request = {
+        "budget": budget | {"metric": metric} if mixed else None,
         "prune": prune | {"pattern": pattern, "state": str(state) if state else None} if pattern else None,
         "model": str(options.readable(model, "model")),
         "passes": passes_,
@@ -97,6 +132,8 @@ def sparsify(
         click.echo(f"{mark} {finding['pass_name']}  {node}: {text.visible(finding['reason'])}")
     if found["layers"]:
         click.echo(table(found["layers"]))
+    if found["plan"]:
+        click.echo("\n".join(planned(found["plan"])))
     for name, change in found["changes"].items():
         click.echo(
             f"output {text.visible(name)} changed by {change['max_rel_to_scale']:.2e} of its scale, "
@@ -121,16 +158,20 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
     form.infer(model)  # passes ask for dtypes and shapes
     before = ir.to_proto(model).SerializeToString()
     log("run the passes")
-    findings, layers = passes.run_pipeline(model, pipeline), []
+    findings, layers, plan = passes.run_pipeline(model, pipeline), [], None
     if request["prune"]:
-        found, layers = prune_model(model, PruneRequest(calib=request["calib"], **request["prune"]), log)
+        asked = PruneRequest(calib=request["calib"], **request["prune"])
+        if request["budget"]:
+            model, found, layers, plan = allocated(model, asked, request["budget"], log)
+        else:
+            found, layers = prune_model(model, asked, log)
         findings += found
     after = ir.to_proto(model).SerializeToString()
     log("compare the outputs")
     feeds, told = inputs(model, request["calib"])
     changes = compare(before, after, feeds)
     worst = max(changes.items(), key=lambda item: item[1]["max_rel_to_scale"], default=None)
-    limit = request["max_error"]
+    limit = None if plan else request["max_error"]  # a plan has been judged on held-out data
     if limit is not None and worst and not worst[1]["max_rel_to_scale"] <= limit:
         raise CompileError(
             f"output {worst[0]!r} changes by {worst[1]['max_rel_to_scale']:.2e} of its scale, more than "
@@ -143,8 +184,21 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
         "inputs": told,
         "changes": changes,
         "layers": layers,
+        "plan": plan,
         "findings": [finding.to_json() for finding in findings],
     }
+
+
+def allocated(model, asked, budget: dict, log) -> tuple:
+    """The model with a pattern for each layer, its findings, reports and plan."""
+    from sparsec.compiler.allocation.budget import Budget
+    from sparsec.compiler.allocation.search import allocate
+    from sparsec.passes.nm_pattern import NM
+
+    patterns = [NM.parse(text) for text in asked.pattern.split(",")]
+    metric = budget.pop("metric")
+    made = allocate(model, asked, patterns, Budget(**budget), metric, log)
+    return made.model, made.findings, made.layers, made.plan
 
 
 def inputs(model, calib: str | None) -> tuple[dict, str]:
@@ -195,3 +249,22 @@ def table(layers: list[dict]) -> str:
             f"{100 * layer['error_after']:11.2f} %"
         )
     return "\n".join(lines)
+
+
+def planned(plan: dict) -> list[str]:
+    """What was chosen, what it was expected to give and what it gave."""
+    counts: dict[str, int] = {}
+    for pattern in plan["patterns"].values():
+        counts[pattern] = counts.get(pattern, 0) + 1
+    chosen = ", ".join(f"{text.count(count, 'layer')} {pattern}" for pattern, count in counts.items())
+    held, before = plan["held_out"], plan["dense_ms"]
+    lines = [
+        f"chosen    {chosen}; the others stay dense",
+        f"latency   {plan['measured_ms']:.3g} ms, {plan['measured_ms'] / before:.2f} of the dense model's "
+        f"{before:.3g} ms (predicted {plan['predicted_ms'] / before:.2f})",
+        f"weights   {plan['size']:.2f} of the dense model's",
+        f"held out  outputs change by {held['error']:.2e} of their scale, mean cosine {held['cosine']:.4f}",
+    ]
+    if held["drop"] is not None:
+        lines.append(f"metric    drops by {held['drop']:.4f} on held-out data")
+    return lines

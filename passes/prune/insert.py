@@ -22,7 +22,7 @@ NAME = "prune"
 
 def insert(
     model: ir.Model,
-    pattern: Pattern | Callable[[Layer], Pattern],
+    pattern: Pattern | Callable[[Layer], Pattern | None],
     dense: Observe,
     pruned: Observe,
     settings: Settings,
@@ -33,9 +33,9 @@ def insert(
 ) -> tuple[list[Finding], list[dict]]:
     """Prune `model` in place; a finding for each layer, and the reports (JSON) of those that were pruned.
 
-    `pattern` may be a function of the layer. An N:M weight is read by its operator of domain ai.sparsec
-    afterwards; an unstructured one stays with the operator that it had. Raises `PassError` as `walk` does,
-    and for a glob of `choice` that matches nothing.
+    `pattern` may be a function of the layer; None leaves one dense. An N:M weight is read by its operator of
+    domain ai.sparsec afterwards; an unstructured one stays with the operator that it had. Raises `PassError`
+    as `walk` does, and for a glob of `choice` that matches nothing.
     """
     candidates = list(find_layers(model))
     choice.check([node_name(layer.node) for layer in candidates])
@@ -45,6 +45,8 @@ def insert(
         asked = pattern(layer) if callable(pattern) else pattern
         here = asked.within(layer.weight.shape[0] // layer.groups) if isinstance(asked, NM) else asked
         reason = choice.why_not(layer, here if isinstance(here, NM) else None) or cannot(layer)
+        if reason is None and asked is None:
+            reason = "it stays dense in the chosen allocation"
         if reason is None and layer.node.graph is not model.graph:
             reason = "it is in a subgraph, whose values calibration cannot see"
         if reason is None:

@@ -86,12 +86,12 @@ def walk(
         fitted = _recall(places, memory)
         missing = [place for place in places if place.layer.key not in fitted]
         if missing:
-            moments = _observe(missing, dense, pruned, settings.mask)
+            moments = observe(missing, dense, pruned, settings.mask)
         patterns = {layer.key: pattern for layer, pattern in ready}
         for key, layers in shared.items():
             of_key = [place for place in places if place.layer.key == key]
             if key not in fitted:
-                fitted[key] = _fit(of_key, moments[key], patterns[key], settings)
+                fitted[key] = fit(of_key, moments[key], patterns[key], settings)
                 if memory is not None:
                     memory.remember(node_name(layers[0].node), *fitted[key])
             outcomes += _put(model, layers, of_key, patterns[key], *fitted[key])
@@ -111,7 +111,7 @@ def _computed(model: ir.Model, pending: Sequence[Layer]) -> set[ir.Value]:
     return known
 
 
-def _observe(
+def observe(
     places: Sequence[Place], dense: Observe, pruned: Observe, mask: str | None
 ) -> dict[tuple, list[Moments]]:
     """Layer key -> the moments of each convolution group. Places with the same input share a matrix."""
@@ -167,7 +167,7 @@ def _wanted(place: Place, want: Mapping[str, np.ndarray], have: Mapping[str, np.
     return output_rows(place.layer, goal)
 
 
-def _fit(
+def fit(
     places: Sequence[Place], moments: Sequence[Moments], pattern: Pattern, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """The canonical weight, the bias and the reports of one weight."""

@@ -167,6 +167,64 @@ def test_an_interrupted_run_resumes_with_the_same_result(call, one_line, dense, 
     assert "is of another model, calibration data or options" in one_line(result)
 
 
+@pytest.fixture
+def labelled(calibration, tmp_path):
+    """The same images with their labels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))[360:616]
+    with np.load(calibration) as data:
+        np.savez(tmp_path / "labelled.npz", image=data["image"], labels=digits.target[order])
+    return tmp_path / "labelled.npz"
+
+
+def test_each_layer_gets_a_pattern_within_the_budget(call, dense, labelled, accuracy, tmp_path):
+    out = tmp_path / "out.onnx"
+    options = [
+        "--pattern",
+        "2:4x16,1:4x16",
+        "--method",
+        "wanda",
+        "--max-drop",
+        "0.02",
+        "--target-size",
+        "0.7",
+    ]
+    result = call("sparsify", dense, "--calib", labelled, *options, "-o", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    plan = json.loads(result.stdout)["plan"]
+    assert plan["size"] <= 0.7 and plan["held_out"]["drop"] <= 0.02
+    assert set(plan["patterns"].values()) <= {"2:4x16", "1:4x16"} and plan["patterns"]
+    assert plan["dense_ms"] > 0 and plan["measured_ms"] > 0
+    assert accuracy(out) >= accuracy(dense) - 0.03
+    lines = call("sparsify", dense, "--calib", labelled, *options, "-o", out).stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.split()[0] in KEYS] == KEYS
+
+
+KEYS = ["chosen", "latency", "weights", "held", "metric"]
+
+
+def test_nothing_is_written_over_budget(call, one_line, dense, labelled, tmp_path):
+    options = ["--pattern", "1:4x16", "--method", "magnitude", "--target-size", "0.1"]
+    result = call("sparsify", dense, "--calib", labelled, *options, "-o", tmp_path / "o.onnx")
+    assert result.exit_code == 1
+    assert "no choice of patterns reaches the budget: the closest has " in one_line(result)
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-drop", "0.1", "--passes", "nm{n=2,m=4}"], "choose among patterns: name --pattern"),
+        (["--pattern", "2:4,1:4", "--state", "s"], "do not go with a choice among patterns"),
+    ],
+)
+def test_budgets_that_say_nothing(call, dense, calibration, tmp_path, options, said):
+    result = call("sparsify", dense, "--calib", calibration, *options, "-o", tmp_path / "o.onnx")
+    assert result.exit_code == 2 and said in result.stderr
+
+
 def test_a_mask_that_is_no_input(call, one_line, dense, calibration, tmp_path):
     options = ["--pattern", "2:4", "--mask", "padding"]
     result = call("sparsify", dense, "--calib", calibration, *options, "-o", tmp_path / "o.onnx")

@@ -1,0 +1,113 @@
+"""What a sparse model may lose and must gain, and how that is judged on data that pruning has not seen."""
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sparsec.compiler import reference
+from sparsec.compiler.errors import CompileError
+
+LABELS = "labels"
+HELD_OUT = 0.25
+"""The share of the calibration samples, the last ones, that judge and are not pruned on."""
+
+Outputs = Sequence[Mapping[str, np.ndarray]]
+Metric = Callable[[Mapping[str, np.ndarray]], float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``error``: largest change of an output relative to its scale.  ``drop``: of the metric.  ``latency``
+    and ``size``: share of the dense model's.  None where nothing is asked."""
+
+    error: float | None = None
+    drop: float | None = None
+    latency: float | None = None
+    size: float | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether a pruned model must be run to know if it keeps the budget."""
+        return self.error is not None or self.drop is not None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``error``, ``cosine`` (mean over samples, of the worst output) and, with a metric, its ``drop``."""
+
+    error: float
+    cosine: float
+    drop: float | None
+
+    def keeps(self, budget: Budget) -> bool:
+        return (budget.error is None or self.error <= budget.error) and (
+            budget.drop is None or (self.drop is not None and self.drop <= budget.drop)
+        )
+
+    def __str__(self) -> str:
+        text = f"outputs change by {self.error:.2e} of their scale, mean cosine {self.cosine:.4f}"
+        return text if self.drop is None else f"{text}, the metric drops by {self.drop:.4f}"
+
+
+def judge(dense: Outputs, pruned: Outputs, metric: Metric | None) -> Judgement:
+    """Compares the outputs of two models on the same batches."""
+    old = {name: np.concatenate([batch[name] for batch in dense]) for name in dense[0]}
+    new = {name: np.concatenate([batch[name] for batch in pruned]) for name in dense[0]}
+    errors, cosines = [0.0], [1.0]
+    for name, wanted in old.items():
+        if wanted.dtype.kind == "f":
+            errors.append(reference.compare(new[name], wanted).to_json()["max_rel_to_scale"])
+            cosines.append(_mean_cosine(new[name], wanted))
+    drop = metric(old) - metric(new) if metric else None
+    return Judgement(max(errors), min(cosines), drop)
+
+
+def _mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (value.reshape(len(value), -1).astype(np.float64) for value in (a, b))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.mean(np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), 1.0)))
+
+
+def accuracy(labels: np.ndarray) -> Metric:
+    """The share of samples whose first output has its largest value, along the last axis, at the label."""
+
+    def metric(outputs: Mapping[str, np.ndarray]) -> float:
+        scores = next(iter(outputs.values()))
+        if scores.ndim < 2 or scores.shape[:-1] != labels.shape:
+            raise CompileError(
+                f"labels of shape {list(labels.shape)} do not fit the first output {list(scores.shape)}: "
+                "one label for each row of scores is required; give another metric with --metric FILE.py:NAME"
+            )
+        return float((scores.argmax(axis=-1) == labels).mean())
+
+    return metric
+
+
+def hook(text: str, samples: Mapping[str, np.ndarray]) -> Metric:
+    """``FILE.py:NAME``: a function that takes (outputs, samples), dicts of arrays, and gives a number.
+
+    Larger is better.  ``samples`` are all held-out arrays of the npz.  Raises CompileError where there is no
+    such function.
+    """
+    match = re.fullmatch(r"(.+\.py):(\w+)", text)
+    if match is None or not Path(match[1]).is_file():
+        raise CompileError(f"--metric {text}: required FILE.py:NAME, a function in a file that exists")
+    module_spec = importlib.util.spec_from_file_location("sparsec_metric", match[1])
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        function = getattr(module, match[2])
+    except Exception as error:
+        raise CompileError(f"--metric {text}: {type(error).__name__}: {error}") from error
+
+    def metric(outputs: Mapping[str, np.ndarray]) -> float:
+        try:
+            return float(function(outputs, samples))
+        except Exception as error:
+            raise CompileError(f"--metric {text}: {type(error).__name__}: {error}") from error
+
+    return metric

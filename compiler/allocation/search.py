@@ -1,0 +1,239 @@
+"""Choose a pattern for every layer so that the whole model keeps its budget.
+
+curves      what each pattern does to each layer alone, and what that does to the outputs
+times       seconds of each layer in each pattern, on this machine
+knapsack    the least error for every latency (`passes.prune.allocate`)
+search      prune for real, judge on held-out data, move along the frontier until the budget is kept
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.compiler.allocation.budget import (
+    HELD_OUT,
+    LABELS,
+    Budget,
+    Judgement,
+    Metric,
+    accuracy,
+    hook,
+    judge,
+)
+from sparsec.compiler.allocation.sensitivity import changes
+from sparsec.compiler.allocation.times import DENSE, layer_times, model_seconds
+from sparsec.compiler.calibration import Replay, read_batches
+from sparsec.compiler.errors import CompileError
+from sparsec.compiler.prune import PruneRequest, mask_input, prune_on
+from sparsec.passes.findings import Finding
+from sparsec.passes.graph import node_name
+from sparsec.passes.nm_choice import Choice
+from sparsec.passes.nm_layers import Layer, find_layers
+from sparsec.passes.nm_pattern import NM
+from sparsec.passes.prune.allocate import Option, Point, frontier, knee
+from sparsec.passes.prune.distortion import distortion
+from sparsec.passes.prune.places import cannot
+from sparsec.passes.prune.walk import Settings
+
+POINTS = 33  # of the frontier, evenly spaced: one step is 3 % of what can be gained
+ROUNDS = 5  # prunings of the whole model, enough to halve the way among POINTS until it is found
+PROBES = 2  # batches on which sensitivities are measured
+
+
+@dataclass(frozen=True, eq=False)
+class Allocated:
+    """The pruned model, its findings and per-layer reports, and the plan as JSON."""
+
+    model: ir.Model
+    findings: list[Finding]
+    layers: list[dict]
+    plan: dict
+
+
+def allocate(
+    model: ir.Model, request: PruneRequest, patterns: Sequence[NM], budget: Budget, metric: str | None, log
+) -> Allocated:
+    """Raises CompileError where no choice of patterns keeps the budget, naming the closest one."""
+    batches = read_batches(request.calib, model)
+    if len(batches) < 2:
+        samples = len(next(iter(batches[0].values())))
+        batches = read_batches(request.calib, model, max(1, samples // 4))
+    if len(batches) < 2:
+        raise CompileError(
+            f"calibration data '{request.calib}' has one batch; allocation needs at least two, "
+            "one to prune on and one to judge by"
+        )
+    held = max(1, round(HELD_OUT * len(batches)))
+    seen, unseen = batches[:-held], batches[-held:]
+    judged_by = _metric(metric, request.calib, len(batches), unseen)
+    shapes = {name: (1, *array.shape[1:]) for name, array in batches[0].items()}
+    for value in model.graph.inputs:
+        if isinstance(value.shape[0], int):
+            shapes[value.name] = tuple(batches[0][value.name].shape)
+    choices = _options(model, request, patterns, seen, shapes, log)
+    if not choices:
+        raise CompileError("no layer of the model can take one of the patterns; see `sparsec explain`")
+    log("time the dense model")
+    dense_seconds = model_seconds(model, shapes, {n: a[: shapes[n][0]] for n, a in batches[0].items()})
+    space = _Space(choices, dense_seconds, _weight_bytes(model))
+    dense_outputs = _run(model, unseen)
+
+    def attempt(point: Point) -> tuple[Allocated, Judgement]:
+        share, error = space.latency(point), point.error**0.5
+        log(f"prune to {share:.2f} of the dense latency, predicted error {error:.3f}")
+        pruned = model.clone()
+        chosen = space.patterns(point)
+        findings, reports = prune_on(
+            pruned, lambda layer: chosen.get(node_name(layer.node)), seen, request, log
+        )
+        judgement = judge(dense_outputs, _run(pruned, unseen), judged_by)
+        log(f"on held-out data {judgement}")
+        return Allocated(pruned, findings, reports, {}), judgement
+
+    point, made, judgement = _search(space, budget, attempt)
+    log("time the pruned model")
+    after = model_seconds(made.model, shapes, {n: a[: shapes[n][0]] for n, a in batches[0].items()})
+    plan = {
+        "patterns": {name: str(p) for name, p in space.patterns(point).items()},
+        "dense_ms": 1e3 * dense_seconds,
+        "predicted_ms": 1e3 * dense_seconds * space.latency(point),
+        "measured_ms": 1e3 * after,
+        "size": space.size(point),
+        "predicted_error": point.error**0.5,
+        "held_out": {"error": judgement.error, "cosine": judgement.cosine, "drop": judgement.drop},
+        "frontier": [
+            {"latency": space.latency(p), "size": space.size(p), "predicted_error": p.error**0.5}
+            for p in space.points
+        ],
+    }
+    return Allocated(made.model, made.findings, made.layers, plan)
+
+
+class _Space:
+    """The frontier of a model, and what its points mean for the whole of it."""
+
+    def __init__(
+        self, choices: Mapping[str, Sequence[tuple[Option, NM | None, int]]], seconds: float, size: int
+    ):
+        self.names = list(choices)
+        self.choices = list(choices.values())
+        self.seconds, self.bytes = seconds, size
+        points = frontier([[option for option, _, _ in options] for options in self.choices])
+        costs = np.linspace(points[0].cost, points[-1].cost, POINTS)
+        near = {min(range(len(points)), key=lambda i, c=cost: abs(points[i].cost - c)) for cost in costs}
+        self.points = [points[i] for i in sorted(near)]
+
+    def patterns(self, point: Point) -> dict[str, NM]:
+        """Node -> pattern, of the layers that do not stay dense."""
+        picked = zip(self.names, self.choices, point.picks, strict=True)
+        return {name: o[i][1] for name, o, i in picked if o[i][1] is not None}
+
+    def latency(self, point: Point) -> float:
+        """Relative to the dense model."""
+        dense = sum(options[0][0].cost for options in self.choices)
+        return max(0.0, 1 - (dense - point.cost) / self.seconds)
+
+    def size(self, point: Point) -> float:
+        """Bytes of weights relative to the dense model."""
+        picked = zip(self.choices, point.picks, strict=True)
+        return 1 - sum(options[0][2] - options[i][2] for options, i in picked) / self.bytes
+
+
+def _search(space: _Space, budget: Budget, attempt: Callable) -> tuple[Point, Allocated, Judgement]:
+    gains = [p for p in space.points if space.patterns(p)]
+    fitting = [
+        p
+        for p in gains
+        if (budget.latency is None or space.latency(p) <= budget.latency)
+        and (budget.size is None or space.size(p) <= budget.size)
+    ]
+    if not fitting:
+        closest = space.points[-1]
+        raise CompileError(
+            f"no choice of patterns reaches the budget: the closest has {space.latency(closest):.2f} of the "
+            f"dense latency and {space.size(closest):.2f} of its weights; nothing was written"
+        )
+    if not budget.judged:
+        point = fitting[0] if budget.latency is not None or budget.size is not None else knee(gains)
+        return point, *attempt(point)
+    low, high, best, closest = 0, len(fitting) - 1, None, None
+    for _ in range(ROUNDS):
+        if low > high:
+            break
+        middle = (low + high) // 2
+        made, judgement = attempt(fitting[middle])
+        if judgement.keeps(budget):
+            best, low = (fitting[middle], made, judgement), middle + 1
+        else:
+            closest, high = (fitting[middle], judgement), middle - 1
+    if best is None:
+        point, judgement = closest
+        raise CompileError(
+            f"no choice of patterns keeps the budget: at {space.latency(point):.2f} of the dense latency "
+            f"{judgement}; nothing was written"
+        )
+    return best
+
+
+def _options(model, request: PruneRequest, patterns, seen, shapes, log) -> dict[str, list]:
+    """Node -> (option, pattern, bytes) of each way to store it, dense first."""
+    chosen: list[tuple[Layer, list[NM]]] = []
+    choice = Choice(request.layers, request.skip, request.min_size)
+    candidates = list(find_layers(model))
+    choice.check([node_name(layer.node) for layer in candidates])
+    keys = set()
+    for layer in candidates:
+        own = list(dict.fromkeys(p.within(layer.weight.shape[0] // layer.groups) for p in patterns))
+        own = [p for p in own if choice.why_not(layer, p) is None]
+        if own and cannot(layer) is None and layer.node.graph is model.graph and layer.key not in keys:
+            keys.add(layer.key)
+            chosen.append((layer, own))
+    times = layer_times(model, {node_name(layer.node): own for layer, own in chosen}, shapes, log)
+    chosen = [(layer, own) for layer, own in chosen if node_name(layer.node) in times]
+    errors: dict[str, dict[NM, float]] = {}
+    probes: dict[str, np.ndarray] = {}
+
+    def keep(layer, trials):
+        name = node_name(layer.node)
+        errors[name] = {p: trial.error for p, trial in trials.items()}
+        probes[name] = max(trials.values(), key=lambda trial: trial.error).weight.astype(layer.weight.dtype)
+
+    settings = Settings(request.method, request.reconstruct, request.damping, mask_input(model, request.mask))
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        replay = Replay(model.clone(), seen, Path(folder))
+        distortion(chosen, replay, settings, keep=keep, log=log)
+    moved = changes(model, probes, seen[:PROBES], log)
+    found = {}
+    for layer, own in chosen:
+        name = node_name(layer.node)
+        worst = max(errors[name].values()) or 1.0
+        rows, taps, k = layer.weight.shape
+        found[name] = [(Option(DENSE, times[name][DENSE], 0.0), None, 4 * rows * taps * k)]
+        for p in own:
+            error = moved[name] * errors[name][p] / worst
+            found[name].append((Option(str(p), times[name][str(p)], error), p, 4 * rows * taps * p.kept(k)))
+    return found
+
+
+def _metric(text: str | None, calib: str, batches: int, unseen: list) -> Metric | None:
+    """The metric that was asked for: a hook, or accuracy where the data has labels."""
+    rows = sum(len(next(iter(feed.values()))) for feed in unseen)
+    with np.load(calib, allow_pickle=False) as data:
+        held = {name: data[name][-rows:] for name in data.files}
+    if text:
+        return hook(text, held)
+    return accuracy(held[LABELS]) if LABELS in held else None
+
+
+def _run(model: ir.Model, feeds) -> list[dict[str, np.ndarray]]:
+    names = [value.name for value in model.graph.outputs]
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        return list(Replay(model, feeds, Path(folder))(names))
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)

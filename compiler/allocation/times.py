@@ -1,0 +1,101 @@
+"""Seconds of every layer of a model in every pattern, and of the whole dense model, on this machine."""
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec import passes, runtime
+from sparsec.compiler.channels_last import channels_last
+from sparsec.compiler.errors import CompileError
+from sparsec.compiler.ingest import ingest
+from sparsec.compiler.pipeline import compile_model
+from sparsec.compiler.request import CompileRequest, native_level
+from sparsec.compiler.to_relax.linear import constant_layer
+from sparsec.compiler.tuning.candidates import kernels
+from sparsec.compiler.tuning.database import Database
+from sparsec.compiler.tuning.measure import context, measure
+from sparsec.passes.nm_pattern import NM
+from sparsec.passes.prune.layout import Layout
+from sparsec.schedules.contraction_spec import to_text
+from sparsec.schedules.layout import Pattern
+
+DENSE = "dense"
+
+
+def layer_times(
+    model: ir.Model,
+    options: Mapping[str, Sequence[NM]],
+    shapes: Mapping[str, tuple[int, ...]],
+    log: Callable[[str], None],
+) -> dict[str, dict[str, float]]:
+    """``{node: {pattern or "dense": seconds}}`` for the nodes of ``options``, at the inputs' ``shapes``.
+
+    A pattern that is slower than dense costs what dense costs: that is the kernel which a compilation
+    takes.  Times come from the tuning database, or are measured and put there.
+    """
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(ir.to_proto(model).SerializeToString())
+        frozen = ingest(path, dict(shapes), {}, log=lambda line: None)
+    passes.run_pipeline(frozen, ())
+    channels_last(frozen)
+    layers = {node.name: made for node in frozen.graph if (made := constant_layer(node))}
+    here = context(native_level())
+    known = Database().read(here)
+    times: dict[str, dict[str, float]] = {}
+    for number, (name, patterns) in enumerate(options.items(), 1):
+        if name not in layers:
+            continue  # it folds away before it is run
+        spec, weight = layers[name]
+        specs = {p: dataclasses.replace(spec, pattern=Pattern(p.n, p.m, p.block)) for p in patterns}
+        missing = [p for p in patterns if to_text(specs[p]) not in known]
+        if missing:
+            log(f"time the kernels of layer {number} of {len(options)}")
+            found = measure(
+                {specs[p]: _masked(weight, p) for p in missing},
+                {specs[p]: kernels(specs[p]) for p in missing},
+                native_level(),
+            )
+            with contextlib.suppress(CompileError):  # a database that cannot be written costs the repetition
+                Database().add(here, found)
+            known.update(found)
+        rows = {p: known[to_text(specs[p])] for p in patterns}
+        dense = min(row["dense"] for row in rows.values())
+        # The ratio was measured by turns; the dense time of other patterns' rows was not.
+        times[name] = {DENSE: dense}
+        times[name] |= {str(p): dense * min(1.0, row["sparse"] / row["dense"]) for p, row in rows.items()}
+    return times
+
+
+def _masked(weight: np.ndarray, pattern: NM) -> np.ndarray:
+    """``weight`` with the largest of each group kept; ``[n, k]`` or ``[O, h, w, I]``."""
+    rows, inputs = weight.shape[0], weight.shape[-1]
+    flat = weight.reshape(rows, -1)
+    layout = Layout.of(pattern, rows, inputs, flat.shape[1] // inputs)
+    kept = layout.restore(layout.spread(layout.best(np.abs(flat[:, layout.order]))))
+    return np.where(kept, flat, 0).reshape(weight.shape)
+
+
+def model_seconds(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], feed: Mapping) -> float:
+    """The median time of one run of ``model``, compiled for this machine, on one thread."""
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        source, artifact = Path(folder) / "model.onnx", Path(folder) / "model.sparsec"
+        source.write_bytes(ir.to_proto(model).SerializeToString())
+        compile_model(
+            CompileRequest(str(source), str(artifact), target="native", shapes=dict(shapes), verify=False)
+        )
+        with runtime.load(artifact, threads=1) as compiled:
+            given = {port.name: np.asarray(feed[port.name]) for port in compiled.inputs}
+            compiled(given)
+            seconds, start = [], time.perf_counter()
+            while len(seconds) < 5 or time.perf_counter() - start < 1:
+                begin = time.perf_counter()
+                compiled(given)
+                seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds))
