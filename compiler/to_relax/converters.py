@@ -59,6 +59,8 @@ CONVERTERS = {
     ("", "Resize"): resize.resize,
     ("", "CumSum"): scan.cumsum,
     ("", "TopK"): scan.topk,
+    ("", "ArgMax"): scan.arg_extremum,
+    ("", "ArgMin"): scan.arg_extremum,
     ("", "IsNaN"): scan.is_nan,
     ("", "LSTM"): recurrent.lstm,
     ("", "GRU"): recurrent.gru,

@@ -1,10 +1,11 @@
-"""CumSum, TopK and IsNaN, which TVM leaves to its own runtime or simplifies away."""
+"""CumSum, TopK, ArgMax, ArgMin and IsNaN, which TVM runs as scalars, in its runtime, or simplifies away."""
 
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.to_relax.linear import attribute
+from sparsec.schedules.arg_extremum import arg_extremum as arg_extremum_kernel
 from sparsec.schedules.scan import cumsum as cumsum_kernel
 from sparsec.schedules.top_k import top_k
 
@@ -26,6 +27,17 @@ def topk(importer, node: ir.Node, inputs):
     both = importer.kernel("top_k", func, [inputs[0]], [found, found], [dtype, "int64"])
     parts = [importer.bb.emit(relax.TupleGetItem(both, i)) for i in range(2)]
     return parts[0] if len(node.outputs) == 1 else relax.Tuple(parts)
+
+
+def arg_extremum(importer, node: ir.Node, inputs):
+    shape, dtype = [int(d) for d in node.inputs[0].shape], str(inputs[0].ty.dtype)
+    if "float16" in dtype or 0 in shape:
+        return None
+    axis = attribute(node, "axis", 0) % len(shape)
+    largest, last = node.op_type == "ArgMax", bool(attribute(node, "select_last_index", 0))
+    func = arg_extremum_kernel(tuple(shape), dtype, axis, largest, last)
+    found = [*shape[:axis], *shape[axis + 1 :]]
+    return importer.kernel(node.op_type.lower(), func, [inputs[0]], found, "int64")
 
 
 _BITS = {
