@@ -136,7 +136,7 @@ class _Walk:
         kernel = [int(d) for d in node.inputs[1].shape][2:]
         attrs = window(node, kernel, [int(d) for d in node.inputs[0].shape][2:])
         attrs["group"] = int_attr(node, "group", 1)
-        for key in ("n", "m", "block"):
+        for key in ("n", "m", "block", "scattered"):
             if key in node.attributes:
                 attrs[key] = node.attributes[key].as_int()
         inputs = [self.to_last(node.inputs[0]), *node.inputs[1:]]

@@ -23,7 +23,7 @@ from sparsec.passes.graph import (
     producer,
     replace_with_op,
 )
-from sparsec.passes.nm_pattern import NM
+from sparsec.passes.nm_pattern import NM, Scattered
 from sparsec.passes.ops import DOMAIN
 
 _STANDARD = ("MatMul", "Gemm", "Conv")
@@ -117,11 +117,14 @@ def origin(value: ir.Value) -> ir.Value:
     return value
 
 
-def put(model: ir.Model, layer: Layer, nm: NM, weight: ir.Value) -> None:
+def put(model: ir.Model, layer: Layer, nm: NM | Scattered, weight: ir.Value) -> None:
     """Put the N:M operator where `layer`'s node stands, reading `weight`; its attributes and name stay."""
     old = layer.node
     attributes = {k: ir.Attr(k, a.type, a.value) for k, a in old.attributes.items()}
     attributes |= {k: ir.AttrInt64(k, getattr(nm, k)) for k in ("n", "m", "block")}
+    attributes.pop("scattered", None)
+    if isinstance(nm, Scattered):
+        attributes["scattered"] = ir.AttrInt64("scattered", 1)
     replace_with_op(model, old, layer.op, [old.inputs[0], weight, *old.inputs[2:]], attributes)
 
 

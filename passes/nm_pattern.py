@@ -11,6 +11,9 @@ BLOCKS = (1, 4, 8, 16, 32, 64)
 MAX_M = 64
 """Longest group: beyond it a group is a whole row, and the pattern says nothing that a row count does not."""
 
+MIN_ZEROS = 0.6
+"""Share of zeros from which a weight without an N:M pattern is worth a kernel that skips single weights."""
+
 _TEXT = re.compile(r"(\d+):(\d+)(?:x(\d+))?")
 
 
@@ -64,3 +67,23 @@ class NM:
     def within(self, channels: int) -> "NM":
         """The same pattern with the smallest block that holds `channels` where all of them fit into one."""
         return NM(self.n, self.m, min(self.block, next((b for b in BLOCKS if b >= channels), self.block)))
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """At most `n` of `m` weights are not zero, on average over the whole weight; they may lie anywhere.
+
+    Every `block` consecutive output channels have their non-zeros at the same inputs.
+    """
+
+    n: int
+    m: int
+    block: int
+
+    def __str__(self) -> str:
+        shared = f", shared by {self.block} outputs" if self.block > 1 else ""
+        return f"unstructured zeros{shared}"
+
+    def kept_fraction(self, _k: int) -> float:
+        """The share of the multiplications that is left."""
+        return self.n / self.m

@@ -4,10 +4,11 @@
     Gemm<...>(x, W, c)   -> NMGemm<..., n, m, block>(x, W, c)
     Conv<...>(x, W, b)   -> NMConv<..., n, m, block>(x, W, b)
 
-where the zeros of W keep to n:m along the reduction axis. Nothing is computed differently: the weight stays
-as it is, and the body of the new operator is the one that it replaces. A constant left operand (MatMul(W, x))
-is declined, for swapping the operands would add two Transposes to the model; so is a constant of another rank
-than 2, and a pattern in an operator without N:M form (ConvTranspose, RNN, GRU, LSTM).
+where the zeros of W keep to n:m along the reduction axis; a weight of mostly zeros that keeps to none is
+`scattered`, n of m on average. Nothing is computed differently: the weight stays as it is, and the body of
+the new operator is the one that it replaces. A constant left operand (MatMul(W, x)) is declined, for swapping
+the operands would add two Transposes to the model; so is a constant of another rank than 2, and a pattern in
+an operator without N:M form (ConvTranspose, RNN, GRU, LSTM).
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from sparsec.passes.base import SparsecPass
 from sparsec.passes.findings import Finding
 from sparsec.passes.graph import node_name
 from sparsec.passes.nm_layers import Layer, as_initializer, find_layers, find_unserved, put
-from sparsec.passes.nm_pattern import NM
-from sparsec.passes.nm_structure import NearMiss, find
+from sparsec.passes.nm_pattern import MIN_ZEROS, NM
+from sparsec.passes.nm_structure import NearMiss, find, scattered
 
 MIN_SIZE = 64
 """Fewer weights than this make no layer worth a kernel, and any few zeros among them look like a pattern."""
+
+SLACK = 1.3
+"""A pattern that keeps this much more than the non-zeros loses to skipping single weights."""
 
 TOLD_ZEROS = 0.25
 """A layer with a smaller share of zeros is simply dense: that is no decision, so there is no finding."""
@@ -50,7 +54,15 @@ class RecogniseNM(SparsecPass):
                 known[layer.key] = find(layer.weight, layer.groups)
             found, name = known[layer.key], node_name(layer.node)
             zeros = 1 - np.count_nonzero(layer.array) / layer.array.size
-            if isinstance(found, NM) and layer.refusal is None and layer.array.size >= MIN_SIZE:
+            able = layer.refusal is None and layer.array.size >= MIN_SIZE
+            k = layer.weight.shape[-1]
+            loose = not isinstance(found, NM) or found.kept_fraction(k) > SLACK * (1 - zeros)
+            if able and loose and k > 1 and MIN_ZEROS <= zeros < 1:
+                pattern = scattered(layer.weight, layer.groups)
+                put(model, layer, pattern, as_initializer(model, layer, made))
+                reason = f"{pattern}: keeps {100 * (1 - zeros):.1f} % of the weights; {found}"
+                findings.append(self.applied(name, reason, layer.before, layer.after))
+            elif able and isinstance(found, NM):
                 put(model, layer, found, as_initializer(model, layer, made))
                 findings.append(self.applied(name, _worth(found, layer), layer.before, layer.after))
             elif not isinstance(found, str) or zeros >= TOLD_ZEROS:

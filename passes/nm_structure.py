@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsec.passes.base import PassError
-from sparsec.passes.nm_pattern import BLOCKS, MAX_M, NM
+from sparsec.passes.nm_pattern import BLOCKS, MAX_M, NM, Scattered
 
 # Trained weights have zeros beside the pattern, so 30:64 may fit where 2:4 was meant. A longer group or a
 # smaller block has to save this much more to be preferred; an exactly filled pattern needs no such doubt.
@@ -29,6 +29,8 @@ TIGHT_USED, TIGHT_FILLED = 0.9, 0.75
 LOOSE_USED, LOOSE_M = 0.5, (4, 8, 16, 2, 32)
 # A near miss is a tight pattern but for at most this share of the groups.
 NEAR_GROUPS = 0.01
+# Scattered non-zeros are told by blocks of this many channels where the blocks are as full as this.
+STRIP, STRIP_FILLED = 4, 0.85
 # Short powers of two first: people prune to them, and an early good bound rejects the rest from a sample.
 _ALL_M = (4, 8, 2, 16, 32, 64, *(m for m in range(3, MAX_M) if m & (m - 1)))
 _SAMPLE = 64
@@ -105,6 +107,17 @@ def find(weight: np.ndarray, groups: int = 1) -> NM | NearMiss | str:
     if best := _tightest(mask, LOOSE_M, 1.0):
         return f"{zeros}: {best}, the tightest pattern that fits, keeps {100 * best.kept_fraction(k):.1f} %"
     return f"{zeros}: no n:m fits"
+
+
+def scattered(weight: np.ndarray, groups: int = 1) -> Scattered:
+    """How full `weight` `[out, taps, in]` is where no pattern tells: in 64ths, rounded up."""
+    mask = nonzero_mask(weight, groups)
+    block, union = 1, mask
+    if mask.shape[1] % STRIP == 0 and mask.any():
+        shared = _union(mask, STRIP)
+        if np.count_nonzero(mask) >= STRIP_FILLED * STRIP * np.count_nonzero(shared):
+            block, union = STRIP, shared
+    return Scattered(max(1, -(-MAX_M * np.count_nonzero(union) // union.size)), MAX_M, block)
 
 
 def fits(weight: np.ndarray, nm: NM, groups: int = 1) -> bool:

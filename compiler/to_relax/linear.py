@@ -188,13 +188,18 @@ def contract(importer, node: ir.Node, x, spec, weight: np.ndarray):
 
 
 def pattern_of(node: ir.Node) -> Pattern:
-    n, m, block = (attribute(node, key, 0) for key in ("n", "m", "block"))
-    return Pattern(n, m, block) if m else DENSE
+    n, m, block, scattered = (attribute(node, key, 0) for key in ("n", "m", "block", "scattered"))
+    return Pattern(n, m, block, bool(scattered)) if m else DENSE
 
 
 def pattern_text(node: ir.Node) -> str:
-    n, m, block = (attribute(node, key, 0) for key in ("n", "m", "block"))
-    return "dense" if not m else f"{n}:{m}" + (f"x{block}" if block > 1 else "")
+    pattern = pattern_of(node)
+    if pattern == DENSE:
+        return "dense"
+    shared = f"x{pattern.block}" if pattern.block > 1 else ""
+    if pattern.scattered:
+        return f"unstructured{shared} {100 * (1 - pattern.n / pattern.m):.0f}%"
+    return f"{pattern.n}:{pattern.m}{shared}"
 
 
 def with_bias(y, inputs):

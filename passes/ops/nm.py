@@ -1,9 +1,9 @@
 """MatMul, Gemm and Conv whose constant weight (the second input) has an N:M pattern.
 
 The weight is a dense initializer that contains the zeros, so the meaning is that of the standard operator;
-`n`, `m` and `block` are a promise about its zeros that a kernel may use. They run along the reduction axis:
-the rows of MatMul's B, K of Gemm's B, the input channels of each kernel tap of Conv's W, within each group of
-a grouped Conv. `sparsec.passes.nm_pattern` says what the numbers mean.
+`n`, `m`, `block` and `scattered` are a promise about its zeros that a kernel may use. They run along the
+reduction axis: the rows of MatMul's B, K of Gemm's B, the input channels of each kernel tap of Conv's W,
+within each group of a grouped Conv. `sparsec.passes.nm_pattern` says what the numbers mean.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _PATTERN = {
     "n": Attribute(_INT, "kept positions in each group", required=True),
     "m": Attribute(_INT, "length of a group", required=True),
     "block": Attribute(_INT, "consecutive output channels that share kept positions", required=True),
+    "scattered": Attribute(_INT, "1: n of m weights only on average, anywhere in the weight", 0),
 }
 _GEMM = {
     "alpha": Attribute(_FLOAT, "factor of the product", 1.0),

@@ -338,6 +338,28 @@ def test_near_miss_is_declined_with_the_count(recognise):
     )
 
 
+@pytest.mark.parametrize(
+    ("zeros", "block", "expected"),
+    [(0.9, 1, (7, 64, 1, 1)), (0.9, 4, (7, 64, 4, 1)), (0.65, 1, (23, 64, 1, 1)), (0.5, 1, None)],
+)
+def test_unstructured(zeros, block, expected, recognise):
+    """Mostly zeros without a pattern: told as scattered, with the share of the non-zeros in 64ths."""
+    rng = np.random.default_rng(4)
+    kept = np.arange(64 * 96 // block) >= zeros * (64 * 96 // block)
+    kept = rng.permutation(kept).reshape(96 // block, 64).repeat(block, axis=0)
+    weight = np.where(kept, rng.uniform(1, 2, (96, 64)), 0).T.astype(np.float32)
+    inputs = {"x": [3, 64]}
+    model = model_of([helper.make_node("MatMul", ["x", "W"], ["y"])], inputs, {"W": weight})
+    (finding,), nodes = recognise(model, inputs)
+    if expected is None:
+        assert "scattered" not in nodes["matmul"].attributes
+        return
+    node = nodes["matmul"]
+    assert (*pattern(node)[1:], node.attributes["scattered"].value) == expected
+    shared = ", shared by 4 outputs" if block > 1 else ""
+    assert finding.reason.startswith(f"unstructured zeros{shared}: keeps {100 * (1 - zeros):.1f} %")
+
+
 def test_nan_weight_is_kept(recognise):
     weight = W.copy()
     weight[np.flatnonzero(weight[:, 0])[0], 0] = np.nan

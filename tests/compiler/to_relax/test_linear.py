@@ -52,6 +52,17 @@ def test_matmul_of_other_types(dtype, single_op, same_as_ort):
         same_as_ort(model, {"a": a, "b": b} if not constants else {"a": a})
 
 
+@pytest.mark.parametrize("zeros", [0.7, 0.97])
+def test_a_weight_of_mostly_zeros(zeros, text_graph, same_as_ort):
+    """Scattered zeros under an epilogue, with and without rows enough for lanes."""
+    for rows in (1, 33):
+        weights = {"w": array(130, 70), "b": array(70)}
+        weights["w"][RNG.random((130, 70)) < zeros] = 0
+        model = text_graph(f"(float[{rows},130] x) => (y) {{ t = Gemm(x, w, b)  y = Tanh(t) }}")
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in weights.items())
+        same_as_ort(model, {"x": array(rows, 130)})
+
+
 # Attention's products: the transposes around them are read through, not performed.
 
 ATTENTION = {
