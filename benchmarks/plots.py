@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from . import goals
-from .report import kernel_measures
+from .report import kept, kernel_measures
 from .results import FOLDER
 
 COLOURS = {
@@ -38,7 +38,8 @@ def models(found: dict):
     for i, (variant, colour) in enumerate(COLOURS.items()):
         at = [(x + (i - (len(COLOURS) - 1) / 2) * width, name) for x, name in enumerate(names)]
         here = [(x, bars[name, variant]) for x, name in at if (name, variant) in bars]
-        axes.bar([x for x, _ in here], [y for _, y in here], width, color=colour, label=variant)
+        if here:
+            axes.bar([x for x, _ in here], [y for _, y in here], width, color=colour, label=variant)
         for x, name in at:
             asked = [g.ratio for g in goals.asked(name, variant) if g.against == "peer"]
             if (name, variant) in bars and asked:
@@ -69,10 +70,7 @@ def kernels(found: dict):
         speed = kernel_measures(row, found["peaks"][-1])[1]
         if speed:
             speeds.setdefault(row["variant"], []).append(speed)
-    order = sorted(
-        speeds, key=lambda v: (v == "90%", v != "dense", v.split("x")[0][::-1], int((v.split("x") + [0])[1]))
-    )
-    order.sort(key=lambda v: 0 if v == "dense" else 9 if v == "90%" else int(v[2]) / int(v[0]))
+    order = sorted(speeds, key=lambda v: (v.endswith("%"), -kept(v), int(v.partition("x")[2] or 0)))
     figure = Figure(figsize=(max(5, 0.5 * len(order) + 1), 3.4))
     axes = figure.subplots()
     for x, variant in enumerate(order):

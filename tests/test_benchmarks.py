@@ -216,6 +216,23 @@ def test_goals_are_ratios_in_one_row():
     assert {g.against for g in goals.asked("minilm", "2:4x1")} == {"peer", "deepsparse"}
 
 
+def test_pictures_are_drawn_from_rows_and_are_the_same_every_time(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import plots
+
+    kernel = {"name": "gemm 128x8x8 2:4x4", "family": "gemm", "variant": "2:4x4", "target": "native"}
+    kernel |= {"flops": 1e9, "engines": row(5.0)["engines"]}
+    found = {"models": [row(6.0), row(9.0, variant="dense")], "kernels": [kernel], "peaks": [{"flops": 1e11}]}
+    texts = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        plots.write(found, tmp_path / name)
+        texts.append([(tmp_path / name / picture).read_text() for picture in ("models.svg", "kernels.svg")])
+    assert texts[0] == texts[1]
+    assert "bert" in texts[0][0] and "2:4x32" in texts[0][0] and "90%" not in texts[0][0]
+    assert "2:4x4" in texts[0][1]
+
+
 def test_the_pages_are_made_from_the_results():
     found = json.loads((results.FOLDER / "results.json").read_text())
     for name, make in report.PAGES.items():
