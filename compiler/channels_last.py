@@ -124,12 +124,28 @@ class _Walk:
     def transpose(self, node: ir.Node, x: ir.Value, rank: int) -> bool:
         perm = tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None
         y = node.outputs[0]
-        if rank in FIRST and perm == FIRST[rank] and x not in self.twin:
+        if rank in FIRST and perm == FIRST[rank] and x not in self.twin and (rank > 3 or self.asked_for(y)):
             self.twin[y] = x if x not in self.gone else self.to_first(x)
             return False  # the node itself stays for whoever wants it, and is removed when nobody does
         if rank in LAST and perm == LAST[rank] and x in self.twin:
             y.replace_all_uses_with(self.alias(y, self.twin[x]), replace_graph_outputs=True)
             return True
+        return False
+
+    def asked_for(self, value: ir.Value) -> bool:
+        """Whether a convolution or pool reads ``value``, directly or through what follows its inputs.
+
+        The permutation of three axes is its own inverse, so only this tells a signal from tokens.
+        """
+        pending, seen = [value], {value}
+        while pending:
+            for node, _ in pending.pop().uses():
+                if node.op_type in ATTRS or node.op_type in GLOBAL_POOL or node.op_type == "NMConv":
+                    return True
+                if node.op_type in UNARY | BROADCAST | WITH_AXIS | {"Pad", "Resize"}:
+                    fresh = [out for out in node.outputs if out not in seen]
+                    seen.update(fresh)
+                    pending += fresh
         return False
 
     def conv(self, node: ir.Node, rank: int) -> bool:

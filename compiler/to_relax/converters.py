@@ -7,6 +7,7 @@ or None to leave the node, with what it may have put into ``inputs``, to TVM's o
 
 from sparsec.compiler.to_relax import (
     activations,
+    copies,
     linear,
     lookup,
     pointwise,
@@ -29,6 +30,7 @@ CONVERTERS = {
     (OURS, "ConvTransposeNHWC"): linear.conv_transpose,
     (OURS, "ConvTransposeNWC"): linear.conv_transpose,
     ("", "Transpose"): activations.transpose,
+    ("", "Concat"): copies.concat,
     ("", "Softmax"): rows.softmax,
     ("", "LogSoftmax"): rows.log_softmax,
     ("", "LayerNormalization"): rows.layer_normalization,

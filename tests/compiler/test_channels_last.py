@@ -521,3 +521,21 @@ def test_one_channel_needs_no_transpose():
     """With one channel both orders are the same bytes."""
     out = same(model("(float[1,1,8,8] x) => (y) { c = Conv(x, w) y = Relu(c) }", w=array(1, 1, 3, 3)))
     assert count(out, "Transpose") == 0
+
+
+def test_tokens_are_no_signal():
+    """Turned patches stay [batch, tokens, channels] behind a vision transformer's door; a signal turns."""
+    door = """(float[1,3,8,8] x) => (y) {
+        a = Conv <strides = [4,4]> (x, w)  b = Reshape(a, shape)  c = Transpose <perm = [0, 2, 1]> (b)
+        d = Add(c, positions)  """
+    given = {
+        "w": array(6, 3, 4, 4),
+        "shape": np.array([1, 6, 4]),
+        "positions": array(1, 4, 6),
+        "square": array(6, 6),
+        "v": array(5, 4, 3),
+    }
+    tokens = same(model(door + "e = MatMul(d, square)  y = Add(e, d) }", **given))
+    assert [n.op_type for n in tokens.graph if n.op_type != "Reshape"][-3:] == ["Add", "MatMul", "Add"]
+    signal = same(model(door + "y = Conv(d, v) }", **given))
+    assert count(signal, "ConvNWC") == 1
