@@ -15,7 +15,7 @@ from sparsec.compiler.ingest import form
 from sparsec.passes.findings import Finding
 from sparsec.passes.nm_choice import MIN_SIZE, Choice
 from sparsec.passes.nm_layers import Layer
-from sparsec.passes.prune import Pattern, parse_pattern
+from sparsec.passes.prune import Pattern, Unstructured, parse_pattern
 from sparsec.passes.prune.insert import insert
 from sparsec.passes.prune.walk import Settings
 
@@ -28,7 +28,8 @@ class PruneRequest:
     method: str
     calib: str
     reconstruct: bool = True
-    damping: float = 0.1
+    damping: float | None = None
+    spread: str = "uniform"
     mask: str = ""
     layers: str = "*"
     skip: str = ""
@@ -41,6 +42,10 @@ def prune_model(
 ) -> tuple[list[Finding], list[dict]]:
     """Prune `model` in place; findings and one report a layer. Raises PassError and CompileError."""
     pattern = parse_pattern(request.pattern)
+    if request.spread != "uniform" and not isinstance(pattern, Unstructured):
+        raise CompileError(
+            f"--spread {request.spread}: needs an unstructured pattern such as 60%, found {pattern}"
+        )
     return prune_on(model, pattern, read_batches(request.calib, model), request, log)
 
 
@@ -62,7 +67,7 @@ def prune_on(
     """`prune_model` on batches that have been read, to one pattern or to one for each layer (None: dense)."""
     form.infer(model)  # the places of layers are told by their shapes
     mask = mask_input(model, request.mask)
-    settings = Settings(request.method, request.reconstruct, request.damping, mask)
+    settings = Settings(request.method, request.reconstruct, request.damping, mask, request.spread)
     choice = Choice(request.layers, request.skip, request.min_size)
     memory = Folder(Path(request.state), _identity(model, request)) if request.state else None
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:

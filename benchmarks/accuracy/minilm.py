@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patterns", nargs="+", default=["2:4", "2:4x4", "2:4x16", "2:4x32"])
     parser.add_argument("--methods", nargs="+", default=["magnitude-", "sparsegpt-", "search"])
-    parser.add_argument("--damping", type=float, default=PruneRequest.damping)
+    parser.add_argument("--damping", type=float)
     arguments = parser.parse_args()
     sentences = texts()
     test = tokens(sentences[CALIBRATION : CALIBRATION + TEST])
@@ -130,7 +130,7 @@ def record(result: dict) -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     key = ("pattern", "method", "damping")
     kept = [r for r in found.get("minilm", []) if [r[k] for k in key] != [result[k] for k in key]]
-    found["minilm"] = sorted([*kept, result], key=lambda r: (r["method"], r["pattern"], r["damping"]))
+    found["minilm"] = sorted([*kept, result], key=lambda r: (r["method"], r["pattern"], r["damping"] or 0))
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{result['pattern']} {result['method']}: cosine {result['cosine']:.4f}", flush=True)
 

@@ -9,6 +9,7 @@ import click
 from . import options, text, work
 
 METHODS = ("random", "magnitude", "energy", "wanda", "dsnot", "awp", "sparsegpt", "obs", "search")
+SPREADS = ("uniform", "global", "lamp", "erk")
 """Those of `sparsec.passes.prune`, spelled here so that help needs no NumPy; a test compares them."""
 
 ASSUMED = 16  # for a symbolic dimension that is not the first, in the random inputs of the report
@@ -37,9 +38,14 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
 @click.option(
     "--damping",
     type=click.FloatRange(min=0, min_open=True),
-    default=0.1,
+    help="How strongly to hold on to the dense weights; without it, by the amount of calibration data.",
+)
+@click.option(
+    "--spread",
+    type=click.Choice(SPREADS),
+    default="uniform",
     show_default=True,
-    help="How strongly to hold on to the dense weights, relative to the calibration data.",
+    help="How an unstructured share is spread over the layers.",
 )
 @click.option("--mask", default="", metavar="INPUT", help="Input whose zeros mark padding [attention_mask].")
 @click.option("--layers", default="*", metavar="GLOBS", help="Only layers with such names, joined by |.")

@@ -22,6 +22,9 @@ from sparsec.passes.prune.least_squares import refit
 from sparsec.passes.prune.moments import Moments, Problem, pose
 from sparsec.passes.prune.obs import greedy, sparsegpt
 
+MAX_ELIMINATIONS = 8192
+"""Columns of all blocks together up to which `search` starts from `greedy`, whose work grows with them."""
+
 
 def _by(score: Callable[[Problem], np.ndarray]) -> Callable:
     def choose(problem: Problem, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -37,8 +40,9 @@ def _dsnot(problem: Problem, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _search(problem: Problem, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    # Rows that are alone cannot share the cost of elimination; from left to right is as good for them.
-    weight, keep = (sparsegpt if layout.block == 1 else greedy)(problem, layout)
+    # Where it is affordable, elimination over all columns is the better start.
+    start = greedy if layout.blocks * len(layout.order) <= MAX_ELIMINATIONS else sparsegpt
+    _, keep = start(problem, layout)
     return descent(problem, keep, refit(problem, keep, layout), layout)
 
 

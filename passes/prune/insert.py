@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,8 @@ from sparsec.passes.nm_choice import Choice
 from sparsec.passes.nm_layers import Layer, find_layers, put
 from sparsec.passes.nm_pattern import NM
 from sparsec.passes.nm_recognise import tail
-from sparsec.passes.prune import Pattern
+from sparsec.passes.prune import Pattern, Unstructured
+from sparsec.passes.prune.densities import DENSITIES
 from sparsec.passes.prune.places import cannot
 from sparsec.passes.prune.walk import Memory, Observe, Outcome, Settings, walk
 
@@ -54,6 +56,12 @@ def insert(
         else:
             name = node_name(layer.node)
             declined[id(layer)] = Finding(NAME, name, "declined", reason, layer.before, layer.before)
+    if isinstance(pattern, Unstructured) and settings.spread != "uniform":
+        wanted, whole = _spread(wanted, pattern, settings.spread)
+        for layer in whole:
+            reason = f"spread={settings.spread} keeps all of its weights"
+            name = node_name(layer.node)
+            declined[id(layer)] = Finding(NAME, name, "declined", reason, layer.before, layer.before)
     outcomes = walk(model, wanted, dense, pruned, settings, memory=memory, log=log)
     applied, reports = {}, []
     for outcome in outcomes:
@@ -65,6 +73,17 @@ def insert(
         applied[id(layer)] = Finding(NAME, name, "applied", _reason(outcome), before, after)
         reports.append({"node": name, "weights": layer.weight.size, **_mean(outcome.reports)})
     return [declined.get(id(layer)) or applied[id(layer)] for layer in candidates], reports
+
+
+def _spread(
+    wanted: Sequence[tuple[Layer, Pattern]], pattern: Unstructured, name: str
+) -> tuple[list[tuple[Layer, Pattern]], list[Layer]]:
+    """The layers with a density of their own each, and those that are left whole."""
+    layers = [layer for layer, _ in wanted]
+    shares = DENSITIES[name]([layer.weight for layer in layers], 1 - pattern.sparsity)
+    kept = list(zip(layers, shares, strict=True))
+    some = [(layer, replace(pattern, sparsity=1 - float(share))) for layer, share in kept if share < 1]
+    return some, [layer for layer, share in kept if share >= 1]
 
 
 def _reason(outcome: Outcome) -> str:

@@ -91,11 +91,12 @@ class Problem:
 
 
 def pose(
-    moments: Moments, dense: np.ndarray, *, free_bias: bool, bias: np.ndarray, damping: float
+    moments: Moments, dense: np.ndarray, *, free_bias: bool, bias: np.ndarray, damping: float | None = None
 ) -> Problem:
     """The problem for a layer with weight `dense` `[N, K]` and `bias` `[N]`.
 
-    `damping` is the ridge as a share of the mean square input; an input that never varies needs it.
+    `damping` is the ridge as a share of the mean square input; an input that never varies needs it. What K
+    weights learn from `count` rows is uncertain by about K / count, and so much is taken where it is None.
     """
     count = max(moments.count, 1.0)
     mean = moments.x / count
@@ -110,6 +111,8 @@ def pose(
     else:  # outputs without the fixed bias
         cross = cross - np.outer(bias, moments.x)
         square = all_squares - 2 * float(bias @ moments.y) + count * float(bias @ bias)
+    if damping is None:
+        damping = min(len(gram) / count, 1.0)
     ridge = damping * float(np.trace(gram)) / len(gram) or 1.0
     damped = gram + ridge * np.eye(len(gram))
     wanted = cross + ridge * dense

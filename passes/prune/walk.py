@@ -38,12 +38,14 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """`damping`: see `moments.pose`; `mask`: a graph input that is zero where a row is padding."""
+    """`damping`: see `moments.pose`; `mask`: a graph input that is zero where a row is padding; `spread`: a
+    key of `densities.DENSITIES`, for unstructured patterns."""
 
     method: str
     reconstruct: bool = True
-    damping: float = 0.01
+    damping: float | None = None
     mask: str | None = None
+    spread: str = "uniform"
 
 
 @dataclass(frozen=True, eq=False)

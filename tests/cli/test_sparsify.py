@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sparsec.compiler.cli.sparsify import METHODS
+from sparsec.compiler.cli.sparsify import METHODS, SPREADS
 from sparsec.passes.prune import METHODS as KNOWN
+from sparsec.passes.prune.densities import DENSITIES
 
 
 @pytest.fixture
@@ -232,5 +233,27 @@ def test_a_mask_that_is_no_input(call, one_line, dense, calibration, tmp_path):
     assert one_line(result) == "--mask padding: must name an input of the model, found image"
 
 
+def test_the_share_is_spread_over_the_layers(call, dense, calibration, tmp_path):
+    kept = {}
+    for spread in ("uniform", "lamp", "erk"):
+        options = ["--pattern", "95%", "--method", "magnitude", "--spread", spread, "--json"]
+        result = call("sparsify", dense, "--calib", calibration, *options, "-o", tmp_path / "o.onnx")
+        layers = json.loads(result.stdout)["layers"]
+        kept[spread] = [round(layer["kept"], 4) for layer in layers]
+        total = sum(layer["kept"] * layer["weights"] for layer in layers)
+        assert total / sum(layer["weights"] for layer in layers) == pytest.approx(0.05, abs=0.005)
+    assert kept["uniform"] == pytest.approx([0.05] * 3, abs=0.005)
+    assert kept["lamp"] != kept["uniform"]
+    assert kept["erk"][2] > 0.3  # the smallest layer, by far
+
+
+def test_a_spread_of_an_nm_pattern_is_refused(call, one_line, dense, calibration, tmp_path):
+    options = ["--pattern", "2:4", "--spread", "lamp", "-o", tmp_path / "o.onnx"]
+    result = call("sparsify", dense, "--calib", calibration, *options)
+    assert result.exit_code == 1
+    assert one_line(result) == "--spread lamp: needs an unstructured pattern such as 60%, found 2:4"
+
+
 def test_the_command_knows_every_method():
+    assert tuple(DENSITIES) == SPREADS
     assert tuple(KNOWN) == METHODS

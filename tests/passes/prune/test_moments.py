@@ -52,3 +52,11 @@ def test_parts_and_merging(layer):
     for name in ("count", "x", "xx", "y", "yy", "yx"):
         np.testing.assert_allclose(getattr(half, name), getattr(whole, name), rtol=1e-12)
         np.testing.assert_allclose(getattr(part, name), getattr(fill(x, y[:, 2:4]), name), rtol=1e-12)
+
+
+def test_the_damping_follows_from_the_number_of_rows(layer):
+    x, y, dense, bias = layer(3, 10)
+    given, chosen = (
+        pose(fill(x, y), dense, free_bias=True, bias=bias, damping=damping) for damping in (10 / 200, None)
+    )
+    np.testing.assert_allclose(given.gram, chosen.gram)
