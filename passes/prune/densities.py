@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-LEAST = 0.05
+LEAST = 0.02
 
 
 def uniform(weights: Sequence[np.ndarray], density: float) -> np.ndarray:
