@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from sparsec.passes import spec
 from sparsec.passes.base import PassError, SparsecPass, SparsecResult
+from sparsec.passes.dead_channels import RemoveDeadChannels
 from sparsec.passes.findings import Finding
 from sparsec.passes.nm_prune import PruneNM
 from sparsec.passes.nm_recognise import RecogniseNM
@@ -22,7 +23,12 @@ from sparsec.passes.threshold import RecogniseThreshold
 from sparsec.passes.threshold_insert import InsertThreshold
 
 # In the order in which they run: always, each exact, before any inserter.
-RECOGNISERS: tuple[type[SparsecPass], ...] = (RecogniseSparsemax, RecogniseThreshold, RecogniseNM)
+RECOGNISERS: tuple[type[SparsecPass], ...] = (
+    RecogniseSparsemax,
+    RecogniseThreshold,
+    RemoveDeadChannels,
+    RecogniseNM,
+)
 
 # In the order in which they are listed to the user; they run in the order of the pipeline text.
 INSERTERS: tuple[type[SparsecPass], ...] = (PruneNM, InsertSparsemax, InsertThreshold)
