@@ -32,6 +32,19 @@ class Epilogue:
         ordered = sorted(self.outputs, key=lambda output: last is not None and output[0].same_as(last))
         return [tirx.BufferStore(buffer, tir.rewrite(value, at), index) for buffer, value in ordered]
 
+    def prefetches(self, index: list) -> list[tir.Stmt]:
+        """Asks for the lines of everything of the output's shape that ``stores`` will touch at ``index``."""
+        shape = tir.shape_of(self.outputs[0][0])
+        touched = [buffer for buffer, _ in self.outputs]
+
+        def visit(node):
+            if tir.shape_of(node.source) == shape and not any(node.source.same_as(b) for b in touched):
+                touched.append(node.source)
+
+        for _, value in self.outputs:
+            tvm_ffi.structural_walk(value, (tir.TensorLoad, visit))
+        return [tir.prefetch(buffer, *index, near=True) for buffer in touched]
+
     @property
     def cost(self) -> int:
         """Nodes of the expressions: how much code one evaluation takes."""

@@ -66,7 +66,15 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
             )
 
         taps = clipped_rows(spec, i, row_taps) if any(run.valid) else tir.nothing()
-        return tir.seq([*tile.allocate(), *tile.zero(), taps, *tile.finish(epilogue, index, columns)])
+        return tir.seq(
+            [
+                *tile.allocate(),
+                *tile.zero(),
+                *tile.prefetch(cpu, epilogue, index, columns),
+                taps,
+                *tile.finish(epilogue, index, columns),
+            ]
+        )
 
     rows = spec.batch * spec.out_h
 

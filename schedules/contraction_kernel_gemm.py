@@ -39,7 +39,15 @@ def gemm_body(
             return [*tir.unflatten(row + r, lead), panel * PANEL + column]
 
         reduction = reduce.over_channels(tile, panel, tap, at)
-        return tir.seq([*tile.allocate(), *tile.zero(), *reduction, *tile.finish(epilogue, index, columns)])
+        return tir.seq(
+            [
+                *tile.allocate(),
+                *tile.zero(),
+                *tile.prefetch(cpu, epilogue, index, columns),
+                *reduction,
+                *tile.finish(epilogue, index, columns),
+            ]
+        )
 
     def part(first, repeats, group, columns) -> tir.Stmt:
         depth = reduce.depth

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from sparsec.schedules.contraction_tile import even_split
 from sparsec.schedules.layout import PANEL, Pattern
-from sparsec.schedules.target import Cpu
+from sparsec.schedules.target import LINE, Cpu
 
 #: Multiply-adds in flight that hide the latency of one, on two ports of four cycles.
 IN_FLIGHT = 8
-#: The first-level cache: sets, ways of the smallest one sold with AVX2 or AVX-512, float32 values per line.
-CACHE_SETS, CACHE_WAYS, LINE = 64, 8, 16
+#: The first-level cache: sets, ways of the smallest one sold with AVX2 or AVX-512.
+CACHE_SETS, CACHE_WAYS = 64, 8
 #: Tasks that keep the cores busy, and the least rows of a task that is made only for that.
 TASKS, TASK_ROWS = 16, 48
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
@@ -29,15 +29,20 @@ class TilePlan:
     def most_rows(self, panels: int) -> int:
         """Rows whose accumulators fit the registers, and whose activations fit the first-level cache.
 
-        Beside the accumulators there is a vector of weights per panel and a broadcast; the lanes form also
-        holds the choices and what it permutes.  Rows a multiple of 64 bytes apart share cache sets.
+        Beside the accumulators a tile holds its weights and one broadcast, or its broadcasts and one
+        vector of weights, whichever are fewer; the lanes form also holds the choices and what it permutes.
+        Rows a multiple of 64 bytes apart share cache sets.
         """
         vectors = panels * vectors_per_panel(self.cpu)
-        extra = 2 * vectors + 3 if self.form == "lanes" else vectors + 1
+        if self.form == "lanes":
+            rows = (self.cpu.registers - 2 * vectors - 3) // vectors
+        else:
+            free = self.cpu.registers - 1
+            rows = max((free - vectors) // vectors, min(free // (vectors + 1), vectors))
         sets = (
             CACHE_SETS // math.gcd(self.stride // LINE, CACHE_SETS) if self.stride % LINE == 0 else CACHE_SETS
         )
-        return max(1, min((self.cpu.registers - extra) // vectors, CACHE_WAYS * sets))
+        return max(1, min(rows, CACHE_WAYS * sets))
 
     def parts(self, count: int, columns: int) -> list[tuple[int, int, int, int]]:
         """Cuts ``count`` panels that hold ``columns``: (first panel, repeats, panels, columns of each)."""
@@ -53,18 +58,27 @@ def vectors_per_panel(cpu: Cpu) -> int:
     return PANEL // min(cpu.lanes, PANEL)
 
 
-def step_cost(cpu: Cpu, rows: int, panels: int, form: str) -> float:
-    """Half cycles of one reduction step of a tile: two multiply-adds and two loads a cycle."""
+def step_cost(cpu: Cpu, rows: int, panels: int, form: str, streamed: bool) -> float:
+    """Half cycles of one reduction step of a tile: two multiply-adds and two loads a cycle.
+
+    Weights that are ``streamed`` come from the second-level cache, half a line a cycle at best; the nearer to
+    that, the less of it is hidden.  Loads that fit beside the multiply-adds still cost a little.
+    """
     vectors = panels * vectors_per_panel(cpu)
     products = rows * vectors
     loads = vectors + (rows if form in ("dense", "shared") else products)
-    # One more for the loop itself.
-    return max(products, loads, IN_FLIGHT) + 1
+    lines = 4 * panels if streamed else 0
+    busy = max(products, loads, lines, IN_FLIGHT)
+    held = 1 if cpu.lanes < PANEL and rows < vectors else 0  # broadcasts held: measured slower on AVX2
+    return busy + loads / 16 + busy * (lines / busy) ** 2 / 5 + held
 
 
 @dataclass(frozen=True)
 class Extent:
-    """What is cut: ``rows``, ``stride`` activations apart, by ``count`` panels that hold ``columns``."""
+    """What is cut: ``rows``, ``stride`` activations apart, by ``count`` panels that hold ``columns``.
+
+    Each value is a sum over ``depth`` channels of ``taps``; ``written`` values are stored in all.
+    """
 
     pattern: Pattern
     depth: int
@@ -72,17 +86,27 @@ class Extent:
     rows: int
     columns: int
     count: int
+    taps: int = 1
+    written: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Multiply-adds of one value."""
+        return self.taps * self.pattern.kept(self.depth)
 
 
 def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
-    """(half cycles of one reduction step over everything, plan) of every tile, the cheapest first."""
+    """(half cycles of one row of tiles, plan) of every tile, the cheapest first."""
     form = extent.pattern.form(extent.depth)
+    run = cpu.run_cost if 4 * extent.written > cpu.l2 // 2 else 0
 
     def cost(plan: TilePlan) -> float:
         total = 0.0
         for _, repeats, panels, _ in plan.parts(extent.count, extent.columns):
+            streamed = 4 * PANEL * panels * extent.steps > cpu.l1 // 2
             for _, tiles, height in even_split(extent.rows, plan.most_rows(panels)):
-                total += repeats * tiles * step_cost(cpu, height, panels, form)
+                step = step_cost(cpu, height, panels, form, streamed)
+                total += repeats * tiles * (extent.steps * step + height * run)
         return total
 
     plans = []

@@ -57,13 +57,15 @@ def extent(spec) -> Extent | None:
     if getattr(spec, "strips", None):
         return None
     if isinstance(spec, Gemm):
-        return Extent(spec.pattern, spec.k, spec.k, math.prod(spec.lead), spec.n, panels(spec.n))
+        rows = math.prod(spec.lead)
+        return Extent(spec.pattern, spec.k, spec.k, rows, spec.n, panels(spec.n), written=rows * spec.n)
     if isinstance(spec, BatchMatmul):
         return Extent(DENSE, spec.k, spec.k, spec.m, spec.n, panels(spec.n))
     if isinstance(spec, Conv):
         rows = math.prod(spec.y_shape[:-1]) if spec.pointwise else spec.out_w
         stride, own = spec.in_c * spec.strides[1], spec.out_c // spec.groups
-        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels)
+        taps, written = spec.k_h * spec.k_w, math.prod(spec.y_shape)
+        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels, taps, written)
     return None
 
 

@@ -4,6 +4,7 @@ Each row of accumulators is a small local buffer at constant indices, which LLVM
 loop over the reduction is the caller's, and so are the addresses.
 """
 
+import math
 from collections.abc import Callable
 from itertools import count
 
@@ -11,6 +12,7 @@ from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_epilogue import Epilogue
+from sparsec.schedules.target import LINE, Cpu
 
 #: Epilogues beyond this many nodes run as a loop over the rows of a tile instead of once per row in the code.
 UNROLLED_EPILOGUE = 24
@@ -65,6 +67,21 @@ class Tile:
         """Offsets of the vectors of one row."""
         return range(0, self.columns, self.lanes)
 
+    def prefetch(self, cpu: Cpu, epilogue: Epilogue, index: Callable, columns: int) -> list[tir.Stmt]:
+        """Asks for what ``finish`` will read and write, where that is too much for the second-level cache.
+
+        A tile writes few bytes a row, rows far apart: no hardware prefetcher sees it, and the stores of a
+        tile that all miss cost more than its multiply-adds.
+        """
+        if math.prod(tir.shape_of(epilogue.outputs[0][0])) * 4 <= cpu.l2 // 2:
+            return []
+        return [
+            stmt
+            for r in range(self.rows)
+            for column in range(0, columns, LINE)
+            for stmt in epilogue.prefetches(index(tir.i64(r), tir.i64(column)))
+        ]
+
     def zero(self) -> list[tir.Stmt]:
         nought = tir.broadcast(tir.f32(0.0), self.lanes)
         return [
@@ -79,6 +96,7 @@ class Tile:
         ``w(v)`` is the vector of weights at channel ``v`` of the tile.  ``x(r, v)`` is a scalar, or a vector
         when the lanes see different activations; it is the same for ``span`` neighbouring channels.
         """
+        rows = range(self.rows) if chosen is None else chosen
         stmts, fresh = [], count()
 
         def bind(value):
@@ -86,17 +104,28 @@ class Tile:
             stmts.append(tirx.Bind(name, value))
             return name
 
+        def factor(r, v):
+            value = bind(x(r, v))
+            return tir.broadcast(value, self.lanes) if tir.lanes_of(value) == 1 else value
+
+        def add(r, v, value, weight):
+            old = tir.vector_load(self.acc[r], tir.i64(v), lanes=self.lanes)
+            stmts.append(tir.vector_store(self.acc[r], old + value * weight, tir.i64(v), lanes=self.lanes))
+
+        if span == self.columns and len(rows) < len(self.vectors()):
+            # Fewer rows than vectors: the broadcasts stay in registers, and the weights pass.
+            values = [bind(factor(r, 0)) for r in rows]
+            for v in self.vectors():
+                weight = bind(w(v))
+                for r, value in zip(rows, values, strict=True):
+                    add(r, v, value, weight)
+            return tir.seq(stmts)
         weights = [bind(w(v)) for v in self.vectors()]
-        for r in range(self.rows) if chosen is None else chosen:
+        for r in rows:
             for v, weight in zip(self.vectors(), weights, strict=True):
                 if v % span == 0:
-                    factor = bind(x(r, v))
-                    if tir.lanes_of(factor) == 1:
-                        factor = tir.broadcast(factor, self.lanes)
-                old = tir.vector_load(self.acc[r], tir.i64(v), lanes=self.lanes)
-                stmts.append(
-                    tir.vector_store(self.acc[r], old + factor * weight, tir.i64(v), lanes=self.lanes)
-                )
+                    value = factor(r, v)
+                add(r, v, value, weight)
         return tir.seq(stmts)
 
     def restore(self, buffer: tir.Buffer, index: Callable, columns: int) -> list[tir.Stmt]:

@@ -137,9 +137,12 @@ def llvm_intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(dtype, name, *args)
 
 
-def prefetch(buffer: Buffer, *index) -> Stmt:
-    """Asks for the cache line of ``buffer[index]`` in the second-level cache; harmless out of bounds."""
-    read, level, data = i32(0), i32(2), i32(1)
+def prefetch(buffer: Buffer, *index, near: bool = False) -> Stmt:
+    """Asks for the cache line of ``buffer[index]``; harmless out of bounds.
+
+    ``near`` brings it into the first-level cache, else it is left in the second.
+    """
+    read, level, data = i32(0), i32(3 if near else 2), i32(1)
     address = tirx.address_of(load(buffer, *index))
     return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, read, level, data))
 
