@@ -68,12 +68,12 @@ def build_library(kernels: tvm.IRModule, cpu: Cpu) -> Built:
 
 
 def _build(kernels: tvm.IRModule, cpu: Cpu) -> Built:
+    math.install()
     scheduled = schedule(kernels, cpu)
     rules = {gv.name_hint: str(f.attrs[RULE]) for gv, f in scheduled.functions.items()}
     workspace: list[int] = []
     name = f"sparsec.{cpu.name}"
     tirx.register_tir_pipeline(name, lambda: _pipeline(workspace))
-    math.install()
     with tvm.transform.PassContext(opt_level=3, config=_CONFIG):
         library = tirx.build(scheduled, target=cpu.tvm_target(), pipeline=name)
     return Built(library, max(workspace, default=0), rules)
