@@ -50,6 +50,8 @@ def distil(
     """
     if (steps is None) == (seconds is None):
         raise PassError("train: distil needs either steps or seconds")
+    if (steps if seconds is None else seconds) <= 0:
+        raise PassError(f"train: distil needs time to train, found steps={steps}, seconds={seconds}")
     layers = [layer for _, layer, *_ in sparse_weights(student)]
     if not layers:
         raise PassError("train: the student has no layer with a pattern; call sparsify first")
@@ -66,6 +68,8 @@ def distil(
             schedule(student, done)
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1, (done + 1e-3) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
+            found.clear()  # here, because `log` may run the networks too
+            wanted.clear()
             with torch.autocast(batch[0].device.type, autocast, enabled=autocast is not None):
                 with torch.no_grad():
                     target = [*_tensors(teacher(*batch)), *wanted]
@@ -75,8 +79,6 @@ def distil(
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-            found.clear()
-            wanted.clear()
             if len(losses) % 50 == 0:
                 log(f"step {len(losses)}, {100 * done:.0f} %: loss {sum(losses[-50:]) / 50:.4f}")
     schedule(student, 1.0)

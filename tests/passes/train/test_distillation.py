@@ -73,6 +73,20 @@ def test_seconds_bound_it_too():
     assert len(said) == len(losses) // 50
 
 
+def test_the_log_may_score_the_student():
+    student, teacher = pair()
+    scores = []
+    distil(
+        student,
+        teacher,
+        batches(),
+        steps=101,
+        features="body.0",
+        log=lambda _: scores.append(error(student, teacher)),
+    )
+    assert len(scores) == 2
+
+
 def test_bfloat16_trains_float32_weights():
     student, teacher = pair()
     before = error(student, teacher)
@@ -84,6 +98,9 @@ def test_what_it_asks_for():
     student, teacher = pair()
     with pytest.raises(PassError, match="either steps or seconds"):
         distil(student, teacher, batches())
+    for none in ({"steps": 0}, {"seconds": -1.0}):
+        with pytest.raises(PassError, match="needs time to train, found"):
+            distil(student, teacher, batches(), **none)
     with pytest.raises(PassError, match="call sparsify first"):
         distil(teacher, teacher, batches(), steps=1)
     with pytest.raises(PassError, match="features=tail names no module"):
