@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
 from .prune import VARIANTS, Variant, prune
@@ -32,6 +33,8 @@ CONVS = [
     (64, 64, 56, 3, 1), (128, 128, 28, 3, 1), (256, 256, 14, 3, 1), (512, 512, 7, 3, 1), (64, 256, 56, 1, 1),
     (256, 1024, 14, 1, 1), (96, 24, 56, 1, 1), (144, 144, 56, 3, 144), (576, 576, 14, 3, 576),
 ]  # fmt: skip
+#: Heads, queries, keys, values of each.
+ATTENTION = [(12, 128, 128, 64), (12, 128, 128, 32), (6, 197, 197, 64), (12, 512, 512, 64)]
 ROWS = {
     "softmax": [(1024, 128), (1024, 1024), (32, 32000), (8192, 4096)],
     "layer_norm": [(128, 768), (8192, 4096)],
@@ -107,10 +110,34 @@ def cases() -> list[Case]:
             name = f"conv {kernel}x{kernel} {inner}-{outer} {size}x{size} g{groups} {variant}"
             make = lambda a=(inner, outer, size, kernel, groups): convs(*a)  # noqa: E731
             found.append(Case(name, "conv", variant, 2.0 * 4 * macs, 0, make))
+    for heads, queries, keys, depth in ATTENTION:
+        name = f"attention {heads}x{queries}x{keys}x{depth}"
+        make = lambda a=(heads, queries, keys, depth): attention(*a)  # noqa: E731
+        found.append(Case(name, "attention", "dense", 4.0 * heads * queries * keys * depth, 0, make))
     for op, shapes in ROWS.items():
         for shape in shapes:
             found.append(rows(op, shape))
     return found
+
+
+def attention(heads: int, queries: int, keys: int, depth: int) -> onnx.ModelProto:
+    """From projections [1, tokens, heads, depth] back to that layout, with softmax."""
+    inputs = f"float[1, {queries}, {heads}, {depth}] Q, float[1, {keys}, {heads}, {depth}] K"
+    return onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        g ({inputs}, float[1, {keys}, {heads}, {depth}] V) => (float[1, {queries}, {heads}, {depth}] Y)
+        {{
+            q = Transpose<perm = [0, 2, 1, 3]> (Q)
+            k = Transpose<perm = [0, 2, 3, 1]> (K)
+            v = Transpose<perm = [0, 2, 1, 3]> (V)
+            scale = Constant<value_float = 0.125> ()
+            s = MatMul (q, k)
+            t = Mul (s, scale)
+            p = Softmax<axis = -1> (t)
+            y = MatMul (p, v)
+            Y = Transpose<perm = [0, 2, 1, 3]> (y)
+        }}"""
+    )
 
 
 def stored_bytes(variant: Variant) -> float:

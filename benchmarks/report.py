@@ -105,15 +105,15 @@ def kernels(found: dict) -> str:
         f"(bytes read and written) {giga['copy']} GB/s, DRAM with non-temporal stores "
         f"{peaks['stream']['DRAM'] / 1e9:.0f} GB/s.",
         "",
-        "*Share* is useful work (pruned products do not count) of the multiply-add peak for GEMM and",
-        "convolution, kept weights and their indices of the DRAM read rate for GEMV, bytes in and out of a",
-        "copy of the same size for rows. *Over peer* is the best dense peer's time over ours; for sparsemax",
-        "and the soft threshold the peer runs softmax and Relu, *chain* is ONNX Runtime on the operator",
-        "itself.",
+        "*Share* is useful work (pruned products do not count) of the multiply-add peak for GEMM,",
+        "convolution and attention, kept weights and their indices of the DRAM read rate for GEMV, bytes in",
+        "and out of a copy of the same size for rows. *Over peer* is the best dense peer's time over ours;",
+        "for sparsemax and the soft threshold the peer runs softmax and Relu, *chain* is ONNX Runtime on",
+        "the operator itself.",
         "",
     ]
     for target in sorted({row["target"] for row in found["kernels"]}):
-        for family in ("gemm", "gemv", "conv", "rows"):
+        for family in ("gemm", "gemv", "conv", "attention", "rows"):
             rows = [r for r in found["kernels"] if r["family"] == family and r["target"] == target]
             if rows:
                 lines += [f"## {family}, {target}", ""]
@@ -150,7 +150,7 @@ def kernel_measures(row: dict, peaks: dict) -> tuple[float | None, float | None,
     ours, peer = goals.p50(row, "sparsec"), goals.best_peer(row, suffix)
     if not ours:
         return None, None, None
-    if row["family"] in ("gemm", "conv"):
+    if row["family"] in ("gemm", "conv", "attention"):
         share = row["flops"] * kept(row["variant"]) / (ours * 1e-3) / peaks["flops"]
     else:
         limit = peaks["read"]["DRAM"] if row["family"] == "gemv" else copy_rate(row["moved"], peaks)
