@@ -61,9 +61,10 @@ format: $(TEST)  ## let ruff rewrite what it can
 
 bench: $(BENCH)  ## measure beside other engines, write benchmarks/results (about 40 minutes)
 	@$(BIN)/python -m benchmarks prepare $(ARGS)
-	@$(BIN)/python -m benchmarks models $(ARGS)
-	@$(BIN)/python -m benchmarks kernels --seconds 0.5
-	@$(BIN)/python -m benchmarks starts
+	@$(BIN)/python -m benchmarks models --threads 1 $(ARGS)
+	@$(BIN)/python -m benchmarks models --threads 2 --variants dense,2:4x32 $(ARGS)
+	@$(BIN)/python -m benchmarks kernels --seconds 0.5 --only "128x768|16x768|gemv|3x3|softmax|max|norm|gelu|thr"
+	@$(BIN)/python -m benchmarks starts --models minilm,mobilenet_v2,bert
 
 bench-quick: $(BENCH)  ## a subset of the benchmarks (5 minutes)
 	@$(BIN)/python -m benchmarks models --models minilm,mobilenet_v2 --variants dense,2:4x32 --threads 1
