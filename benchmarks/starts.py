@@ -82,4 +82,5 @@ def iree_module(file: Path, python: str) -> Path:
         ):
             print("  " + Path(command[0]).name, file=sys.stderr)
             subprocess.run(command, check=True, capture_output=True, text=True)
+        mlir.unlink()  # the weights as text
     return made
