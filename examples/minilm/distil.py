@@ -63,7 +63,7 @@ def trained(pattern: str, seconds: float, sentences: list[list[int]], held_out: 
     train.sparsify(student, pattern, layers="bert.layers.*")
     say(f"magnitude: cosine {cosine(embeddings(student, held_out), wanted):.4f}")
     some = list(islice(Batches(sentences, TOKENS, seed=1), REFIT_BATCHES))
-    train.refit(student, teacher, some, method="obs", autocast=torch.bfloat16)
+    train.refit(student, teacher, some, autocast=torch.bfloat16)
     say(f"least squares: cosine {cosine(embeddings(student, held_out), wanted):.4f}")
     steps = train.distil(
         student,
