@@ -1,7 +1,10 @@
 """What callers pass and get: checked against the model's description, copied only if need be."""
 
+import contextlib
 import ctypes
 import math
+import mmap
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +21,45 @@ def empty(info: TensorInfo) -> np.ndarray:
     dtype = np.dtype(info.dtype)
     raw = np.empty(math.prod(info.shape) * dtype.itemsize + ALIGNMENT, np.uint8)
     return np.ndarray(info.shape, dtype, raw, -address(raw) % ALIGNMENT)
+
+
+class Recycler:
+    """Result arrays of one context.
+
+    The kernel zeroes fresh memory page by page, which for large arrays takes longer than computing
+    them.  So the memory of a large result is kept when nobody refers to it or to a view of it any
+    more, one piece for each output, and the next result takes its place.
+    """
+
+    LARGE = 1 << 20  # bytes; below, malloc keeps the memory itself
+
+    def __init__(self, infos: Sequence[TensorInfo]):
+        self._infos = infos
+        self._spare: list[list[mmap.mmap]] = [[] for _ in infos]
+
+    def take(self) -> dict[str, np.ndarray]:
+        """An uninitialised array for each output, its data aligned to 64 bytes."""
+        return {i.name: self._array(i, spare) for i, spare in zip(self._infos, self._spare, strict=True)}
+
+    def _array(self, info: TensorInfo, spare: list[mmap.mmap]) -> np.ndarray:
+        size = math.prod(info.shape) * np.dtype(info.dtype).itemsize
+        if size < self.LARGE:
+            return empty(info)
+        try:
+            memory = spare.pop()
+        except IndexError:
+            memory = mmap.mmap(-1, size)
+            with contextlib.suppress(AttributeError, OSError):  # not every system has huge pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        # Views keep this very array alive, not only the memory, since the memory is no array.
+        array = np.ndarray(info.shape, info.dtype, memory)
+        weakref.finalize(array, _give_back, spare, memory).atexit = False
+        return array
+
+
+def _give_back(spare: list[mmap.mmap], memory: mmap.mmap) -> None:
+    if not spare:
+        spare.append(memory)
 
 
 def address(array: np.ndarray) -> int:

@@ -118,8 +118,9 @@ class Context:
     ):
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise InputError(f"threads must be a positive integer or None, found {threads!r}")
-        self._code, self._inputs, self._outputs = code, inputs, outputs
+        self._code, self._inputs = code, inputs
         self._module = code.module
+        self._results = arrays.Recycler(outputs)
         self._handle = code.create(min(threads or 0, 2**31 - 1))
         self._lock = threading.Lock()
         self.process = os.getpid()
@@ -144,7 +145,7 @@ class Context:
     def _run(self, inputs: tuple, seconds: int | None) -> dict[str, np.ndarray]:
         infos = self._inputs
         values = [arrays.as_array(v, i) for v, i in zip(arrays.named(inputs, infos), infos, strict=True)]
-        results = {info.name: arrays.empty(info) for info in self._outputs}
+        results = self._results.take()
         sources = pointers([arrays.address(a) for a in values])
         targets = pointers([arrays.address(a) for a in results.values()])
         error = Error()
