@@ -48,7 +48,7 @@ class Recycler:
         try:
             memory = spare.pop()
         except IndexError:
-            memory = mmap.mmap(-1, size)
+            memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with contextlib.suppress(AttributeError, OSError):  # not every system has huge pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
         # Views keep this very array alive, not only the memory, since the memory is no array.
