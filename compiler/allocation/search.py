@@ -36,6 +36,7 @@ from sparsec.passes.nm_layers import Layer, find_layers
 from sparsec.passes.nm_pattern import NM
 from sparsec.passes.prune.allocate import Option, Point, frontier, knee
 from sparsec.passes.prune.distortion import distortion
+from sparsec.passes.prune.layout import Pattern
 from sparsec.passes.prune.places import cannot
 from sparsec.passes.prune.walk import Settings
 
@@ -55,7 +56,12 @@ class Allocated:
 
 
 def allocate(
-    model: ir.Model, request: PruneRequest, patterns: Sequence[NM], budget: Budget, metric: str | None, log
+    model: ir.Model,
+    request: PruneRequest,
+    patterns: Sequence[Pattern],
+    budget: Budget,
+    metric: str | None,
+    log,
 ) -> Allocated:
     """Raises CompileError where no choice of patterns keeps the budget, naming the closest one."""
     batches = read_batches(request.calib, model)
@@ -117,7 +123,7 @@ class _Space:
     """The frontier of a model, and what its points mean for the whole of it."""
 
     def __init__(
-        self, choices: Mapping[str, Sequence[tuple[Option, NM | None, int]]], seconds: float, size: int
+        self, choices: Mapping[str, Sequence[tuple[Option, Pattern | None, float]]], seconds: float, size: int
     ):
         self.names = list(choices)
         self.choices = list(choices.values())
@@ -127,7 +133,7 @@ class _Space:
         near = {min(range(len(points)), key=lambda i, c=cost: abs(points[i].cost - c)) for cost in costs}
         self.points = [points[i] for i in sorted(near)]
 
-    def patterns(self, point: Point) -> dict[str, NM]:
+    def patterns(self, point: Point) -> dict[str, Pattern]:
         """Node -> pattern, of the layers that do not stay dense."""
         picked = zip(self.names, self.choices, point.picks, strict=True)
         return {name: o[i][1] for name, o, i in picked if o[i][1] is not None}
@@ -181,20 +187,21 @@ def _search(space: _Space, budget: Budget, attempt: Callable) -> tuple[Point, Al
 
 def _options(model, request: PruneRequest, patterns, seen, shapes, log) -> dict[str, list]:
     """Node -> (option, pattern, bytes) of each way to store it, dense first."""
-    chosen: list[tuple[Layer, list[NM]]] = []
+    chosen: list[tuple[Layer, list[Pattern]]] = []
     choice = Choice(request.layers, request.skip, request.min_size)
     candidates = list(find_layers(model))
     choice.check([node_name(layer.node) for layer in candidates])
     keys = set()
     for layer in candidates:
-        own = list(dict.fromkeys(p.within(layer.weight.shape[0] // layer.groups) for p in patterns))
-        own = [p for p in own if choice.why_not(layer, p) is None]
+        rows = layer.weight.shape[0] // layer.groups
+        own = list(dict.fromkeys(p.within(rows) if isinstance(p, NM) else p for p in patterns))
+        own = [p for p in own if choice.why_not(layer, p if isinstance(p, NM) else None) is None]
         if own and cannot(layer) is None and layer.node.graph is model.graph and layer.key not in keys:
             keys.add(layer.key)
             chosen.append((layer, own))
     times = layer_times(model, {node_name(layer.node): own for layer, own in chosen}, shapes, log)
     chosen = [(layer, own) for layer, own in chosen if node_name(layer.node) in times]
-    errors: dict[str, dict[NM, float]] = {}
+    errors: dict[str, dict[Pattern, float]] = {}
     probes: dict[str, np.ndarray] = {}
 
     def keep(layer, trials):
@@ -215,7 +222,8 @@ def _options(model, request: PruneRequest, patterns, seen, shapes, log) -> dict[
         found[name] = [(Option(DENSE, times[name][DENSE], 0.0), None, 4 * rows * taps * k)]
         for p in own:
             error = moved[name] * errors[name][p] / worst
-            found[name].append((Option(str(p), times[name][str(p)], error), p, 4 * rows * taps * p.kept(k)))
+            kept = p.kept_fraction(k) if isinstance(p, NM) else 1 - p.sparsity
+            found[name].append((Option(str(p), times[name][str(p)], error), p, 4 * rows * taps * k * kept))
     return found
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,17 @@ from sparsec.compiler.to_relax.linear import constant_layer
 from sparsec.compiler.tuning.candidates import kernels
 from sparsec.compiler.tuning.database import Database
 from sparsec.compiler.tuning.measure import context, measure
-from sparsec.passes.nm_pattern import NM
-from sparsec.passes.prune.layout import Layout
+from sparsec.passes.nm_pattern import MAX_M, NM
+from sparsec.passes.prune.layout import Layout, Pattern
+from sparsec.schedules import layout
 from sparsec.schedules.contraction_spec import to_text
-from sparsec.schedules.layout import Pattern
 
 DENSE = "dense"
 
 
 def layer_times(
     model: ir.Model,
-    options: Mapping[str, Sequence[NM]],
+    options: Mapping[str, Sequence[Pattern]],
     shapes: Mapping[str, tuple[int, ...]],
     log: Callable[[str], None],
 ) -> dict[str, dict[str, float]]:
@@ -53,7 +54,7 @@ def layer_times(
         if name not in layers:
             continue  # it folds away before it is run
         spec, weight = layers[name]
-        specs = {p: dataclasses.replace(spec, pattern=Pattern(p.n, p.m, p.block)) for p in patterns}
+        specs = {p: dataclasses.replace(spec, pattern=_stored(p)) for p in patterns}
         missing = [p for p in patterns if to_text(specs[p]) not in known]
         if missing:
             log(f"time the kernels of layer {number} of {len(options)}")
@@ -73,12 +74,19 @@ def layer_times(
     return times
 
 
-def _masked(weight: np.ndarray, pattern: NM) -> np.ndarray:
+def _stored(pattern: Pattern) -> layout.Pattern:
+    """As `RecogniseNM` will find it, and the kernel store it."""
+    if isinstance(pattern, NM):
+        return layout.Pattern(pattern.n, pattern.m, pattern.block)
+    return layout.Pattern(max(1, ceil((1 - pattern.sparsity) * MAX_M)), MAX_M, pattern.block, scattered=True)
+
+
+def _masked(weight: np.ndarray, pattern: Pattern) -> np.ndarray:
     """``weight`` with the largest of each group kept; ``[n, k]`` or ``[O, h, w, I]``."""
     rows, inputs = weight.shape[0], weight.shape[-1]
     flat = weight.reshape(rows, -1)
-    layout = Layout.of(pattern, rows, inputs, flat.shape[1] // inputs)
-    kept = layout.restore(layout.spread(layout.best(np.abs(flat[:, layout.order]))))
+    places = Layout.of(pattern, rows, inputs, flat.shape[1] // inputs)
+    kept = places.restore(places.spread(places.best(np.abs(flat[:, places.order]))))
     return np.where(kept, flat, 0).reshape(weight.shape)
 
 

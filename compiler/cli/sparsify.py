@@ -199,9 +199,9 @@ def allocated(model, asked, budget: dict, log) -> tuple:
     """The model with a pattern for each layer, its findings, reports and plan."""
     from sparsec.compiler.allocation.budget import Budget
     from sparsec.compiler.allocation.search import allocate
-    from sparsec.passes.nm_pattern import NM
+    from sparsec.passes.prune import parse_pattern
 
-    patterns = [NM.parse(text) for text in asked.pattern.split(",")]
+    patterns = [parse_pattern(text) for text in asked.pattern.split(",")]
     metric = budget.pop("metric")
     made = allocate(model, asked, patterns, Budget(**budget), metric, log)
     return made.model, made.findings, made.layers, made.plan

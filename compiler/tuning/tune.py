@@ -10,8 +10,8 @@ from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import ingest
 from sparsec.compiler.request import CompileRequest, cpu_levels, runnable
-from sparsec.compiler.to_relax.linear import constant_layer
-from sparsec.compiler.tuning.candidates import has_pattern, with_tiles
+from sparsec.compiler.to_relax.linear import constant_layer, pattern_text
+from sparsec.compiler.tuning.candidates import with_tiles
 from sparsec.compiler.tuning.database import Database
 from sparsec.compiler.tuning.measure import context, measure
 from sparsec.schedules.contraction_spec import to_text
@@ -57,18 +57,21 @@ def tune(
 
 
 def _structures(model: ir.Model) -> dict:
-    """``{spec: (weight of the first, names of all nodes)}`` of the layers with constant weights."""
+    """``{spec: (weight of the first, all nodes)}`` of the layers with constant weights."""
     found: dict = {}
     for node in model.graph:
         made = constant_layer(node)
         if made is not None:
             spec, weight = made
-            found.setdefault(spec, (weight, []))[1].append(node.name)
+            found.setdefault(spec, (weight, []))[1].append(node)
     return found
 
 
-def _described(spec, nodes: list[str]) -> dict:
-    pattern = spec.pattern if has_pattern(spec) else None
-    text = f"{pattern.n}:{pattern.m}x{pattern.block}" if pattern else "dense"
+def _described(spec, nodes: list[ir.Node]) -> dict:
     shape = f"{math.prod(spec.x_shape[:-1])}x{spec.x_shape[-1]} -> {spec.y_shape[-1]}"
-    return {"layers": nodes, "op": type(spec).__name__, "shape": shape, "pattern": text}
+    return {
+        "layers": [node.name for node in nodes],
+        "op": type(spec).__name__,
+        "shape": shape,
+        "pattern": pattern_text(nodes[0]),
+    }

@@ -8,6 +8,7 @@ import pytest
 from sparsec.compiler.allocation import times
 from sparsec.compiler.allocation.times import layer_times, model_seconds
 from sparsec.passes.nm_pattern import NM
+from sparsec.passes.prune import Unstructured
 
 RNG = np.random.default_rng(0)
 PATTERNS = [NM(2, 4, 16), NM(1, 4, 16)]
@@ -39,6 +40,11 @@ def test_layers(model, monkeypatch):
     assert lines == ["time the kernels of layer 1 of 3"], "equal layers are measured once"
     monkeypatch.setattr(times, "measure", lambda *_: pytest.fail("measured again"))
     assert layer_times(model, wanted, {"x": (32, 64)}, lines.append) == found
+
+
+def test_unstructured(model):
+    found = layer_times(model, {"one": [Unstructured(0.9), NM(1, 4, 16)]}, {"x": (32, 64)}, lambda line: None)
+    assert set(found["one"]) == {"dense", "90%", "1:4x16"}
 
 
 def test_the_mask_of_the_trial_weights():
