@@ -21,7 +21,7 @@ from sparsec.compiler.to_relax.linear import constant_layer
 from sparsec.compiler.tuning.candidates import kernels
 from sparsec.compiler.tuning.database import Database
 from sparsec.compiler.tuning.measure import context, measure
-from sparsec.passes.nm_pattern import MAX_M, NM
+from sparsec.passes.nm_pattern import MAX_M, MIN_ZEROS, NM
 from sparsec.passes.prune.layout import Layout, Pattern
 from sparsec.schedules import layout
 from sparsec.schedules.contraction_spec import to_text
@@ -70,8 +70,15 @@ def layer_times(
         dense = min(row["dense"] for row in rows.values())
         # The ratio was measured by turns; the dense time of other patterns' rows was not.
         times[name] = {DENSE: dense}
-        times[name] |= {str(p): dense * min(1.0, row["sparse"] / row["dense"]) for p, row in rows.items()}
+        times[name] |= {str(p): dense * _ratio(p, row) for p, row in rows.items()}
     return times
+
+
+def _ratio(pattern: Pattern, row: Mapping[str, float]) -> float:
+    """Of what a compilation runs to the dense kernel; too few scattered zeros are not made use of."""
+    if not isinstance(pattern, NM) and pattern.sparsity < MIN_ZEROS:
+        return 1.0
+    return min(1.0, row["sparse"] / row["dense"])
 
 
 def _stored(pattern: Pattern) -> layout.Pattern:

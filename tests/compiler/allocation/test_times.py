@@ -45,6 +45,8 @@ def test_layers(model, monkeypatch):
 def test_unstructured(model):
     found = layer_times(model, {"one": [Unstructured(0.9), NM(1, 4, 16)]}, {"x": (32, 64)}, lambda line: None)
     assert set(found["one"]) == {"dense", "90%", "1:4x16"}
+    found = layer_times(model, {"one": [Unstructured(0.5)]}, {"x": (32, 64)}, lambda line: None)["one"]
+    assert found["50%"] == found["dense"], "a compilation runs it dense"
 
 
 def test_the_mask_of_the_trial_weights():
