@@ -217,7 +217,7 @@ class _Kernel:
                 here = tir.i64(panel) + p * tir.i64(wide)
                 return tile_loops(
                     self.block,
-                    self.plan.most_rows(wide),
+                    self.plan.most_rows(wide * PANEL),
                     lambda row, height: self.score_tile(
                         first, row, height, here, wide, columns, keys, epilogue
                     ),
@@ -272,7 +272,7 @@ class _Kernel:
                 repeats,
                 lambda c, s=start, w=width: tile_loops(
                     self.block,
-                    plan.most_rows(-(-w // PANEL)),
+                    plan.most_rows(-(-w // PANEL) * PANEL),
                     lambda row, height: self.attend_tile(
                         first, row, height, tir.i64(s) + c * tir.i64(w), w, scores, factor
                     ),

@@ -76,10 +76,10 @@ class _Kernel:
                 for start, repeats, width in column_parts(self.spec.n, self.plan.panels * PANEL, self.lanes)
             )
 
-        return tile_loops(self.spec.m, self.plan.most_rows(self.plan.panels), all_columns, self.share)
+        return tile_loops(self.spec.m, self.plan.most_rows(self.plan.panels * PANEL), all_columns, self.share)
 
     def _tiles(self, columns: int, make) -> tir.Stmt:
-        return tile_loops(self.spec.m, self.plan.most_rows(-(-columns // PANEL)), make, self.share)
+        return tile_loops(self.spec.m, self.plan.most_rows(-(-columns // PANEL) * PANEL), make, self.share)
 
     def columns(self, column, width: int) -> tir.Stmt:
         return self._tiles(width, lambda row, height: self.tile(row, height, column, width))

@@ -33,14 +33,14 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
                 "tile",
                 run.count,
                 lambda t, run=run: one(
-                    panel, panels, columns, channel, group_index, b, i, run, run.start + t * run.width
+                    panel, columns, channel, group_index, b, i, run, run.start + t * run.width
                 ),
             )
-            for run in pixel_runs(spec, plan.most_rows(panels))
+            for run in pixel_runs(spec, plan.most_rows(columns))
         )
 
-    def one(panel, panels, columns, channel, group_index, b, i, run: PixelRun, pixel) -> tir.Stmt:
-        tile = Tile(min(cpu.lanes, PANEL), run.width, panels * PANEL)
+    def one(panel, columns, channel, group_index, b, i, run: PixelRun, pixel) -> tir.Stmt:
+        tile = Tile(min(cpu.lanes, PANEL), run.width, plan.width(columns))
 
         def index(r, column):
             return [b, i, pixel + r, channel + column]

@@ -25,12 +25,12 @@ def gemm_body(
     """``Y[*lead, out]`` from ``X[*lead, depth]``; ``tap`` stands between panel and slot as packed."""
     rows = math.prod(lead)
 
-    def tiles(panel, group: int, columns: int, share: tuple) -> tir.Stmt:
-        most = plan.most_rows(group)
-        return tile_loops(rows, most, lambda row, height: one(panel, group, columns, row, height), share)
+    def tiles(panel, columns: int, share: tuple) -> tir.Stmt:
+        most = plan.most_rows(columns)
+        return tile_loops(rows, most, lambda row, height: one(panel, columns, row, height), share)
 
-    def one(panel, group: int, columns: int, row, height: int) -> tir.Stmt:
-        tile = Tile(min(cpu.lanes, PANEL), height, group * PANEL)
+    def one(panel, columns: int, row, height: int) -> tir.Stmt:
+        tile = Tile(min(cpu.lanes, PANEL), height, plan.width(columns))
 
         def at(r, channel):
             return [*tir.unflatten(row + r, lead), channel]
@@ -56,7 +56,7 @@ def gemm_body(
         def task(t):
             panel = first + tirx.floormod(t, tir.i64(repeats)) * group
             block = tirx.floordiv(t, tir.i64(repeats)) if blocks > 1 else 0
-            return tiles(panel, group, columns, (block, blocks))
+            return tiles(panel, columns, (block, blocks))
 
         return tir.loop("task", blocks * repeats, task, "PARALLEL" if blocks * repeats > 1 else "SERIAL")
 

@@ -15,6 +15,8 @@ CACHE_SETS, CACHE_WAYS = 64, 8
 TASKS, TASK_ROWS = 16, 48
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
 PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
+#: Lanes of the last vector of a tile whose columns do not fill a wider one.
+NARROW = 8
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,22 @@ class TilePlan:
     panels: int
     stride: int
 
-    def most_rows(self, panels: int) -> int:
+    def width(self, columns: int) -> int:
+        """Columns that a tile of ``columns`` accumulates: whole vectors, the last one of at most eight lanes.
+
+        Where a 512-bit vector takes two passes, half a one takes half the time; elsewhere it costs the same.
+        """
+        step = min(self.cpu.lanes, NARROW)
+        return -(-columns // step) * step
+
+    def most_rows(self, columns: int) -> int:
         """Rows whose accumulators fit the registers, and whose activations fit the first-level cache.
 
         Beside the accumulators a tile holds its weights and one broadcast, or its broadcasts and one
         vector of weights, whichever are fewer; the lanes form also holds the choices and what it permutes.
         Rows a multiple of 64 bytes apart share cache sets.
         """
-        vectors = panels * vectors_per_panel(self.cpu)
+        vectors = vectors_in(self.cpu, columns)
         if self.form == "lanes":
             rows = (self.cpu.registers - 2 * vectors - 3) // vectors
         else:
@@ -55,20 +65,20 @@ class TilePlan:
         return cut
 
 
-def vectors_per_panel(cpu: Cpu) -> int:
-    return PANEL // min(cpu.lanes, PANEL)
+def vectors_in(cpu: Cpu, columns: int) -> int:
+    return -(-columns // min(cpu.lanes, PANEL))
 
 
-def step_cost(cpu: Cpu, rows: int, panels: int, form: str, streamed: bool) -> float:
+def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool) -> float:
     """Half cycles of one reduction step of a tile: two multiply-adds and two loads a cycle.
 
     Weights that are ``streamed`` come from the second-level cache, half a line a cycle at best; the nearer to
     that, the less of it is hidden.  Loads that fit beside the multiply-adds still cost a little.
     """
-    vectors = panels * vectors_per_panel(cpu)
+    vectors = vectors_in(cpu, columns)
     products = rows * vectors
     loads = vectors + (rows if form in ("dense", "shared") else products)
-    lines = 4 * panels if streamed else 0
+    lines = 4 * -(-columns // PANEL) if streamed else 0
     busy = max(products, loads, lines, IN_FLIGHT)
     # Measured: a tile that holds its broadcasts is a little slower than one that holds its weights.
     held = 0.25 if cpu.lanes < PANEL and rows < vectors else 0.0
@@ -104,10 +114,10 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
 
     def cost(plan: TilePlan) -> float:
         total = 0.0
-        for _, repeats, panels, _ in plan.parts(extent.count, extent.columns):
+        for _, repeats, panels, columns in plan.parts(extent.count, extent.columns):
             streamed = 4 * PANEL * panels * extent.steps > cpu.l1 // 2
-            for _, tiles, height in even_split(extent.rows, plan.most_rows(panels)):
-                step = step_cost(cpu, height, panels, form, streamed)
+            for _, tiles, height in even_split(extent.rows, plan.most_rows(columns)):
+                step = step_cost(cpu, height, columns, form, streamed)
                 total += repeats * tiles * (extent.steps * step + height * run)
         return total
 
@@ -115,7 +125,7 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
     for panels in PANEL_CHOICES:
         if form == "shared" and (extent.pattern.block // PANEL) % panels:
             continue
-        if panels > max(1, extent.count) or panels * vectors_per_panel(cpu) * 2 > cpu.registers:
+        if panels > max(1, extent.count) or vectors_in(cpu, panels * PANEL) * 2 > cpu.registers:
             continue
         plans.append(TilePlan(cpu, form, panels, extent.stride))
     return sorted(((cost(plan), plan) for plan in plans), key=lambda found: found[0])

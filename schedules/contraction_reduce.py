@@ -74,7 +74,7 @@ class Reduction:
         All rows pass before the next panels are due, and meanwhile memory is idle.  A single row leaves no
         such time.  Fetching beyond the end of an array is harmless.
         """
-        count = tile.columns // PANEL
+        count = -(-tile.columns // PANEL)
         hop, ahead = (0, STREAM_AHEAD) if tile.rows == 1 else (count, 0)
         per_panel = [w for w in self.weights if tir.shape_of(w)[0] == tir.shape_of(self.weights[0])[0]]
         return [
@@ -88,13 +88,14 @@ class Reduction:
     def _weight(self, tile: Tile, panel, tap: list, slot) -> Callable:
         values = self.weights[0]
         return lambda v: tir.vector_load(
-            values, panel + v // PANEL, *tap, slot, tir.i64(v % PANEL), lanes=tile.lanes
+            values, panel + v // PANEL, *tap, slot, tir.i64(v % PANEL), lanes=tile.lanes_at(v)
         )
 
     def _gather(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:
         def channel(v):
             index = panel + v // PANEL, *tap, slot, tir.i64(v % PANEL)
-            return tir.vector_load(self.weights[1], *index, lanes=tile.lanes).astype(f"int64x{tile.lanes}")
+            lanes = tile.lanes_at(v)
+            return tir.vector_load(self.weights[1], *index, lanes=lanes).astype(f"int64x{lanes}")
 
         return tile.multiply_add(
             lambda r, v: tirx.BufferLoad(self.x, at(r, channel(v))),
@@ -108,12 +109,12 @@ class Reduction:
         start = tirx.floordiv(slot, tir.i64(pattern.window_slots)) * WINDOW
         picked, binds = [], []
         for v in tile.vectors():
-            choice = choices(words, [panel + v // PANEL, *tap, slot], v % PANEL, tile.lanes)
+            choice = choices(words, [panel + v // PANEL, *tap, slot], v % PANEL, tile.lanes_at(v))
             picked.append(tirx.Var(f"choice{v}", choice.ty))
             binds.append(tirx.Bind(picked[-1], choice))
         product = tile.multiply_add(
             lambda r, v: chosen_activations(
-                pattern, self.x, at(r, start), slot, picked[v // tile.lanes], tile.lanes
+                pattern, self.x, at(r, start), slot, picked[v // tile.lanes], tile.lanes_at(v)
             ),
             self._weight(tile, panel, tap, slot),
             span=tile.lanes,
