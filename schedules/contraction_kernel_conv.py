@@ -40,7 +40,8 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
         )
 
     def one(panel, columns, channel, group_index, b, i, run: PixelRun, pixel) -> tir.Stmt:
-        tile = Tile(min(cpu.lanes, PANEL), run.width, plan.width(columns))
+        width = plan.width(columns)
+        tile = Tile(min(cpu.lanes, width), run.width, width)
 
         def index(r, column):
             return [b, i, pixel + r, channel + column]

@@ -30,7 +30,8 @@ def gemm_body(
         return tile_loops(rows, most, lambda row, height: one(panel, columns, row, height), share)
 
     def one(panel, columns: int, row, height: int) -> tir.Stmt:
-        tile = Tile(min(cpu.lanes, PANEL), height, plan.width(columns))
+        width = plan.width(columns)
+        tile = Tile(min(cpu.lanes, width), height, width)
 
         def at(r, channel):
             return [*tir.unflatten(row + r, lead), channel]

@@ -15,32 +15,32 @@ CACHE_SETS, CACHE_WAYS = 64, 8
 TASKS, TASK_ROWS = 16, 48
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
 PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
-#: Lanes of the last vector of a tile whose columns do not fill a wider one.
+#: Lanes of a tile of fewer channels than that.  Where a 512-bit vector takes two passes, half of one takes
+#: half the time; elsewhere it costs the same.  Both sizes in one tile would need every broadcast twice.
 NARROW = 8
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """A tile spans ``panels``; its rows lie ``stride`` activations apart."""
+    """A tile spans ``panels``; its rows lie ``stride`` activations apart; ``single``: taps of one channel."""
 
     cpu: Cpu
     form: str
     panels: int
     stride: int
+    single: bool = False
 
     def width(self, columns: int) -> int:
-        """Columns that a tile of ``columns`` accumulates: whole vectors, the last one of at most eight lanes.
-
-        Where a 512-bit vector takes two passes, half a one takes half the time; elsewhere it costs the same.
-        """
-        step = min(self.cpu.lanes, NARROW)
-        return -(-columns // step) * step
+        """Columns that a tile of ``columns`` accumulates, in whole vectors."""
+        lanes = min(self.cpu.lanes, NARROW if columns <= NARROW else PANEL)
+        return -(-columns // lanes) * lanes
 
     def most_rows(self, columns: int) -> int:
         """Rows whose accumulators fit the registers, and whose activations fit the first-level cache.
 
         Beside the accumulators a tile holds its weights and one broadcast, or its broadcasts and one
         vector of weights, whichever are fewer; the lanes form also holds the choices and what it permutes.
+        Taps of a single channel are no loop, and LLVM keeps the activations that neighbouring taps share.
         Rows a multiple of 64 bytes apart share cache sets.
         """
         vectors = vectors_in(self.cpu, columns)
@@ -49,18 +49,25 @@ class TilePlan:
         else:
             weights_held = (self.cpu.registers - 1 - vectors) // vectors
             broadcasts_held = (self.cpu.registers - 1) // (vectors + 1)
-            rows = max(weights_held, min(broadcasts_held, vectors))
+            rows = broadcasts_held if self.single else max(weights_held, min(broadcasts_held, vectors))
         sets = (
             CACHE_SETS // math.gcd(self.stride // LINE, CACHE_SETS) if self.stride % LINE == 0 else CACHE_SETS
         )
         return max(1, min(rows, CACHE_WAYS * sets))
 
     def parts(self, count: int, columns: int) -> list[tuple[int, int, int, int]]:
-        """Cuts ``count`` panels that hold ``columns``: (first panel, repeats, panels, columns of each)."""
-        whole = columns // PANEL // self.panels
+        """Cuts ``count`` panels that hold ``columns``: (first panel, repeats, panels, columns of each).
+
+        A last panel that narrow vectors can hold is a tile of its own.
+        """
+        full, rest = divmod(columns, PANEL)
+        whole = full // self.panels
+        first = whole * self.panels
         cut = [(0, whole, self.panels, self.panels * PANEL)] if whole else []
-        if whole * self.panels < count:
-            first = whole * self.panels
+        if first < full and 0 < rest <= NARROW < self.cpu.lanes:
+            cut.append((first, 1, full - first, (full - first) * PANEL))
+            first = full
+        if first < count:
             cut.append((first, 1, count - first, columns - first * PANEL))
         return cut
 
@@ -121,13 +128,14 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
                 total += repeats * tiles * (extent.steps * step + height * run)
         return total
 
+    single = extent.taps > 1 and extent.pattern.kept(extent.depth) == 1
     plans = []
     for panels in PANEL_CHOICES:
         if form == "shared" and (extent.pattern.block // PANEL) % panels:
             continue
         if panels > max(1, extent.count) or vectors_in(cpu, panels * PANEL) * 2 > cpu.registers:
             continue
-        plans.append(TilePlan(cpu, form, panels, extent.stride))
+        plans.append(TilePlan(cpu, form, panels, extent.stride, single))
     return sorted(((cost(plan), plan) for plan in plans), key=lambda found: found[0])
 
 

@@ -88,14 +88,13 @@ class Reduction:
     def _weight(self, tile: Tile, panel, tap: list, slot) -> Callable:
         values = self.weights[0]
         return lambda v: tir.vector_load(
-            values, panel + v // PANEL, *tap, slot, tir.i64(v % PANEL), lanes=tile.lanes_at(v)
+            values, panel + v // PANEL, *tap, slot, tir.i64(v % PANEL), lanes=tile.lanes
         )
 
     def _gather(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:
         def channel(v):
             index = panel + v // PANEL, *tap, slot, tir.i64(v % PANEL)
-            lanes = tile.lanes_at(v)
-            return tir.vector_load(self.weights[1], *index, lanes=lanes).astype(f"int64x{lanes}")
+            return tir.vector_load(self.weights[1], *index, lanes=tile.lanes).astype(f"int64x{tile.lanes}")
 
         return tile.multiply_add(
             lambda r, v: tirx.BufferLoad(self.x, at(r, channel(v))),
@@ -109,12 +108,12 @@ class Reduction:
         start = tirx.floordiv(slot, tir.i64(pattern.window_slots)) * WINDOW
         picked, binds = [], []
         for v in tile.vectors():
-            choice = choices(words, [panel + v // PANEL, *tap, slot], v % PANEL, tile.lanes_at(v))
+            choice = choices(words, [panel + v // PANEL, *tap, slot], v % PANEL, tile.lanes)
             picked.append(tirx.Var(f"choice{v}", choice.ty))
             binds.append(tirx.Bind(picked[-1], choice))
         product = tile.multiply_add(
             lambda r, v: chosen_activations(
-                pattern, self.x, at(r, start), slot, picked[v // tile.lanes], tile.lanes_at(v)
+                pattern, self.x, at(r, start), slot, picked[v // tile.lanes], tile.lanes
             ),
             self._weight(tile, panel, tap, slot),
             span=tile.lanes,

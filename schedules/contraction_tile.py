@@ -54,10 +54,7 @@ def tile_loops(total: int, most: int, make: Callable, share: tuple = (0, 1)) -> 
 
 
 class Tile:
-    """Accumulators of ``rows`` x ``columns`` in vectors of ``lanes``, and the statements on them.
-
-    The last vector of a row has as many lanes as columns are left, a power of two.
-    """
+    """Accumulators of ``rows`` x ``columns`` in vectors of ``lanes``, and the statements on them."""
 
     def __init__(self, lanes: int, rows: int, columns: int):
         self.lanes, self.rows, self.columns = lanes, rows, columns
@@ -69,10 +66,6 @@ class Tile:
     def vectors(self) -> range:
         """Offsets of the vectors of one row."""
         return range(0, self.columns, self.lanes)
-
-    def lanes_at(self, v: int) -> int:
-        """Lanes of the vector at column ``v``."""
-        return min(self.lanes, self.columns - v)
 
     def prefetch(self, cpu: Cpu, epilogue: Epilogue, index: Callable, columns: int) -> list[tir.Stmt]:
         """Asks for what ``finish`` will read and write, where that is too much for the second-level cache.
@@ -90,11 +83,11 @@ class Tile:
         ]
 
     def zero(self) -> list[tir.Stmt]:
+        nought = tir.broadcast(tir.f32(0.0), self.lanes)
         return [
-            tir.vector_store(buffer, tir.broadcast(tir.f32(0.0), lanes), tir.i64(v), lanes=lanes)
+            tir.vector_store(buffer, nought, tir.i64(v), lanes=self.lanes)
             for buffer in self.acc
             for v in self.vectors()
-            for lanes in [self.lanes_at(v)]
         ]
 
     def multiply_add(self, x: Callable, w: Callable, span: int, chosen=None) -> tir.Stmt:
@@ -113,14 +106,11 @@ class Tile:
 
         def factor(r, v):
             value = bind(x(r, v))
-            return tir.broadcast(value, self.lanes_at(v)) if tir.lanes_of(value) == 1 else value
+            return tir.broadcast(value, self.lanes) if tir.lanes_of(value) == 1 else value
 
         def add(r, v, value, weight):
-            lanes = self.lanes_at(v)
-            if tir.lanes_of(value) > lanes:
-                value = tir.shuffle(value, list(range(lanes)))
-            old = tir.vector_load(self.acc[r], tir.i64(v), lanes=lanes)
-            stmts.append(tir.vector_store(self.acc[r], old + value * weight, tir.i64(v), lanes=lanes))
+            old = tir.vector_load(self.acc[r], tir.i64(v), lanes=self.lanes)
+            stmts.append(tir.vector_store(self.acc[r], old + value * weight, tir.i64(v), lanes=self.lanes))
 
         if span == self.columns and len(rows) < len(self.vectors()):
             # Fewer rows than vectors: the broadcasts stay in registers, and the weights pass.

@@ -13,7 +13,7 @@ from sparsec.schedules.target import X86_LEVELS
 GEMMS = {
     "dense": Gemm((17,), 40, 100),
     "shared": Gemm((17,), 40, 128, Pattern(2, 4, 64)),
-    "lanes": Gemm((17,), 40, 100, Pattern(2, 4)),
+    "lanes": Gemm((7,), 40, 104, Pattern(2, 4)),
 }
 LEVELS = [
     pytest.param("v3", marks=pytest.mark.isa("avx2")),
@@ -59,6 +59,19 @@ def test_the_asked_tile_is_taken():
     for panels in (1, 2, 4):
         text = rule(spec.prim_func().with_attr(TILE_PANELS, panels), cpu).script()
         assert f"task % T.int64({16 // panels})" in text
+
+
+def test_few_channels_are_a_tile_of_narrow_vectors():
+    cpu, spec = X86_LEVELS["v4"], Gemm((64,), 40, 40, DENSE)
+    plan = tile_plan(cpu, contraction_rule.extent(spec), 2)
+    assert plan.parts(3, 40) == [(0, 1, 2, 32), (2, 1, 1, 8)]
+    assert [plan.width(columns) for columns in (2, 8, 9, 32)] == [8, 8, 16, 32]
+    assert plan.parts(3, 41) == [(0, 1, 2, 32), (2, 1, 1, 9)]
+
+
+def test_taps_of_a_single_channel_leave_registers_for_their_activations():
+    plan = {c: ranked_plans(X86_LEVELS["v3"], conv(1, 28, 28, c, 8, 5, 5))[0][1] for c in (1, 2)}
+    assert (plan[1].most_rows(8), plan[2].most_rows(8)) == (7, 14)
 
 
 def test_a_tile_that_there_is_not_is_the_counted_one():
