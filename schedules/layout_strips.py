@@ -19,12 +19,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsec.schedules.layout import PANEL, Pattern
+from sparsec.schedules.layout import PANEL, WINDOW, Pattern
 
-#: Fewest rows for which lanes over rows beat lanes over channels.
-FEWEST_ROWS = 12
 #: Channels of a strip where the pattern allows it: each activation is read once for four multiply-adds.
 WIDTH = 4
+#: Fewest rows for which lanes over rows beat lanes over channels, measured: where one permute finds what a
+#: vector of channels multiplies, by the width of the strips; and where it takes two permutes or a gather, or
+#: the rows are pixels of a window wider than one, of which a tile takes few.
+FEWEST_ROWS = {1: 40, WIDTH: 24}
+FEWEST_ROWS_GATHERED = 12
+#: Input channels that one permute chooses from, at every level that has such a permute.
+ONE_PERMUTE = 8
 #: Output channels are filled up to a multiple of this: the most lanes of a register.
 CHANNELS = 16
 
@@ -153,9 +158,13 @@ def strips_of(pattern: Pattern, out: int, taps: int, channels: int, rows: int) -
     Strips of one channel read an activation for every multiply-add, so their block of activations should stay
     in the first-level cache; wider ones live off the second.
     """
-    if pattern.dense or (not pattern.scattered and (pattern.block % PANEL == 0 or rows < FEWEST_ROWS)):
+    if pattern.dense or (pattern.block % PANEL == 0 and not pattern.scattered):
         return None
     width = WIDTH if pattern.block % WIDTH == 0 else 1
+    if not pattern.scattered:
+        permuted = ONE_PERMUTE % pattern.m == 0 and channels >= WINDOW and taps == 1
+        if rows < (FEWEST_ROWS[width] if permuted else FEWEST_ROWS_GATHERED):
+            return None
     if width > 1:
         depth, unroll = 512, 1
     elif rows <= 32:

@@ -10,7 +10,7 @@ PATTERNS = [Pattern(2, 4), Pattern(1, 4, 4), Pattern(2, 8, 8), Pattern(3, 7), Pa
 SIZES = [(1, 1, 1), (7, 1, 15), (17, 9, 33), (33, 1, 700), (16, 9, 64), (5, 3, 600)]
 
 
-@pytest.mark.parametrize("rows", [16, 50, 200])
+@pytest.mark.parametrize("rows", [40, 50, 200])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("out,taps,channels", SIZES)
 def test_round_trip(pruned_weight, pattern, out, taps, channels, rows):
@@ -50,7 +50,12 @@ def test_every_block_is_a_run_of_inputs():
 def test_what_is_stored_otherwise():
     assert strips_of(DENSE, 64, 1, 64, 128) is None
     assert strips_of(Pattern(2, 4, 32), 64, 1, 64, 128) is None
-    assert strips_of(Pattern(2, 4), 64, 1, 64, 1) is None
+    assert strips_of(Pattern(2, 4), 64, 1, 64, 39) is None
+    assert strips_of(Pattern(2, 4, 4), 64, 1, 64, 23) is None
+    assert strips_of(Pattern(2, 4, 4), 64, 1, 64, 24).width == 4
+    assert strips_of(Pattern(2, 4), 64, 9, 64, 12).width == 1
+    assert strips_of(Pattern(5, 16), 64, 1, 64, 12).width == 1
+    assert strips_of(Pattern(3, 7), 64, 1, 64, 11) is None
     assert strips_of(Pattern(7, 64, scattered=True), 64, 1, 64, 1).width == 1
     assert strips_of(Pattern(2, 4, 8), 64, 1, 64, 128).width == 4
 
