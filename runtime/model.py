@@ -57,15 +57,25 @@ class Model:
             raise type(e)(f"{self.path!r}: {e}") from None
         artifact.code = b""  # the library is a copy
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
-        self._default = self.context()
+        self._default = self._made(threads)
 
     def context(self, threads: int | None = None) -> "Context":
-        """A new context, to be used by one thread at a time; ``threads`` as in ``load``."""
+        """A new context, to be used by one thread at a time.
+
+        ``threads``: how many work on one inference of it; None means what ``load`` was given, else
+        SPARSEC_NUM_THREADS, else 1: who makes contexts has threads of his own, and as many again
+        from each context would fight for the CPUs.
+        """
+        if threads is None:
+            threads = self._threads
+        if threads is None and not os.environ.get("SPARSEC_NUM_THREADS"):
+            threads = 1
+        return self._made(threads)
+
+    def _made(self, threads: int | None) -> "Context":
         if self._code.closed:
             raise RunError(f"{self.path!r} is closed; load it again")
-        context = Context(
-            self._code, self.inputs, self.outputs, self._threads if threads is None else threads
-        )
+        context = Context(self._code, self.inputs, self.outputs, threads)
         self._contexts.add(context)
         return context
 
@@ -84,7 +94,7 @@ class Model:
 
     def _own(self) -> "Context":
         if self._default.process != os.getpid():  # a fork left the pool's threads behind
-            self._default = self.context()
+            self._default = self._made(self._threads)
         return self._default
 
     def close(self) -> None:

@@ -168,7 +168,19 @@ def test_thread_setting(tiny, model, monkeypatch):
     with pytest.raises(InputError, match="SPARSEC_NUM_THREADS must be a number from 1 to 1024, found 'many'"):
         sparsec.load(tiny.path)
     monkeypatch.delenv("SPARSEC_NUM_THREADS")
-    assert 1 <= model.context().threads <= len(os.sched_getaffinity(0))
+    assert 1 <= model._default.threads <= len(os.sched_getaffinity(0))
+
+
+def test_contexts_do_not_take_more_threads_than_their_callers(tiny, monkeypatch):
+    monkeypatch.delenv("SPARSEC_NUM_THREADS", raising=False)
+    tasks = "/proc/self/task"
+    with sparsec.load(tiny.path) as model:
+        before = len(os.listdir(tasks))
+        contexts = [model.context() for _ in range(8)]
+        assert {context.threads for context in contexts} == {1}
+        assert len(os.listdir(tasks)) == before
+    with sparsec.load(tiny.path, threads=2) as model:
+        assert model.context().threads == 2
 
 
 def test_affinity_limits_threads(tiny):
