@@ -78,7 +78,8 @@ def receipt(
     worst: dict[str, Difference] = {}
     for level, artifact in artifacts.items():
         with load(artifact) as loaded:
-            differences = oracle.require(loaded(dict(feeds)), f"the kernels for {level}")
+            found = loaded(dict(feeds))
+        differences = oracle.require(found, f"the kernels for {level}")  # the artifact's memory is free again
         for name, difference in differences.items():
             if name not in worst or difference.max_abs > worst[name].max_abs:
                 worst[name] = difference

@@ -1,5 +1,6 @@
 """The road of a model, whole: every stage of a compilation, in order."""
 
+import gc
 import hashlib
 import json
 import tempfile
@@ -66,11 +67,15 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
     with stages("lower to kernels"):
         importer = Importer(model, choices.kernels)
         relax_module = importer.run()
+        labels, layers = importer.labels, importer.layers
+        del model, importer  # from here on the weights are in the module, and soon in the plan alone
         dump.text("relax", relax_module)
         lowered = lower(relax_module)
         dump.text("lowered", lowered)
-        plan, kernels = make_plan(lowered, inputs, outputs, importer.labels)
+        plan, kernels = make_plan(lowered, inputs, outputs, labels)
         dump.text("plan", "\n".join(map(str, plan.steps)))
+        del relax_module, lowered
+        gc.collect()  # graphs are full of cycles
     with stages(f"build {len(kernels.functions)} kernels for {', '.join(levels)}"):
         tiles = tuned(kernels, levels, choices)
         objects = build_levels({X86_LEVELS[v]: with_tiles(kernels, tiles.get(v, {})) for v in levels})
@@ -89,7 +94,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
             source_sha256=source_sha256,
             libraries={level: LEVEL_FEATURES[level] for level in levels},
             passes=passes.print_pipeline(pipeline),
-            layers=importer.layers,
+            layers=layers,
             choices=choices.kernels,
             tiles=tiles,
         )
@@ -110,7 +115,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         "stages": stages.done,
         "target": request.target,
         "levels": list(levels),
-        "layers": importer.layers,
+        "layers": layers,
         "findings": [finding.to_json() for finding in findings],
         "choices": choices.kernels,
         "tiles": tiles,

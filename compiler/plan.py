@@ -53,4 +53,4 @@ class Plan:
     outputs: tuple[Port, ...]
     steps: tuple[Step, ...]
     arena_size: int
-    weights: bytes = field(repr=False)
+    weights: bytes | bytearray = field(repr=False)

@@ -35,18 +35,16 @@ class _Weights:
     """The content of ``weights.bin``: each distinct array once, at an aligned offset."""
 
     def __init__(self):
-        self.chunks: list[bytes] = []
-        self.size = 0
+        self.content = bytearray()
         self.seen: dict[bytes, int] = {}
 
     def add(self, array: np.ndarray) -> int:
-        data = np.ascontiguousarray(array).tobytes()
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         key = hashlib.sha256(data).digest()
         if key not in self.seen:
-            self.seen[key] = self.size
-            padding = aligned(len(data)) - len(data)
-            self.chunks += [data, b"\0" * padding]
-            self.size += len(data) + padding
+            self.seen[key] = len(self.content)
+            self.content += memoryview(data)
+            self.content += bytes(aligned(data.size) - data.size)
         return self.seen[key]
 
 
@@ -98,7 +96,7 @@ class _Planner:
             for name, func in self.functions.items()
             if name in used
         }
-        plan = Plan(self.inputs, self.outputs, steps, arena_size, b"".join(self.weights.chunks))
+        plan = Plan(self.inputs, self.outputs, steps, arena_size, self.weights.content)
         return plan, tvm.IRModule(kernels)
 
     def evaluate(self, expr, var):

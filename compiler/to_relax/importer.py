@@ -129,3 +129,7 @@ class Importer(ONNXGraphImporter):
         constant = relax.const(np.ascontiguousarray(array), str(array.dtype))
         self.labels[address(constant.value)] = node.name
         return constant
+
+    def forget(self, value: ir.Value) -> None:
+        """Give up the constant made of the initializer ``value``; whoever asks for it again gets a new one."""
+        self._nodes.pop(value.name, None)

@@ -173,6 +173,7 @@ def contract(importer, node: ir.Node, x, spec, weight: np.ndarray):
         spec = dataclasses.replace(spec, pattern=DENSE)
     arrays = spec.pack(weight.astype(np.float32, copy=False))
     packed = [importer.weight(array, node) for array in arrays]
+    importer.forget(node.inputs[1])  # two copies of every weight would double the memory of a compilation
     importer.layers.append(
         {
             "name": node.name,
