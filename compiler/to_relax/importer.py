@@ -131,5 +131,5 @@ class Importer(ONNXGraphImporter):
         return constant
 
     def forget(self, value: ir.Value) -> None:
-        """Give up the constant made of the initializer ``value``; whoever asks for it again gets a new one."""
+        """Give up the constant made of the initializer ``value``; who asks again gets a new one."""
         self._nodes.pop(value.name, None)
