@@ -35,6 +35,7 @@ class PruneRequest:
     skip: str = ""
     min_size: int = MIN_SIZE
     state: str | None = None
+    sweeps: int = 1
 
 
 def prune_model(
@@ -71,13 +72,20 @@ def prune_on(
     choice = Choice(request.layers, request.skip, request.min_size)
     memory = Folder(Path(request.state), _identity(model, request)) if request.state else None
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
-        dense = Replay(model.clone(), feeds, Path(folder) / "dense")
+        given = model.clone()
+        dense = Replay(given, feeds, Path(folder) / "dense")
         pruned = Replay(model, feeds, Path(folder) / "pruned")
-        return insert(model, pattern, dense, pruned, settings, choice, memory=memory, log=log)
+        again = (
+            (Replay(given, feeds, dense.folder), Replay(model, feeds, pruned.folder))
+            for _ in range(request.sweeps - 1)
+        )
+        return insert(model, pattern, dense, pruned, settings, choice, again=again, memory=memory, log=log)
 
 
 def _identity(model: ir.Model, request: PruneRequest) -> dict:
-    options = {key: value for key, value in asdict(request).items() if key not in ("calib", "state")}
+    options = {
+        key: value for key, value in asdict(request).items() if key not in ("calib", "state", "sweeps")
+    }
     return options | {
         "model": hashlib.sha256(ir.to_proto(model).SerializeToString()).hexdigest(),
         "data": hashlib.sha256(Path(request.calib).read_bytes()).hexdigest(),

@@ -36,6 +36,13 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
     "--reconstruct/--no-reconstruct", default=True, help="Refit what stays by least squares, or leave it."
 )
 @click.option(
+    "--sweeps",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How often to go over the model: each time after the first, all layers are refitted.",
+)
+@click.option(
     "--damping",
     type=click.FloatRange(min=0, min_open=True),
     help="How strongly to hold on to the dense weights; without it, by the amount of calibration data.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from sparsec.passes.nm_recognise import tail
 from sparsec.passes.prune import Pattern, Unstructured
 from sparsec.passes.prune.densities import DENSITIES
 from sparsec.passes.prune.places import cannot
+from sparsec.passes.prune.sweep import sweep
 from sparsec.passes.prune.walk import Memory, Observe, Outcome, Settings, walk
 
 NAME = "prune"
@@ -30,6 +31,7 @@ def insert(
     settings: Settings,
     choice: Choice,
     *,
+    again: Iterable[tuple[Observe, Observe]] = (),
     memory: Memory | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Finding], list[dict]]:
@@ -37,7 +39,8 @@ def insert(
 
     `pattern` may be a function of the layer; None leaves one dense. An N:M weight is read by its operator of
     domain ai.sparsec afterwards; an unstructured one stays with the operator that it had. Raises `PassError`
-    as `walk` does, and for a glob of `choice` that matches nothing.
+    as `walk` does, and for a glob of `choice` that matches nothing. For each pair of observers, of the dense
+    model and of `model`, in `again` there is one sweep more (`sweep`).
     """
     candidates = list(find_layers(model))
     choice.check([node_name(layer.node) for layer in candidates])
@@ -63,6 +66,9 @@ def insert(
             name = node_name(layer.node)
             declined[id(layer)] = Finding(NAME, name, "declined", reason, layer.before, layer.before)
     outcomes = walk(model, wanted, dense, pruned, settings, memory=memory, log=log)
+    for number, observers in enumerate(again, 2):
+        log(f"sweep {number}")
+        outcomes = _sweep(model, outcomes, choice, observers, settings, log)
     applied, reports = {}, []
     for outcome in outcomes:
         layer = outcome.layer
@@ -73,6 +79,30 @@ def insert(
         applied[id(layer)] = Finding(NAME, name, "applied", _reason(outcome), before, after)
         reports.append({"node": name, "weights": layer.weight.size, **_mean(outcome.reports)})
     return [declined.get(id(layer)) or applied[id(layer)] for layer in candidates], reports
+
+
+def _sweep(
+    model: ir.Model,
+    outcomes: Sequence[Outcome],
+    choice: Choice,
+    observers: tuple[Observe, Observe],
+    settings: Settings,
+    log: Callable[[str], None],
+) -> list[Outcome]:
+    """`outcomes` after one sweep over all layers that `choice` names, also those too small to be pruned."""
+    named = replace(choice, min_size=0)
+    layers = [
+        layer
+        for layer in find_layers(model)
+        if layer.node.graph is model.graph and not named.why_not(layer, None) and not cannot(layer)
+    ]
+    found = sweep(model, layers, *observers, settings, log)
+    renewed = []
+    for outcome in outcomes:
+        weight, error = found[outcome.layer.node]
+        reports = tuple(report | {"error_after": error} for report in outcome.reports)
+        renewed.append(replace(outcome, weight=weight, reports=reports))
+    return renewed
 
 
 def _spread(

@@ -13,10 +13,16 @@ from sparsec.passes.prune.moments import Problem
 
 def refit(problem: Problem, keep: np.ndarray, layout: Layout) -> np.ndarray:
     """The `[rows, K]` weight of least error among those that are zero where `keep` `[blocks, K]` is False."""
+    return on_support(problem, layout.spread(keep))
+
+
+def on_support(problem: Problem, mask: np.ndarray) -> np.ndarray:
+    """The `[rows, K]` weight of least error among those that are zero where `mask` `[rows, K]` is False."""
     wanted = problem.target @ problem.gram
     weight = np.zeros_like(problem.target)
-    for index, kept in enumerate(keep):
-        rows, support = layout.block_rows(index), np.flatnonzero(kept)
-        solved = np.linalg.solve(problem.gram[np.ix_(support, support)], wanted[rows, support].T)
-        weight[rows, support] = solved.T
+    _, first, which = np.unique(np.packbits(mask, axis=1), axis=0, return_index=True, return_inverse=True)
+    for index, row in enumerate(first):
+        rows, support = np.flatnonzero(which.ravel() == index), np.flatnonzero(mask[row])
+        solved = np.linalg.solve(problem.gram[np.ix_(support, support)], wanted[np.ix_(rows, support)].T)
+        weight[np.ix_(rows, support)] = solved.T
     return weight

@@ -13,18 +13,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsec.passes.graph import add_constant, node_name, nodes, remove_dead
 from sparsec.passes.nm_layers import Layer
-from sparsec.passes.prune import Pattern, Pruned, pose, prune
+from sparsec.passes.prune import Pattern, Problem, pose, prune
 from sparsec.passes.prune.moments import Moments
 from sparsec.passes.prune.places import Place, find_place
 from sparsec.passes.prune.rows import input_rows, output_rows
 
+T = TypeVar("T")
 Observe = Callable[[Sequence[str]], Iterator[Mapping[str, np.ndarray]]]
 
 
@@ -73,34 +74,43 @@ def walk(
     Layers that read one weight in the same way are given one pruned weight, fitted to all whose inputs are
     known when the first is reached. Raises `PassError` for an unknown method.
     """
-    pending = list(wanted)
-    clock = _Clock(pending, log)
+    patterns = {layer.key: pattern for layer, pattern in reversed(wanted)}
+    clock = Clock([layer for layer, _ in wanted], log)
     outcomes: list[Outcome] = []
-    while pending:
-        computed = _computed(model, [layer for layer, _ in pending])
-        ready = [(layer, pattern) for layer, pattern in pending if layer.node.inputs[0] in computed]
-        keys = {layer.key for layer, _ in ready}
-        shared: dict[tuple, list[Layer]] = {}
-        for layer, _ in pending:
-            if layer.key in keys:
-                shared.setdefault(layer.key, []).append(layer)
-        places = [find_place(layer, computed) for layer, _ in ready]
+    for shared, places in stages(model, [layer for layer, _ in wanted]):
         fitted = _recall(places, memory)
         missing = [place for place in places if place.layer.key not in fitted]
         if missing:
             moments = observe(missing, dense, pruned, settings.mask)
-        patterns = {layer.key: pattern for layer, pattern in ready}
         for key, layers in shared.items():
             of_key = [place for place in places if place.layer.key == key]
             if key not in fitted:
                 fitted[key] = fit(of_key, moments[key], patterns[key], settings)
                 if memory is not None:
                     memory.remember(node_name(layers[0].node), *fitted[key])
-            outcomes += _put(model, layers, of_key, patterns[key], *fitted[key])
-            clock.done(layers[0], fitted[key][2])
-        pending = [(layer, pattern) for layer, pattern in pending if layer.key not in keys]
+            weight, bias, reports = fitted[key]
+            value = put(model, layers, of_key, weight, bias)
+            outcomes += [Outcome(layer, patterns[key], value, tuple(reports)) for layer in layers]
+            clock.done(layers[0], [report["error_after"] for report in reports])
     order = {id(layer): i for i, (layer, _) in enumerate(wanted)}
     return sorted(outcomes, key=lambda outcome: order[id(outcome.layer)])
+
+
+def stages(
+    model: ir.Model, layers: Sequence[Layer]
+) -> Iterator[tuple[dict[tuple, list[Layer]], list[Place]]]:
+    """In the order of data, the layers whose inputs no later one has a part in: those that read one weight
+    by their key, and the places of those that can be seen. Each stage is done before the next is taken."""
+    pending = list(layers)
+    while pending:
+        computed = _computed(model, pending)
+        ready = [layer for layer in pending if layer.node.inputs[0] in computed]
+        shared: dict[tuple, list[Layer]] = {layer.key: [] for layer in ready}
+        for layer in pending:
+            if layer.key in shared:
+                shared[layer.key].append(layer)
+        yield shared, [find_place(layer, computed) for layer in ready]
+        pending = [layer for layer in pending if layer.key not in shared]
 
 
 def _computed(model: ir.Model, pending: Sequence[Layer]) -> set[ir.Value]:
@@ -114,9 +124,10 @@ def _computed(model: ir.Model, pending: Sequence[Layer]) -> set[ir.Value]:
 
 
 def observe(
-    places: Sequence[Place], dense: Observe, pruned: Observe, mask: str | None
+    places: Sequence[Place], dense: Observe, pruned: Observe, mask: str | None, *, behind: bool = False
 ) -> dict[tuple, list[Moments]]:
-    """Layer key -> the moments of each convolution group. Places with the same input share a matrix."""
+    """Layer key -> the moments of each convolution group. Places with the same input share a matrix. With
+    `behind` the wanted values are those of `Place.unseen`."""
     sets: dict[tuple, list[Place]] = {}
     for place in places:
         layer = place.layer
@@ -141,7 +152,7 @@ def observe(
         for key, members in sets.items():
             first = members[0].layer
             x = input_rows(first, have[first.node.inputs[0].name])
-            y = np.concatenate([_wanted(place, want, have) for place in members], axis=1)
+            y = np.concatenate([_wanted(p, want, have, x if behind else None) for p in members], axis=1)
             counts = have[mask].reshape(-1) != 0 if mask else None
             if counts is not None and len(counts) == len(y):
                 x, y = x[:, counts], y[counts]
@@ -162,43 +173,65 @@ def observe(
     return found
 
 
-def _wanted(place: Place, want: Mapping[str, np.ndarray], have: Mapping[str, np.ndarray]) -> np.ndarray:
-    goal = want[place.goal.name]
-    if place.other is not None:
-        goal = goal.astype(np.float64) - have[place.other.name]
-    return output_rows(place.layer, goal)
+def _wanted(
+    place: Place,
+    want: Mapping[str, np.ndarray],
+    have: Mapping[str, np.ndarray],
+    x: np.ndarray | None,
+) -> np.ndarray:
+    """`[rows, out]`; with the input rows `x` `[groups, rows, K]` in the light of what the layer makes now."""
+    goal = output_rows(place.layer, want[place.goal.name]).astype(np.float64)
+    other = output_rows(place.layer, have[place.other.name]) if place.other is not None else 0.0
+    if x is not None:
+        weights = place.layer.weight.reshape(len(x), -1, x.shape[-1])
+        now = [rows @ weight.T for rows, weight in zip(x, weights, strict=True)]
+        goal = place.unseen(goal, np.concatenate(now, axis=1) + place.bias + other)
+    return goal - other
 
 
 def fit(
     places: Sequence[Place], moments: Sequence[Moments], pattern: Pattern, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """The canonical weight, the bias and the reports of one weight."""
+
+    def solve(problem: Problem, taps: int) -> tuple[np.ndarray, dict]:
+        made = prune(problem, pattern, settings.method, taps=taps, reconstruct=settings.reconstruct)
+        return made.weight, made.report.to_json()
+
+    return by_group(places, moments, settings, solve)
+
+
+def by_group(
+    places: Sequence[Place],
+    moments: Sequence[Moments],
+    settings: Settings,
+    solve: Callable[[Problem, int], tuple[np.ndarray, T]],
+) -> tuple[np.ndarray, np.ndarray, list[T]]:
+    """The canonical weight and the bias of one weight, and what `solve` tells of each group besides.
+
+    `solve(problem, taps)` gives the weight `[rows, taps * in]` of one group.
+    """
     place = places[0]
     free = all(p.free_bias for p in places) and len(places) == 1
     groups = place.layer.groups
     out, taps, _ = place.layer.weight.shape
-    dense = place.layer.weight.astype(np.float64).reshape(groups, out // groups, -1)
+    old = place.layer.weight.astype(np.float64).reshape(groups, out // groups, -1)
     biases = place.bias.reshape(groups, -1)
-    weights, offsets, reports = [], [], []
-    for weight, bias, sums in zip(dense, biases, moments, strict=True):
+    weights, offsets, told = [], [], []
+    for weight, bias, sums in zip(old, biases, moments, strict=True):
         problem = pose(sums, weight, free_bias=free, bias=bias, damping=settings.damping)
-        result: Pruned = prune(problem, pattern, settings.method, taps=taps, reconstruct=settings.reconstruct)
-        weights.append(result.weight)
+        solved, tells = solve(problem, taps)
+        weights.append(solved)
         mean = sums.y / max(sums.count, 1.0)
-        offsets.append(mean - result.weight @ problem.mean if free else bias)
-        reports.append(result.report.to_json())
-    return np.concatenate(weights).reshape(place.layer.weight.shape), np.concatenate(offsets), reports
+        offsets.append(mean - solved @ problem.mean if free else bias)
+        told.append(tells)
+    return np.concatenate(weights).reshape(place.layer.weight.shape), np.concatenate(offsets), told
 
 
-def _put(
-    model: ir.Model,
-    layers: Sequence[Layer],
-    places: Sequence[Place],
-    pattern: Pattern,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    reports: list[dict],
-) -> list[Outcome]:
+def put(
+    model: ir.Model, layers: Sequence[Layer], places: Sequence[Place], weight: np.ndarray, bias: np.ndarray
+) -> ir.Value:
+    """Have `layers`, which read one weight, read the canonical `weight`; its value is returned."""
     first = layers[0]
     value = add_constant(model, f"{first.value.name.removesuffix('_pruned')}_pruned", first.stored(weight))
     old = [layer.value for layer in layers]
@@ -207,7 +240,7 @@ def _put(
     if len(places) == 1 and places[0].free_bias:
         places[0].set_bias(model, bias)
     remove_dead(old)
-    return [Outcome(layer, pattern, value, tuple(reports)) for layer in layers]
+    return value
 
 
 def _recall(places: Sequence[Place], memory: Memory | None) -> dict[tuple, tuple]:
@@ -219,11 +252,11 @@ def _recall(places: Sequence[Place], memory: Memory | None) -> dict[tuple, tuple
     return found
 
 
-class _Clock:
+class Clock:
     """Says what is done and how long the rest will take, by the work that elimination costs: K^2 * N."""
 
-    def __init__(self, wanted: Sequence[tuple[Layer, Pattern]], log: Callable[[str], None]):
-        works = {layer.key: self._work(layer) for layer, _ in wanted}
+    def __init__(self, layers: Sequence[Layer], log: Callable[[str], None]):
+        works = {layer.key: self._work(layer) for layer in layers}
         self.total, self.count, self.log = sum(works.values()), len(works), log
         self.start, self.finished, self.spent = time.monotonic(), 0, 0.0
 
@@ -231,11 +264,11 @@ class _Clock:
     def _work(layer: Layer) -> float:
         return float(layer.weight.size) * layer.weight[0].size
 
-    def done(self, layer: Layer, reports: Sequence[Mapping]) -> None:
+    def done(self, layer: Layer, errors: Sequence[float]) -> None:
         self.finished += 1
         self.spent += self._work(layer)
         left = (time.monotonic() - self.start) * (self.total / self.spent - 1)
-        error = sum(report["error_after"] for report in reports) / len(reports)
+        error = sum(errors) / len(errors)
         self.log(
             f"{self.finished}/{self.count} {node_name(layer.node)}: output error {100 * error:.2f} %, "
             f"{left / 60:.0f} min {left % 60:.0f} s left"

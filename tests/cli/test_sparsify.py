@@ -132,6 +132,19 @@ def test_half_of_the_weights_cost_less_than_a_point(call, dense, calibration, ac
     assert out.stat().st_size < dense.stat().st_size + 10_000  # no dense weight stays behind
 
 
+def test_sweeps_leave_less_error_behind_the_activations(call, dense, calibration, accuracy, tmp_path):
+    out, found = tmp_path / "out.onnx", []
+    for sweeps in ("1", "3"):
+        options = ["--pattern", "1:4", "--method", "wanda", "--sweeps", sweeps]
+        result = call("sparsify", dense, "--calib", calibration, *options, "-o", out, "--json")
+        assert result.exit_code == 0, result.stderr
+        found.append(json.loads(result.stdout))
+    first, last = ([layer["error_after"] for layer in made["layers"]] for made in found)
+    assert last[0] < 0.8 * first[0] and sum(last) < sum(first)
+    assert accuracy(out) >= accuracy(dense) - 0.02
+    assert len(onnx.load(out).functions) and out.stat().st_size < dense.stat().st_size + 10_000
+
+
 def test_without_reconstruction_only_zeros_are_new(call, dense, calibration, tmp_path):
     out = tmp_path / "out.onnx"
     options = ["--pattern", "2:4", "--method", "wanda", "--no-reconstruct"]
