@@ -1,6 +1,6 @@
 """Is a compiled model right?  Its outputs against ONNX Runtime's."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -67,26 +67,33 @@ def same_model(ingested: bytes, source: str, feeds: Mapping[str, np.ndarray]) ->
     Oracle(source, feeds).require(reference.run_reference(ingested, feeds), "the model as it was read")
 
 
+def run_artifact(artifact: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs of an artifact, loaded for one run."""
+    with load(artifact) as loaded:
+        return loaded(dict(feeds))  # its memory is free again before anything is compared
+
+
 def receipt(
-    artifacts: Mapping[str, Path], model: str | bytes, feeds: Mapping[str, np.ndarray], calibrated: bool
+    runs: Mapping[str, Callable[[Mapping], Mapping]],
+    model: str | bytes,
+    feeds: Mapping[str, np.ndarray],
+    calibrated: bool,
 ) -> dict:
-    """What the manifest says of ``artifacts`` (one for each CPU level that runs here) against ONNX Runtime.
+    """What the manifest says of an artifact against ONNX Runtime; ``runs`` has a run for each CPU level.
 
     Raises CompileError for the first output that is not within.
     """
     oracle = Oracle(model, feeds)
     worst: dict[str, Difference] = {}
-    for level, artifact in artifacts.items():
-        with load(artifact) as loaded:
-            found = loaded(dict(feeds))
-        differences = oracle.require(found, f"the kernels for {level}")  # the artifact's memory is free again
+    for level, run in runs.items():
+        differences = oracle.require(run(feeds), f"the kernels for {level}")
         for name, difference in differences.items():
             if name not in worst or difference.max_abs > worst[name].max_abs:
                 worst[name] = difference
     return {
         "input": "calibration data" if calibrated else f"random, seed {reference.SEED}",
         "tolerance": {"relative": reference.RELATIVE, "absolute": reference.ABSOLUTE},
-        "levels": list(artifacts),
+        "levels": list(runs),
         "reference_spread": oracle.spread if "spread" in vars(oracle) else {},
         "max_error": {name: difference.to_json() for name, difference in worst.items()},
     }

@@ -28,6 +28,8 @@ RATE = {"dense": 1.0, "shared": 1.0, "strips": 0.93, "strip": 0.7, "lanes": 0.73
 """Multiply-adds of a packed form relative to the dense kernel's rate, on the cores measured so far.
 
 "strip" is a strip of one channel, "strips" are wider."""
+NO_PERMUTE = ("neon", "rv64gc")
+"""Levels without a permute that spans a window: a lane's activation is loaded, as in the gather form."""
 TOO_SHORT = 10e-6
 """Seconds of a dense kernel below which calling it and reading positions cost as much as they save."""
 SHARED = 16
@@ -137,7 +139,8 @@ def _times(weights: dict, levels: tuple[str, ...]) -> dict:
     """``spec -> (dense seconds, sparse seconds, how they are known)``; ``weights`` has one for each spec."""
     level = next(iter(runnable(levels)), None)
     if level is None:
-        return {spec: (*_model(spec, weight.shape[-1]), "estimated") for spec, weight in weights.items()}
+        counted = {spec: _model(spec, weight.shape[-1], levels[0]) for spec, weight in weights.items()}
+        return {spec: (*times, "estimated") for spec, times in counted.items()}
     database, here = Database(), measure.context(level)
     known = database.read(here)
     missing = [spec for spec in weights if not {"dense", "sparse"} <= known.get(to_text(spec), {}).keys()]
@@ -159,10 +162,12 @@ def best(times: Mapping[str, float], kernel: str) -> float:
     return min(seconds for text, seconds in times.items() if Candidate.parse(text).kernel == kernel)
 
 
-def _model(spec, channels: int) -> tuple[float, float]:
+def _model(spec, channels: int, level: str) -> tuple[float, float]:
     """Relative times by counting multiply-adds over ``channels`` input channels."""
     if spec.strips:
         strips = spec.strips
         stored = strips.slots * strips.width / (strips.out * strips.taps * channels)
         return 1.0, stored / RATE["strip" if strips.width == 1 else "strips"]
-    return 1.0, spec.pattern.kept(channels) / channels / RATE[spec.pattern.form(channels)]
+    form = spec.pattern.form(channels)
+    rate = RATE["gather" if form == "lanes" and level in NO_PERMUTE else form]
+    return 1.0, spec.pattern.kept(channels) / channels / rate

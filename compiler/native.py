@@ -6,13 +6,16 @@ nothing but libc, libm and threads.
 """
 
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import contextmanager
 from functools import cache
 from math import prod
 from pathlib import Path
 
 from sparsec.runtime import build
+from sparsec.runtime.cpu import LEVEL_ARCHITECTURE
 from sparsec.runtime.manifest import DTYPES
 
 from . import elf
@@ -28,7 +31,7 @@ _DLPACK = {
     **{f"uint{bits}": (1, bits) for bits in (8, 16, 32, 64)},
 }
 _SPACES = ("input", "output", "weight", "arena")
-_SYSTEM_LIBRARIES = re.compile(r"(libc|libm|libpthread|ld-linux-x86-64)\.so\.\d+")
+_SYSTEM_LIBRARIES = re.compile(r"(libc|libm|libpthread|ld-linux-[a-z0-9-]+)\.so\.\d+")
 _LINK = (
     "-shared",
     "-Wl,--build-id=none",
@@ -45,26 +48,62 @@ def link(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, out: 
     ``objects``: ELF relocatable files (content or path) that define ``__tvm_ffi_<symbol>`` for the
     symbol of every step.  ``workspace_size``: the most bytes that kernels of this level hold at once
     through TVMBackendAllocWorkspace on one thread, each request rounded up to 64; a kernel that asks
-    for more fails at run time with a message.  ``level``: the CPU level's name, kept for display.
+    for more fails at run time with a message.  ``level``: the CPU level, one of LEVEL_ARCHITECTURE; it says
+    which compiler is needed.
 
     Same arguments and same compiler, same bytes.  Raises CompileError (one line) if there is no
     compiler, if a kernel is missing, or if a kernel needs a symbol that no device has.
     """
+    with _failures(out), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
+        folder, cc = Path(name), build.compiler(LEVEL_ARCHITECTURE[level])
+        names = _compile(plan, objects, workspace_size, folder, level, cc)
+        (folder / "exports.map").write_text("{ global: sparsec_module_v1; local: *; };\n")
+        build.run([*cc, *_LINK, "-o", "model.so", *names, "-lm", "-lpthread"], folder)
+        content = (folder / "model.so").read_bytes()
+        _check_library(content)
+        Path(out).write_bytes(content)
+
+
+def link_runner(
+    plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, out: Path, level: str
+) -> None:
+    """Link what ``link`` does with ``runner.c`` into the static executable ``out``, for another machine.
+
+    The arguments and errors are those of ``link``.  The objects are the library's; musl's libc, which is the
+    static one that ziglang has, is compatible with them.
+    """
+    with _failures(out), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
+        folder, cc = Path(name), build.compiler(LEVEL_ARCHITECTURE[level])
+        static = build.zig(f"{LEVEL_ARCHITECTURE[level]}-linux-musl")
+        names = _compile(plan, objects, workspace_size, folder, level, cc)
+        build.run(build.compile_command(cc, str(build.SOURCES / build.RUNNER), "runner.o"), folder)
+        build.run([*static, "-static", "-s", "-o", "runner", "runner.o", *names, "-lm"], folder)
+        shutil.copy(folder / "runner", out)
+
+
+@contextmanager
+def _failures(out: Path):
+    """A linker's failure as the error of a compilation."""
     try:
-        with tempfile.TemporaryDirectory(prefix="sparsec-") as name:
-            _link(plan, objects, workspace_size, Path(name), level)
-            Path(out).write_bytes((Path(name) / "model.so").read_bytes())
+        yield
     except build.BuildError as e:
         raise CompileError(_blame(str(e))) from None
     except OSError as e:
         raise CompileError(f"cannot write the library {str(out)!r}: {e.strerror}") from e
 
 
-def _link(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, folder: Path, level: str) -> None:
-    cc = build.compiler()
+def _compile(
+    plan: Plan,
+    objects: Sequence[bytes | Path],
+    workspace_size: int,
+    folder: Path,
+    level: str,
+    cc: Sequence[str],
+) -> list[str]:
+    """Writes the plan's, the kernels' and the core's objects into ``folder``; their names in link order."""
     contents = [o if isinstance(o, bytes) else Path(o).read_bytes() for o in objects]
     _check_kernels(plan, contents)
-    names = []
+    names = ["plan.o"]
     for i, content in enumerate(contents):
         names.append(f"kernels{i}.o")
         (folder / names[-1]).write_bytes(content)
@@ -72,10 +111,8 @@ def _link(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, fold
         names.append(name)
         (folder / name).write_bytes(content)
     (folder / "plan.c").write_text(plan_source(plan, workspace_size, level))
-    (folder / "exports.map").write_text("{ global: sparsec_module_v1; local: *; };\n")
     build.run(build.compile_command(cc, "plan.c", "plan.o"), folder)
-    build.run([*cc, *_LINK, "-o", "model.so", "plan.o", *names, "-lm", "-lpthread"], folder)
-    _check_library((folder / "model.so").read_bytes())
+    return names
 
 
 @cache

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,7 +16,7 @@ import tvm
 
 import sparsec
 from sparsec import passes
-from sparsec.compiler import check, native, package, reference
+from sparsec.compiler import check, emulator, native, package, reference
 from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.choices import choose
 from sparsec.compiler.dump import Dump
@@ -27,9 +28,9 @@ from sparsec.compiler.planner import make_plan
 from sparsec.compiler.request import CompileRequest, cpu_levels, runnable
 from sparsec.compiler.to_relax import Importer
 from sparsec.compiler.tuning.tiles import tuned, with_tiles
-from sparsec.runtime.cpu import LEVEL_FEATURES
+from sparsec.runtime.cpu import LEVEL_ARCHITECTURE, LEVEL_FEATURES
 from sparsec.runtime.manifest import WEIGHTS
-from sparsec.schedules.target import X86_LEVELS
+from sparsec.schedules.target import LEVELS
 
 
 def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambda line: None) -> dict:
@@ -78,7 +79,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         gc.collect()  # graphs are full of cycles
     with stages(f"build {len(kernels.functions)} kernels for {', '.join(levels)}"):
         tiles = tuned(kernels, levels, choices)
-        objects = build_levels({X86_LEVELS[v]: with_tiles(kernels, tiles.get(v, {})) for v in levels})
+        objects = build_levels({LEVELS[v]: with_tiles(kernels, tiles.get(v, {})) for v in levels})
 
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
         members = {WEIGHTS: plan.weights}
@@ -93,6 +94,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
             tvm_version=tvm.__version__,
             source_sha256=source_sha256,
             libraries={level: LEVEL_FEATURES[level] for level in levels},
+            architecture=LEVEL_ARCHITECTURE[levels[0]],
             passes=passes.print_pipeline(pipeline),
             layers=layers,
             choices=choices.kernels,
@@ -103,8 +105,11 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
                 if plain:  # inserted passes change the model, so reading it is checked by itself
                     check.same_model(plain, request.model, feeds)
                 trials = package.write_trials(Path(folder), manifest, members, runnable(levels))
+                runs = {level: partial(check.run_artifact, trial) for level, trial in trials.items()}
+                runs |= emulator.runs(plan, dict(zip(levels, objects, strict=True)), Path(folder))
                 source = changed or request.model
-                manifest["receipt"] = check.receipt(trials, source, feeds, bool(request.calib))
+                manifest["receipt"] = check.receipt(runs, source, feeds, bool(request.calib))
+                manifest["receipt"] |= emulator.remarks(levels, runs)
         with stages("publish"):
             package.write_artifact(request.out, manifest, members)
 

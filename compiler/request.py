@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sparsec.compiler.errors import CompileError
-from sparsec.runtime.cpu import LEVEL_FEATURES, features
+from sparsec.runtime import cpu
 
 TARGETS = {
     "x86": ("v4", "v3"),
     "x86:v2": ("v2",),
     "x86:v3": ("v3",),
     "x86:v4": ("v4",),
+    "arm": ("neon",),
+    "riscv64": ("rv64gc",),
 }
 SPARSITY = ("auto", "require", "off")
 
@@ -20,12 +22,12 @@ SPARSITY = ("auto", "require", "off")
 class CompileRequest:
     """One compilation.
 
-    ``target``: ``x86`` (levels v3 and v4 in one file), ``x86:v2``, ``x86:v3``, ``x86:v4``, or
-    ``native`` (the best level of this machine).  ``passes``: the pipeline's text.  ``shapes``: input
-    name to full shape, ``dims``: symbolic dim to size.  ``sparsity``: ``auto`` takes the faster
-    kernel of each layer, ``require`` fails where that is the dense one, ``off`` ignores patterns.
-    ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of the check.
-    ``choices``: a JSON file of kernel choices to replay.
+    ``target``: ``x86`` (levels v3 and v4 in one file), ``x86:v2``, ``x86:v3``, ``x86:v4``, ``arm`` (aarch64
+    with NEON), ``riscv64`` (scalar), or ``native`` (the best level of this machine).  ``passes``: the
+    pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
+    ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
+    ignores patterns.  ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
+    the check.  ``choices``: a JSON file of kernel choices to replay.
     """
 
     model: str
@@ -64,13 +66,15 @@ def cpu_levels(target: str) -> tuple[str, ...]:
 
 def runnable(levels: Iterable[str]) -> list[str]:
     """Those of ``levels`` that this machine runs."""
-    offered = features()
-    return [level for level in levels if set(LEVEL_FEATURES[level]) <= offered]
+    here = cpu.levels()
+    return [level for level in levels if level in here]
 
 
 def native_level() -> str:
-    """The best x86 level that this machine runs."""
-    runs = runnable(sorted(LEVEL_FEATURES, reverse=True))
+    """The best level that this machine runs."""
+    runs = cpu.levels()
     if not runs:
-        raise CompileError("target 'native': this machine's CPU is below x86-64-v2; name a target")
+        raise CompileError(
+            f"target 'native': this machine's CPU ({cpu.architecture()}) runs no level; name a target"
+        )
     return runs[0]

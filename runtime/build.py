@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from .cpu import architecture
 from .errors import SparsecError
 
 SOURCES = Path(__file__).resolve().parent / "c"
 CORE = ("core/backend.c", "core/context.c", "core/cpus.c", "core/pool.c")
+RUNNER = "runner.c"
 LIBRARY = ("lib/cpu.c", "lib/json.c", "lib/manifest.c", "lib/open.c", "lib/sha256.c", "lib/zip.c")
 
 # No fast-math in any form: it would flush denormals for the whole process as soon as it is loaded.
@@ -34,15 +36,27 @@ FLAGS = (
 )
 
 
+# Any glibc from these versions on loads what zig links for them, and musl does for aarch64, too: it takes
+# glibc's names for its own and ignores versions.
+ZIG_TARGETS = {
+    "x86_64": "x86_64-linux-gnu.2.28",
+    "aarch64": "aarch64-linux-gnu.2.17",
+    "riscv64": "riscv64-linux-gnu.2.27",
+}
+
+
 class BuildError(SparsecError):
     """No C compiler, or one that failed; the text is one line."""
 
 
-def compiler() -> list[str]:
-    """The command of the C compiler: $CC, else the host's ``cc``, else the one in ``ziglang``.
+def compiler(target: str = "") -> list[str]:
+    """The command of the C compiler for the architecture ``target``, this machine's if empty.
 
+    For this machine $CC, else the host's ``cc``, else the one in ``ziglang``; for others that one alone.
     Raises BuildError if there is none.
     """
+    if target and target != architecture():
+        return zig(ZIG_TARGETS[target])
     named = shlex.split(os.environ.get("CC", ""))
     if named:
         if shutil.which(named[0]) is None:
@@ -54,8 +68,15 @@ def compiler() -> list[str]:
         return ["cc"]
     if find_spec("ziglang"):
         # zig links against any glibc; the host's own cc only against the host's and newer ones
-        return [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.28"]
+        return zig(ZIG_TARGETS[architecture()])
     raise BuildError("no C compiler found: install one as 'cc', or run: python -m pip install ziglang")
+
+
+def zig(target: str) -> list[str]:
+    """The command of ziglang's C compiler for a target as zig spells it; BuildError where it is missing."""
+    if find_spec("ziglang") is None:
+        raise BuildError(f"no C compiler for {target} found; zig has one: python -m pip install ziglang")
+    return [sys.executable, "-m", "ziglang", "cc", "-target", target]
 
 
 def compile_command(cc: Sequence[str], source: str, output: str) -> list[str]:

@@ -13,7 +13,7 @@ from tvm import ir, tirx
 from sparsec.schedules import tir, vector
 from sparsec.schedules.target import Cpu
 
-_IR = """
+_STREAM = """
 define weak_odr void @sparsec_stream_{lanes}(ptr %to, <{lanes} x float> %x) alwaysinline {{
   store <{lanes} x float> %x, ptr %to, align {bytes}, !nontemporal !0
   ret void
@@ -22,13 +22,16 @@ define weak_odr void @sparsec_stream_fence() alwaysinline {{
   call void @llvm.x86.sse.sfence()
   ret void
 }}
-define weak_odr void @sparsec_prefetch(ptr %from) alwaysinline {{
+declare void @llvm.x86.sse.sfence()
+!0 = !{{i32 1}}
+"""
+
+_PREFETCH = """
+define weak_odr void @sparsec_prefetch(ptr %from) alwaysinline {
   call void @llvm.prefetch.p0(ptr %from, i32 0, i32 2, i32 1)
   ret void
-}}
-declare void @llvm.x86.sse.sfence()
+}
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-!0 = !{{i32 1}}
 """
 
 
@@ -62,11 +65,13 @@ def prefetch(buffer: tir.Buffer, index: list) -> tir.Stmt:
 
 
 def imported(body: tir.Stmt, lanes: int, fence: bool) -> tir.Stmt:
-    """``body`` with the functions that it calls: ``prefetch``, and ``vector_loop`` of so many lanes.
+    """``body`` with the functions that it calls: ``prefetch``, and with ``fence``, ``vector_loop`` of so many
+    lanes, whose stores are then done before everything that follows.
 
-    ``fence`` puts the streamed stores before everything that follows.
+    Only x86 streams; a prefetch is every CPU's.
     """
-    text = _IR.format(lanes=lanes, bytes=4 * lanes)
+    text = _PREFETCH
     if fence:
+        text += _STREAM.format(lanes=lanes, bytes=4 * lanes)
         body = tir.seq([body, tirx.Evaluate(tirx.call_extern("void", "sparsec_stream_fence"))])
     return tirx.AttrStmt(tir.i32(0), "pragma_import_llvm", ir.StringImm(text), body)

@@ -10,12 +10,13 @@ LINE = 16
 
 @dataclass(frozen=True)
 class Cpu:
-    """An x86 micro-architecture level.
+    """A level of CPUs of one architecture.
 
     ``lanes`` counts fp32 values per register, ``registers`` the architectural vector registers.
     Cache sizes are the smallest of the machines of that level that are sold today, in bytes.
     ``run_cost``: half cycles that a tile loses for each row it writes where the output does not fit the
     second-level cache; measured, in steps of one 512-bit multiply-add for v4.
+    ``features`` and ``abi`` are LLVM's, beside what ``mcpu`` says.
     """
 
     name: str
@@ -27,13 +28,46 @@ class Cpu:
     #: A tensor of this size is not expected to be in the last cache when it is read again: it is streamed.
     stream: int = 16 * 1024 * 1024
     run_cost: int = 0
+    triple: str = "x86_64-unknown-linux-gnu"
+    features: tuple[str, ...] = ()
+    abi: str = ""
 
     def tvm_target(self) -> Target:
-        return Target({"kind": "llvm", "mcpu": self.mcpu, "mtriple": "x86_64-unknown-linux-gnu"})
+        options = {"kind": "llvm", "mcpu": self.mcpu, "mtriple": self.triple}
+        if self.features:
+            options["mattr"] = list(self.features)
+        if self.abi:
+            options["mabi"] = self.abi
+        return Target(options)
 
 
 X86_LEVELS = {
     "v2": Cpu("v2", "x86-64-v2", lanes=4, registers=16),
     "v3": Cpu("v3", "x86-64-v3", lanes=8, registers=16),
     "v4": Cpu("v4", "x86-64-v4", lanes=16, registers=32, run_cost=50),
+}
+
+LEVELS = {
+    **X86_LEVELS,
+    # Armv8-A has no more than Advanced SIMD; the second-level cache is that of a small core's cluster.
+    "neon": Cpu(
+        "neon",
+        "generic",
+        lanes=4,
+        registers=32,
+        l2=256 * 1024,
+        triple="aarch64-unknown-linux-gnu",
+        features=("+neon",),
+    ),
+    # Scalar: LLVM splits a vector of four into four registers, of which there are 32.
+    "rv64gc": Cpu(
+        "rv64gc",
+        "generic-rv64",
+        lanes=4,
+        registers=8,
+        l2=256 * 1024,
+        triple="riscv64-unknown-linux-gnu",
+        features=("+m", "+a", "+f", "+d", "+c"),
+        abi="lp64d",
+    ),
 }

@@ -1,7 +1,9 @@
 """What every test may use: markers for what a machine has, the shared models, a single-threaded oracle."""
 
 import os
+import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "isa(*features): needs these CPU features, as /proc/cpuinfo spells them"
     )
+    config.addinivalue_line("markers", "qemu(*architectures): needs QEMU's user mode for these, and ziglang")
+
+
+def missing_emulators(architectures) -> list[str]:
+    names = [
+        f"qemu-{a}"
+        for a in architectures
+        if not (shutil.which(f"qemu-{a}-static") or shutil.which(f"qemu-{a}"))
+    ]
+    return names + ([] if find_spec("ziglang") else ["ziglang"])
 
 
 def cpu_features() -> set[str]:
@@ -43,6 +55,10 @@ def pytest_collection_modifyitems(config, items):
         missing = [f for mark in item.iter_markers("isa") for f in mark.args if f not in features]
         if missing:
             item.add_marker(pytest.mark.skip(reason=f"this CPU has no {', '.join(missing)}"))
+        for mark in item.iter_markers("qemu"):
+            if absent := missing_emulators(mark.args):
+                why = f"not installed: {', '.join(absent)} (apt-get install qemu-user-static)"
+                item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(scope="session")

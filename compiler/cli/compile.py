@@ -106,12 +106,15 @@ def layer_rows(layers: list[dict]) -> list[list[str]]:
 
 
 def accuracy(receipt: dict) -> list[str]:
-    """One line for each output: its error against ONNX Runtime and what is allowed."""
+    """One line for each output: its error against ONNX Runtime and what is allowed; what was not run."""
     if not receipt:
         return ["error    not compared with ONNX Runtime (--no-verify)"]
     allowed = receipt["tolerance"]["relative"]
-    return [
+    how = ", under QEMU" if receipt.get("emulated") else ""
+    lines = [
         f"error    {found['max_rel_to_scale']:.1e} of {text.visible(name)}'s scale, against ONNX Runtime "
-        f"({receipt['input']}; allowed {allowed:.0e})"
+        f"({receipt['input']}; allowed {allowed:.0e}{how})"
         for name, found in receipt["max_error"].items()
     ]
+    not_run = receipt.get("not_run", {})
+    return lines + [f"error    level {level} was not compared: {why}" for level, why in not_run.items()]

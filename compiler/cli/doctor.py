@@ -83,15 +83,15 @@ def linker() -> Check:
 
 
 def cpu() -> Check:
-    from sparsec.runtime.cpu import LEVEL_FEATURES, architecture, features
+    from sparsec.runtime.cpu import LEVEL_FEATURES, architecture, features, levels
 
     have = features()
-    levels = [level for level, needed in LEVEL_FEATURES.items() if have.issuperset(needed)]
+    runs = sorted(levels())
     extra = sorted(have - {f for needed in LEVEL_FEATURES.values() for f in needed})
-    found = f"{architecture()}, {'levels ' + ', '.join(levels) if levels else 'no known level'}"
+    found = f"{architecture()}, {'levels ' + ', '.join(runs) if runs else 'no known level'}"
     if extra:
         found += f", also {', '.join(extra)}"
-    return Check("cpu", found, "v3" in levels, "running artifacts for x86 (they need level v3 or v4)")
+    return Check("cpu", found, "v3" in runs, "running artifacts for x86 (they need level v3 or v4)")
 
 
 def memory() -> Check:

@@ -7,7 +7,8 @@ import click
 
 from .failure import Failure
 
-TARGETS = ("x86", "x86:v2", "x86:v3", "x86:v4", "native")  # those of sparsec.compiler.request
+#: Those of sparsec.compiler.request.
+TARGETS = ("x86", "x86:v2", "x86:v3", "x86:v4", "arm", "riscv64", "native")
 
 
 class Shape(click.ParamType):

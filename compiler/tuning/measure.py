@@ -13,7 +13,7 @@ from sparsec.compiler.objects import build_library
 from sparsec.compiler.tuning.candidates import Candidate
 from sparsec.schedules.contraction_rule import TILE_PANELS
 from sparsec.schedules.contraction_spec import to_text
-from sparsec.schedules.target import X86_LEVELS
+from sparsec.schedules.target import LEVELS
 
 
 def context(level: str) -> str:
@@ -40,7 +40,7 @@ def measure(
             name = function_name(index, candidate)
             func = candidate.spec(layer).prim_func().with_attr("global_symbol", name)
             functions[name] = func.with_attr(TILE_PANELS, candidate.panels) if candidate.panels else func
-    library = build_library(tvm.IRModule(functions), X86_LEVELS[level]).library
+    library = build_library(tvm.IRModule(functions), LEVELS[level]).library
     tvm.get_global_func("runtime.config_threadpool")(1, 1)
     result = {}
     for index, (layer, weight) in enumerate(weights.items()):

@@ -15,7 +15,7 @@ from sparsec.compiler.tuning.candidates import with_tiles
 from sparsec.compiler.tuning.database import Database
 from sparsec.compiler.tuning.measure import context, measure
 from sparsec.schedules.contraction_spec import to_text
-from sparsec.schedules.target import X86_LEVELS
+from sparsec.schedules.target import LEVELS
 
 
 def tune(
@@ -42,7 +42,7 @@ def tune(
         here = context(level)
         known = {} if again else database.read(here)
         for number, (spec, (weight, nodes)) in enumerate(layers.items(), 1):
-            candidates = with_tiles(spec, X86_LEVELS[level])
+            candidates = with_tiles(spec, LEVELS[level])
             if len(candidates) < 2:
                 continue
             structure = to_text(spec)

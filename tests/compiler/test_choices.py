@@ -110,13 +110,13 @@ def test_measured_once(model, timed):
 
 def test_the_best_level_that_runs_here_is_measured(model, timed, monkeypatch):
     calls = timed(shared=(2.0, 1.0), rows=(2.0, 1.0))
-    monkeypatch.setattr(request, "features", lambda: set(request.LEVEL_FEATURES["v3"]))
+    monkeypatch.setattr(request.cpu, "features", lambda: frozenset(request.cpu.V3))
     choose(model, REQUEST, ("v4", "v3"))
     assert calls == ["v3"]
 
 
 def test_estimated_where_nothing_runs_here(model, monkeypatch):
-    monkeypatch.setattr(request, "features", lambda: set())
+    monkeypatch.setattr(request.cpu, "features", lambda: frozenset())
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured all the same"))
     found = choose(model, REQUEST, ("v4", "v3"))
     assert found.kernels == {"shared": "sparse", "rows": "sparse"}

@@ -348,19 +348,29 @@ def test_targets():
     assert [cpu_levels(f"x86:{level}") for level in ("v2", "v3", "v4")] == [("v2",), ("v3",), ("v4",)]
     assert cpu_levels("native") == (native_level(),)
     with pytest.raises(
-        CompileError, match="unknown target 'arm'; choose one of x86, x86:v2, x86:v3, x86:v4, native$"
+        CompileError,
+        match="unknown target 'mips'; choose one of x86, x86:v2, x86:v3, x86:v4, arm, riscv64, native$",
     ):
-        cpu_levels("arm")
+        cpu_levels("mips")
 
 
 def test_native_on_an_old_machine(monkeypatch):
     from sparsec.compiler import request
 
-    monkeypatch.setattr(request, "features", lambda: set())
+    monkeypatch.setattr(request.cpu, "features", lambda: set())
     with pytest.raises(
-        CompileError, match="target 'native': this machine's CPU is below x86-64-v2; name a target"
+        CompileError, match=r"target 'native': this machine's CPU \(x86_64\) runs no level; name a target"
     ):
         native_level()
+
+
+def test_native_elsewhere(monkeypatch):
+    from sparsec.compiler import request
+
+    monkeypatch.setattr(request.cpu, "features", lambda: set())
+    monkeypatch.setattr(request.cpu, "architecture", lambda: "aarch64")
+    assert native_level() == "neon"
+    assert request.runnable(["v4", "v2", "neon", "rv64gc"]) == ["neon"]
 
 
 def test_request_crosses_a_border():

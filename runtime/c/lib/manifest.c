@@ -35,6 +35,8 @@ static const char *architecture(void) {
     return "x86_64";
 #elif defined(__aarch64__)
     return "aarch64";
+#elif defined(__riscv) && __riscv_xlen == 64
+    return "riscv64";
 #else
     return "unknown";
 #endif

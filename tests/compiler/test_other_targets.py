@@ -1,0 +1,181 @@
+"""Artifacts for aarch64 and riscv64, made here: right under QEMU, refused by this machine, checked by symbols."""
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+import tvm
+
+from sparsec.compiler import emulator, native
+from sparsec.compiler.errors import CompileError
+from sparsec.compiler.objects import build_library
+from sparsec.compiler.pipeline import compile_model
+from sparsec.compiler.request import CompileRequest
+from sparsec.runtime import TargetError, cpu, load
+from sparsec.schedules.contraction import Gemm
+from sparsec.schedules.layout import DENSE, Pattern
+from sparsec.schedules.target import LEVELS
+
+TARGETS = [
+    pytest.param("arm", id="arm", marks=pytest.mark.qemu("aarch64")),
+    pytest.param("riscv64", id="riscv64", marks=pytest.mark.qemu("riscv64")),
+]
+MACHINES = {"arm": (b"\xb7\x00", "aarch64"), "riscv64": (b"\xf3\x00", "riscv64")}  # e_machine
+
+# Every rule of the schedules, on sizes that no vector divides.
+LAYERS = """(float[2,17,33] x, float[1,5,9,7] i) => (y, z) {
+    a = LayerNormalization <axis = -1> (x, scale, shift)
+    b = MatMul(a, w)
+    c = Erf(b)
+    d = Softmax <axis = -1> (c)
+    t = Transpose <perm = [0, 2, 1]> (d)
+    e = MatMul(d, t)
+    f = Tanh(e)
+    y = ReduceSum <keepdims = 0> (f, axes)
+    g = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (i, k)
+    z = Sigmoid(g)
+}"""
+
+
+def constants(shapes: dict) -> list[onnx.TensorProto]:
+    rng = np.random.default_rng(3)
+    made = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return [onnx.numpy_helper.from_array(array, name) for name, array in made.items()]
+
+
+@pytest.fixture
+def layers(text_graph, tmp_path):
+    model = text_graph(LAYERS)
+    model.graph.initializer.extend(constants({"scale": 33, "shift": 33, "w": (33, 31), "k": (15, 5, 3, 3)}))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "axes"))
+    return saved(model, tmp_path)
+
+
+@pytest.fixture
+def sparse(text_graph, tmp_path):
+    """One layer of every packed form: shared, lanes, gather, strips."""
+    patterns = {"s": Pattern(2, 4, 16), "l": Pattern(2, 4), "g": Pattern(2, 6), "r": Pattern(1, 4, 4)}
+    model = text_graph("""(float[3,96] x, float[33,96] r) => (a, b, c, d) {
+        a = MatMul(x, s)
+        b = MatMul(x, l)
+        c = MatMul(x, g)
+        d = MatMul(r, r4)
+    }""")
+    rng = np.random.default_rng(4)
+    for (_, p), name in zip(patterns.items(), ("s", "l", "g", "r4"), strict=True):
+        kept = np.tile(np.arange(p.m) < p.n, 96 // p.m)
+        weight = np.stack([np.roll(kept, i // p.block) for i in range(48)], 1) * rng.standard_normal((96, 48))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight.astype(np.float32), name))
+    return saved(model, tmp_path)
+
+
+def saved(model: onnx.ModelProto, folder) -> str:
+    for index, node in enumerate(model.graph.node):
+        node.name = f"n{index}"
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def compiled(model: str, target: str, **options) -> tuple[str, dict]:
+    out = model.replace(".onnx", f".{target}")
+    return out, compile_model(CompileRequest(model, out, target=target, **options))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_rule(layers, target):
+    out, report = compiled(layers, target)
+    receipt, (level,) = report["receipt"], report["levels"]
+    assert receipt["levels"] == receipt["emulated"] == [level] and "not_run" not in receipt
+    assert set(receipt["max_error"]) == {"y", "z"}
+    assert all(found["within"] for found in receipt["max_error"].values())
+    wanted = f"artifact is for {MACHINES[target][1]} linux, this machine is {cpu.architecture()} linux"
+    with pytest.raises(TargetError, match=wanted):
+        load(out)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_packed_form(sparse, target, tmp_path):
+    choices = tmp_path / "choices.json"
+    choices.write_text(json.dumps({f"n{i}": "sparse" for i in range(4)}))
+    _, report = compiled(sparse, target, choices=str(choices))
+    assert [layer["kernel"] for layer in report["layers"]] == ["sparse"] * 4
+    assert all(found["within"] for found in report["receipt"]["max_error"].values())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_wrong_kernels_are_seen(layers, target, monkeypatch):
+    real = emulator.run
+    monkeypatch.setattr(emulator, "run", lambda *args, **kw: {n: 2 * a for n, a in real(*args, **kw).items()})
+    with pytest.raises(CompileError, match="differs from ONNX Runtime by"):
+        compiled(layers, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_library(layers, target, monkeypatch):
+    """The library's architecture, and that it asks for the oldest glibc's symbols alone."""
+    kept = []
+    real = native._check_library
+    monkeypatch.setattr(native, "_check_library", lambda data: (kept.append(data), real(data)))
+    monkeypatch.setattr(emulator.shutil, "which", lambda name: None)
+    _, report = compiled(layers, target)
+    machine, name = MACHINES[target]
+    assert [data[18:20] for data in kept] == [machine]
+    wanted = {"arm": {b"GLIBC_2.17"}, "riscv64": {b"GLIBC_2.27"}}[target]
+    assert set(re.findall(rb"GLIBC_[\d.]+", kept[0])) == wanted
+    needed = native.elf.symbols(kept[0]).needed
+    assert target == "riscv64" or set(needed) <= {"libc.so.6", "libm.so.6", "libpthread.so.0"}
+    (why,) = report["receipt"]["not_run"].values()
+    assert re.search(f"has no qemu-{name} .*apt-get install qemu-user-static", why)
+    assert report["receipt"]["levels"] == [] and report["receipt"]["max_error"] == {}
+
+
+def test_a_foreign_machine_refuses_x86(layers, monkeypatch):
+    out, _ = compiled(layers, "x86:v2", verify=False)
+    monkeypatch.setattr(cpu, "architecture", lambda: "aarch64")
+    with pytest.raises(TargetError, match="artifact is for x86_64 linux, this machine is aarch64 linux"):
+        load(out)
+
+
+@pytest.mark.qemu("aarch64")
+def test_a_run_that_fails(layers, monkeypatch):
+    """The runner's words, here those about inputs that are cut off, become the error."""
+    real = np.ascontiguousarray
+    monkeypatch.setattr(emulator.np, "ascontiguousarray", lambda a, dtype: real(a, dtype)[:0])
+    with pytest.raises(CompileError, match="kernels for neon failed under emulation: .*it is too short"):
+        compiled(layers, "arm")
+
+
+# Machine code ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pattern", [DENSE, Pattern(2, 4, 16), Pattern(2, 4, 32)], ids=["dense", "x16", "x32"]
+)
+def test_inner_loop_of_neon(pattern):
+    """6 x 16 accumulators stay in registers: 24 fmla by lane for 10 values loaded, nothing spilled."""
+    func = Gemm((96,), 256, 64, pattern).prim_func().with_attr("global_symbol", "gemm")
+    text = build_library(tvm.IRModule({"gemm": func}), LEVELS["neon"]).library.inspect_source("asm")
+    blocks = [re.split(r"\n\tb\.ne\s", block)[0] for block in re.split(r"\n\.LBB\w+:", text)]
+    loop = max(blocks, key=lambda block: block.count("fmla\t"))
+    names = re.findall(r"\n\t([a-z]\w*)", loop)
+    assert names.count("fmla") == 24
+    assert sum(2 if n == "ldp" else 1 for n in names if n in ("ldp", "ldr", "ld1r")) == 10
+    assert not any(n.startswith("st") for n in names) and "[sp" not in loop
+
+
+@pytest.mark.parametrize("shape", [(4, 64), (3, 129)])
+def test_functions_are_vectors_on_neon(shape):
+    from tvm import te, tirx
+
+    from sparsec.schedules import math, schedule
+
+    math.install()
+    x = te.placeholder(shape, "float32", name="x")
+    y = te.compute(shape, lambda i, j: tirx.erf(tirx.exp(x[i, j])), name="y")
+    func = te.create_prim_func([x, y])
+    mod = schedule(tvm.IRModule({"main": func}), LEVELS["neon"])
+    text = tvm.tirx.build(mod, target=LEVELS["neon"].tvm_target(), pipeline="s_tir").inspect_source("asm")
+    assert "fmla" in text and not re.search(r"\bbl\s+(expf|erff)\b", text)
