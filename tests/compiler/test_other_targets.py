@@ -1,4 +1,4 @@
-"""Artifacts for aarch64 and riscv64, made here: right under QEMU, refused by this machine, checked by symbols."""
+"""Artifacts for aarch64 and riscv64, made here: right under QEMU, and refused by this machine."""
 
 import json
 import re
@@ -102,6 +102,7 @@ def test_every_packed_form(sparse, target, tmp_path):
     choices.write_text(json.dumps({f"n{i}": "sparse" for i in range(4)}))
     _, report = compiled(sparse, target, choices=str(choices))
     assert [layer["kernel"] for layer in report["layers"]] == ["sparse"] * 4
+    assert [layer["pattern"] for layer in report["layers"]] == ["2:4x16", "2:4", "2:6", "1:4x4"]
     assert all(found["within"] for found in report["receipt"]["max_error"].values())
 
 
@@ -140,12 +141,14 @@ def test_a_foreign_machine_refuses_x86(layers, monkeypatch):
 
 
 @pytest.mark.qemu("aarch64")
-def test_a_run_that_fails(layers, monkeypatch):
-    """The runner's words, here those about inputs that are cut off, become the error."""
-    real = np.ascontiguousarray
-    monkeypatch.setattr(emulator.np, "ascontiguousarray", lambda a, dtype: real(a, dtype)[:0])
-    with pytest.raises(CompileError, match="kernels for neon failed under emulation: .*it is too short"):
-        compiled(layers, "arm")
+def test_a_run_that_fails(text_graph, tmp_path):
+    """The runner's words become the error, here those about an index out of range."""
+    model = saved(text_graph("(float[4,3] x, int64[2] i) => (y) { y = Gather(x, i) }"), tmp_path)
+    np.savez(tmp_path / "calib.npz", x=np.zeros((4, 3), np.float32), i=np.array([0, 9]))
+    with pytest.raises(
+        CompileError, match="kernels for neon failed under emulation: run: .*an index is outside"
+    ):
+        compiled(model, "arm", calib=str(tmp_path / "calib.npz"))
 
 
 # Machine code ------------------------------------------------------------------------------------------
