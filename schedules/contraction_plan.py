@@ -15,6 +15,8 @@ CACHE_SETS, CACHE_WAYS = 64, 8
 TASKS, TASK_ROWS = 16, 48
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
 PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
+#: The same for a single row that permutes: memory limits it, and more panels ask it for more lines at once.
+ROW_PANEL_CHOICES = (6, 4, 8, 3, 2, 1)
 #: Lanes of a tile of fewer channels than that.  Where a 512-bit vector takes two passes, half of one takes
 #: half the time; elsewhere it costs the same.  Both sizes in one tile would need every broadcast twice.
 NARROW = 8
@@ -130,7 +132,7 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
 
     single = extent.taps > 1 and extent.pattern.kept(extent.depth) == 1
     plans = []
-    for panels in PANEL_CHOICES:
+    for panels in ROW_PANEL_CHOICES if extent.rows == 1 and form == "lanes" else PANEL_CHOICES:
         if form == "shared" and (extent.pattern.block // PANEL) % panels:
             continue
         if panels > max(1, extent.count) or vectors_in(cpu, panels * PANEL) * 2 > cpu.registers:
