@@ -208,8 +208,11 @@ def _spoilt(between: _Between, kept: np.ndarray) -> str | None:
     lost: list[str] = []
     changes = [(between.first.weight, between.first.weight[kept])]
     changes += [(layer.weight, layer.weight[:, :, kept]) for layer in between.readers]
-    for old, new in changes:
-        pattern, left = find(old), find(new)
+    patterns = [find(old) for old, _ in changes]
+    if not any(isinstance(pattern, NM) for pattern in patterns):
+        return None  # looking for the patterns of what is left takes as long again
+    for (old, new), pattern in zip(changes, patterns, strict=True):
+        left = find(new)
         before, after = before + _work(old, pattern), after + _work(new, left)
         # Zeros that fill whole inputs look like a pattern too.
         if isinstance(pattern, NM) and not np.all(old[:, :, np.any(old, axis=(0, 1))]):
