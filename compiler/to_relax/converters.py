@@ -7,6 +7,7 @@ or None to leave the node, with what it may have put into ``inputs``, to TVM's o
 
 from sparsec.compiler.to_relax import (
     activations,
+    conv_transpose,
     copies,
     linear,
     lookup,
@@ -27,8 +28,8 @@ CONVERTERS = {
     (OURS, "NMGemm"): linear.gemm,
     (OURS, "ConvNHWC"): linear.conv,
     (OURS, "ConvNWC"): linear.conv,
-    (OURS, "ConvTransposeNHWC"): linear.conv_transpose,
-    (OURS, "ConvTransposeNWC"): linear.conv_transpose,
+    (OURS, "ConvTransposeNHWC"): conv_transpose.conv_transpose,
+    (OURS, "ConvTransposeNWC"): conv_transpose.conv_transpose,
     ("", "Transpose"): activations.transpose,
     ("", "Concat"): copies.concat,
     ("", "Softmax"): rows.softmax,

@@ -1,12 +1,11 @@
-"""MatMul, Gemm, Conv and ConvTranspose with constant weights: packed here, run by our kernels."""
+"""MatMul, Gemm and Conv with constant weights: packed here, run by our kernels."""
 
 import dataclasses
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax, te, tirx
+from tvm import relax
 
-from sparsec.compiler.errors import CompileError
 from sparsec.compiler.to_relax import activations, attention
 from sparsec.compiler.to_relax.activations import reshaped
 from sparsec.schedules import contraction
@@ -93,77 +92,6 @@ def conv(importer, node: ir.Node, inputs):
     return with_bias(y, inputs)
 
 
-def conv_transpose(importer, node: ir.Node, inputs):
-    """``ConvTranspose`` as a convolution of the input with ``stride - 1`` zeros between its pixels.
-
-    Where the kernel is as large as the stride, no two inputs meet in an output: then it is one matrix
-    product per pixel whose columns are spread over the output's tile.
-    """
-    group = attribute(node, "group", 1)
-    weight = node.inputs[1].const_value.numpy()  # [C, O/group, *kernel]
-    if weight.ndim == 3:
-        weight = weight[:, :, None]
-    shape = spatial_shape(node.inputs[0])
-    strides, dilations, pads = two(node, "strides", 1), two(node, "dilations", 1), four(node)
-    extra = two(node, "output_padding", 0)
-    out_shape = [int(d) for d in node.outputs[0].shape]
-    kernel = weight.shape[2:]
-    if kernel == strides and group == 1 and not any(pads) and not any(extra):
-        wide = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
-        x = reshaped(importer, inputs[0], shape)
-        y = contract(importer, node, x, Gemm(tuple(shape[:3]), wide.shape[1], wide.shape[0]), wide)
-        y = relax.op.reshape(y, [*shape[:3], *kernel, weight.shape[1]])
-        y = relax.op.permute_dims(y, [0, 1, 3, 2, 4, 5])
-        return with_bias(relax.op.reshape(y, out_shape), inputs)
-    if weight.shape[0] % group:
-        raise CompileError(
-            f"ConvTranspose '{node.name}': {weight.shape[0]} channels do not divide into {group} groups"
-        )
-    per_group = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-    flipped = per_group.transpose(0, 2, 3, 4, 1)[:, :, ::-1, ::-1]  # [g, O/g, kh, kw, C/g]
-    flipped = np.ascontiguousarray(flipped.reshape(-1, *flipped.shape[2:]))
-    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
-    before = [reach[i] - pads[i] for i in (0, 1)]
-    after = [reach[i] - pads[i + 2] + extra[i] for i in (0, 1)]
-    stuffed = zero_stuff(importer, reshaped(importer, inputs[0], shape), strides, before, after)
-    size = [int(d) for d in stuffed.ty.shape]
-    spec = contraction.conv(
-        batch=size[0],
-        in_h=size[1],
-        in_w=size[2],
-        in_c=size[3],
-        out_c=flipped.shape[0],
-        k_h=kernel[0],
-        k_w=kernel[1],
-        strides=(1, 1),
-        dilations=dilations,
-        pads=(0, 0, 0, 0),
-        groups=group,
-        pattern=DENSE,
-    )
-    y = contract(importer, node, stuffed, spec, flipped)
-    return with_bias(reshaped(importer, y, out_shape), inputs)
-
-
-def zero_stuff(importer, x, strides, before, after):
-    """Zeros between the pixels of ``x [b, h, w, c]`` and around it; negative margins crop."""
-    b, h, w, c = (int(d) for d in x.ty.shape)
-    out_h = (h - 1) * strides[0] + 1 + before[0] + after[0]
-    out_w = (w - 1) * strides[1] + 1 + before[1] + after[1]
-
-    def stuffed(data):
-        def pixel(n, i, j, k):
-            p, q = i - before[0], j - before[1]
-            inside = tirx.all(p >= 0, q >= 0, p < (h - 1) * strides[0] + 1, q < (w - 1) * strides[1] + 1)
-            on_grid = tirx.all(tirx.floormod(p, strides[0]) == 0, tirx.floormod(q, strides[1]) == 0)
-            value = data[n, tirx.floordiv(p, strides[0]), tirx.floordiv(q, strides[1]), k]
-            return tirx.if_then_else(tirx.all(inside, on_grid), value, tirx.const(0.0, data.dtype))
-
-        return te.compute((b, out_h, out_w, c), pixel, name="zero_stuff")
-
-    return importer.bb.emit_te(stuffed, x, primfunc_name_hint="zero_stuff")
-
-
 # Shared by the converters above ---------------------------------------------------------------------
 
 
@@ -171,8 +99,21 @@ def contract(importer, node: ir.Node, x, spec, weight: np.ndarray):
     """The kernel of ``spec`` on ``x``, with its weight packed and its layer recorded."""
     if importer.choices.get(node.name) == "dense":
         spec = dataclasses.replace(spec, pattern=DENSE)
+    y, size = apply(importer, node, x, spec, weight)
+    record(importer, node, weight, "sparse" if getattr(spec, "pattern", DENSE) != DENSE else "dense", size)
+    return y
+
+
+def apply(importer, node: ir.Node, x, spec, weight: np.ndarray):
+    """The kernel of ``spec`` on ``x``, and the bytes of its packed weight."""
     arrays = spec.pack(weight.astype(np.float32, copy=False))
     packed = [importer.weight(array, node) for array in arrays]
+    y = importer.kernel(type(spec).__name__.lower(), spec.prim_func(), [x, *packed], list(spec.y_shape))
+    return y, sum(array.nbytes for array in arrays)
+
+
+def record(importer, node: ir.Node, weight: np.ndarray, kernel: str, packed_bytes: int) -> None:
+    """Adds the layer of ``node``, packed by now, to what the artifact says of its layers."""
     importer.forget(node.inputs[1])  # two copies of every weight would double the memory of a compilation
     importer.layers.append(
         {
@@ -180,12 +121,11 @@ def contract(importer, node: ir.Node, x, spec, weight: np.ndarray):
             "op": node.op_type.removeprefix("NM").removesuffix("NHWC").removesuffix("NWC"),
             "shape": "x".join(map(str, weight.shape)),
             "pattern": pattern_text(node),
-            "kernel": "sparse" if getattr(spec, "pattern", DENSE) != DENSE else "dense",
+            "kernel": kernel,
             "dense_bytes": int(weight.size * 4),
-            "packed_bytes": int(sum(array.nbytes for array in arrays)),
+            "packed_bytes": int(packed_bytes),
         }
     )
-    return importer.kernel(type(spec).__name__.lower(), spec.prim_func(), [x, *packed], list(spec.y_shape))
 
 
 def pattern_of(node: ir.Node) -> Pattern:
