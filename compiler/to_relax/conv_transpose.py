@@ -1,9 +1,9 @@
 """ConvTranspose, one small convolution of the input for each phase of the output.
 
 Along an axis of stride ``s``, dilation ``d`` and leading pad ``a``, output ``o = s*t + r`` sums the taps
-``k`` with ``k*d = r + a (mod s)``, each times input ``t + (r + a - k*d) / s``.  So the outputs of one phase ``r``
-are a dense convolution of stride 1 with every ``s/gcd(s, d)``-th tap, the last one first.  No multiplication
-by a zero between pixels is made.
+``k`` with ``k*d = r + a (mod s)``, each times input ``t + (r + a - k*d) / s``.  So the outputs of one phase
+``r`` are a dense convolution of stride 1 with every ``s/gcd(s, d)``-th tap, the last one first.  Nothing is
+multiplied by zeros between pixels.
 """
 
 import math
