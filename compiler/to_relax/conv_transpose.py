@@ -66,7 +66,7 @@ def conv_transpose(importer, node: ir.Node, inputs):
     dilations, extra = linear.two(node, "dilations", 1), linear.two(node, "output_padding", 0)
     x = reshaped(importer, inputs[0], shape)
     if weight.shape[2:] == strides and dilations == (1, 1) and group == 1 and not any((*pads, *extra)):
-        y = linear.with_bias(_tiles(importer, node, x, weight), inputs)
+        y = importer.bb.emit(linear.with_bias(_tiles(importer, node, x, weight), inputs))
     else:
         axes = [phases(weight.shape[2 + i], strides[i], dilations[i], pads[i]) for i in (0, 1)]
         y = _interleaved(importer, node, x, weight, group, axes, inputs)

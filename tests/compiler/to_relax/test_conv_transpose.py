@@ -18,6 +18,7 @@ CASES = {
     "common factor": ((1, 3, 4, 5), (3, 6, 3, 2), {"strides": [2, 4], "dilations": [2, 6]}),
     "kernel below stride": ((1, 3, 4, 5), (3, 6, 1, 2), {"strides": [2, 3], "output_padding": [1, 2]}),
     "dilated tile": ((1, 3, 4, 5), (3, 6, 2, 2), {"strides": [2, 2], "dilations": [2, 3]}),
+    "tile": ((1, 3, 4, 5), (3, 6, 2, 3), {"strides": [2, 3]}),
     "groups": ((1, 6, 4, 5), (6, 3, 3, 3), {"strides": [2, 2], "group": 3}),
     "depthwise": ((1, 17, 4, 5), (17, 1, 4, 4), {"strides": [2, 2], "pads": [1, 1, 1, 1], "group": 17}),
     "one dimension": ((2, 3, 9), (3, 8, 5), {"strides": [3], "pads": [2, 1], "output_padding": [1]}),
