@@ -91,6 +91,7 @@ def test_base_manifest():
         "passes": "nm{n=2,m=4}",
         "layers": [{"name": "fc"}],
         "choices": {"fc": "dense"},
+        "tiles": {},
         "receipt": {"tolerance": 1e-5},
     }
 
