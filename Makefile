@@ -78,6 +78,7 @@ deepsparse: $(SETUP)  ## install DeepSparse for the benchmarks, in an environmen
 docs: $(TEST)  ## write the pages that are made from tables in the code
 	@$(BIN)/python -m sparsec.passes.ops > docs/operators.md
 	@$(BIN)/python -m sparsec.compiler.ingest.support > docs/onnx-ops.md
+	@$(BIN)/python -m sparsec.compiler.errors_page > docs/errors.md
 
 clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

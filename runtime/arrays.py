@@ -6,6 +6,7 @@ import math
 import mmap
 import weakref
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -37,9 +38,12 @@ class Recycler:
         self._infos = infos
         self._spare: list[list[mmap.mmap]] = [[] for _ in infos]
 
-    def take(self) -> dict[str, np.ndarray]:
-        """An uninitialised array for each output, its data aligned to 64 bytes."""
-        return {i.name: self._array(i, spare) for i, spare in zip(self._infos, self._spare, strict=True)}
+    def take(self, given: Mapping[str, np.ndarray] = MappingProxyType({})) -> dict[str, np.ndarray]:
+        """The array of each output: the ``given`` one, else an uninitialised one aligned to 64 bytes."""
+        return {
+            info.name: given[info.name] if info.name in given else self._array(info, spare)
+            for info, spare in zip(self._infos, self._spare, strict=True)
+        }
 
     def _array(self, info: TensorInfo, spare: list[mmap.mmap]) -> np.ndarray:
         size = math.prod(info.shape) * np.dtype(info.dtype).itemsize
@@ -95,18 +99,48 @@ def as_array(value, info: TensorInfo) -> np.ndarray:
     NumPy arrays and objects with ``__dlpack__`` that are contiguous are used in place, without a
     copy.  Nothing is converted or broadcast: InputError says what was wanted and what was found.
     """
+    array = _viewed(value, info, "input")
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def receivers(out, infos: Sequence[TensorInfo], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The memory of the mapping ``out`` as arrays by output name, to be written in place.
+
+    Raises InputError for what is no output, does not fit it, cannot be written, or overlaps another one
+    or an input: kernels read and write in any order.
+    """
+    if not isinstance(out, Mapping):
+        raise InputError(f"out must map output names to arrays, found {type(out).__name__}")
+    known = {info.name: info for info in infos}
+    found: dict[str, np.ndarray] = {}
+    for name, value in out.items():
+        if name not in known:
+            raise InputError(f"no output is called {name!r}: the model gives {_list(infos)}")
+        array = _viewed(value, known[name], "output")
+        if not (array.flags.c_contiguous and array.flags.writeable):
+            raise InputError(f"output {name!r} must be contiguous and writable to be written in place")
+        if any(np.may_share_memory(array, other) for other in (*inputs, *found.values())):
+            raise InputError(
+                f"output {name!r} overlaps an input or another output: give it memory of its own"
+            )
+        found[name] = array
+    return found
+
+
+def _viewed(value, info: TensorInfo, what: str) -> np.ndarray:
+    """``value`` as an array that shares its memory; InputError where it is not what ``info`` says."""
     if not isinstance(value, np.ndarray):
         if not hasattr(value, "__dlpack__"):
             kind = type(value).__name__
-            raise InputError(f"input {info.name!r} must be a NumPy array or have __dlpack__, found {kind}")
+            raise InputError(f"{what} {info.name!r} must be a NumPy array or have __dlpack__, found {kind}")
         try:
             value = np.from_dlpack(value)
         except Exception as e:  # whatever the other library raises: a device, a dtype, a gradient
-            raise InputError(f"input {info.name!r} cannot be read through __dlpack__: {e}") from e
+            raise InputError(f"{what} {info.name!r} cannot be read through __dlpack__: {e}") from e
     if value.dtype != info.dtype or value.shape != info.shape:
         wanted = f"{info.dtype}{_shape(info.shape)}"
-        raise InputError(f"input {info.name!r}: wanted {wanted}, found {value.dtype}{_shape(value.shape)}")
-    return value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        raise InputError(f"{what} {info.name!r}: wanted {wanted}, found {value.dtype}{_shape(value.shape)}")
+    return value
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ import statistics
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from .artifact import Artifact
 from .errors import InputError, RunError, SparsecError
 from .library import Code, Error, pointers, to_exception
 from .manifest import TensorInfo
+from .workers import Workers
 
 _CLOSED = "the context is closed; make another one with Model.context(), or load the model again"
 
@@ -40,6 +42,7 @@ class Model:
 
     Calls of the model itself take turns.  For several at once give each thread its own
     ``model.context()``: contexts share code and weights, and the GIL is released while they run.
+    ``model.submit(x)`` does that with threads of the model's own.
     """
 
     def __init__(self, path: str | os.PathLike, *, threads: int | None = None):
@@ -58,6 +61,8 @@ class Model:
         artifact.code = b""  # the library is a copy
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self._default = self._made(threads)
+        self._workers: Workers | None = None
+        self._lock = threading.Lock()
 
     def context(self, threads: int | None = None) -> "Context":
         """A new context, to be used by one thread at a time.
@@ -79,14 +84,27 @@ class Model:
         self._contexts.add(context)
         return context
 
-    def __call__(self, *inputs) -> dict[str, np.ndarray]:
+    def __call__(self, *inputs, out: Mapping | None = None) -> dict[str, np.ndarray]:
         """Run once.  ``inputs``: one array per model input in order, or one mapping name -> array.
 
         Arrays (NumPy, or anything with ``__dlpack__``) must have exactly the input's dtype and
-        shape; data aligned to 64 bytes are used in place.  Returns output name -> new array.
-        Raises InputError or RunError.
+        shape; data aligned to 64 bytes are used in place.  ``out`` maps output names to arrays of the
+        same kinds that receive the results; other outputs are new NumPy arrays.  Returns output name ->
+        array, those of ``out`` as they were given.  Raises InputError or RunError.
         """
-        return self._own()(*inputs)
+        return self._own()(*inputs, out=out)
+
+    def submit(self, *inputs, out: Mapping | None = None) -> Future:
+        """As a call, on a thread of the model's own; the result, or the error, is the future's.
+
+        There are as many threads as ``load`` gives one inference, each with a context of its own, which
+        are made by the first call.  What is passed must not be changed before the future is done.
+        """
+        with self._lock:
+            if self._workers is None or self._workers.process != os.getpid():
+                contexts = [self._made(1) for _ in range(self._default.threads)]
+                self._workers = Workers(contexts)
+            return self._workers.submit(*inputs, out=out)
 
     def profile(self, *inputs, repeats: int = 10) -> list[tuple[str, float]]:
         """The steps in the order of execution as (ONNX nodes, median seconds of ``repeats`` runs)."""
@@ -98,7 +116,11 @@ class Model:
         return self._default
 
     def close(self) -> None:
-        """Free everything; contexts are closed too, after what they are running."""
+        """Free everything; contexts are closed too, after what they are running or was submitted."""
+        with self._lock:
+            workers = self._workers
+        if workers is not None:
+            workers.close()
         for context in list(self._contexts):
             context.close()
         self._code.close()
@@ -128,7 +150,7 @@ class Context:
     ):
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise InputError(f"threads must be a positive integer or None, found {threads!r}")
-        self._code, self._inputs = code, inputs
+        self._code, self._inputs, self._outputs = code, inputs, outputs
         self._module = code.module
         self._results = arrays.Recycler(outputs)
         self._handle = code.create(min(threads or 0, 2**31 - 1))
@@ -136,9 +158,9 @@ class Context:
         self.process = os.getpid()
         self.threads: int = self._module.threads(self._handle)
 
-    def __call__(self, *inputs) -> dict[str, np.ndarray]:
+    def __call__(self, *inputs, out: Mapping | None = None) -> dict[str, np.ndarray]:
         """As ``Model.__call__``."""
-        return self._run(inputs, None)
+        return self._run(inputs, out, None)
 
     def profile(self, *inputs, repeats: int = 10) -> list[tuple[str, float]]:
         """As ``Model.profile``."""
@@ -149,13 +171,15 @@ class Context:
         labels = self._code.labels()
         seconds = np.empty((repeats, max(1, len(labels))), np.float64)
         for row in seconds:
-            self._run(inputs, row.ctypes.data)
+            self._run(inputs, None, row.ctypes.data)
         return [(label, statistics.median(seconds[:, i].tolist())) for i, label in enumerate(labels)]
 
-    def _run(self, inputs: tuple, seconds: int | None) -> dict[str, np.ndarray]:
+    def _run(self, inputs: tuple, out: Mapping | None, seconds: int | None) -> dict[str, np.ndarray]:
         infos = self._inputs
         values = [arrays.as_array(v, i) for v, i in zip(arrays.named(inputs, infos), infos, strict=True)]
-        results = self._results.take()
+        results = (
+            self._results.take(arrays.receivers(out, self._outputs, values)) if out else self._results.take()
+        )
         sources = pointers([arrays.address(a) for a in values])
         targets = pointers([arrays.address(a) for a in results.values()])
         error = Error()
@@ -171,7 +195,7 @@ class Context:
             )
         if failed:
             raise to_exception(error)
-        return results
+        return {**results, **out} if out else results
 
     def close(self) -> None:
         """Free the memory and end the threads."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sparsec
+import sparsec.runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +54,7 @@ def test_every_package_is_listed(setup):
 
 
 def test_the_version_is_said_once(setup):
-    assert setup["metadata"]["version"] == sparsec.__version__
+    assert setup["metadata"]["version"] == sparsec.__version__ == sparsec.runtime.__version__
 
 
 def test_everything_that_is_needed_is_pinned(setup):

@@ -1,5 +1,7 @@
 """Models in Python: numbers, what may be passed, what is said when it may not, threads, life."""
 
+import asyncio
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -71,6 +73,48 @@ def test_dlpack_without_a_copy(tiny, model):
     assert arrays.as_array(x, model.inputs[0]).ctypes.data == x.data_ptr()
     with pytest.raises(InputError, match=r"input 'x' cannot be read through __dlpack__: .*grad"):
         model(x.clone().requires_grad_(), inputs["mask"])
+
+
+def test_results_go_to_torch_without_a_copy(tiny, model):
+    torch = pytest.importorskip("torch")
+    results = model(tiny.inputs())
+    for array in results.values():
+        assert torch.from_dlpack(array).data_ptr() == array.ctypes.data
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_results_in_the_caller_s_memory(tiny, model, kind, shift):
+    """Whatever its alignment; the other output is a new array."""
+    inputs = tiny.inputs(5)
+    raw = np.zeros(16 * 8 + 32, np.float32)
+    start = -raw.ctypes.data % 64 // 4 + shift
+    array = raw[start : start + 16 * 8].reshape(16, 8)
+    given = array if kind == "numpy" else pytest.importorskip("torch").from_numpy(array)
+    results = model(inputs, out={"y": given})
+    assert results["y"] is given and list(results) == ["y", "kept"]
+    tiny.check({**results, "y": array}, inputs)
+    assert not raw[:start].any() and not raw[start + 16 * 8 :].any()
+
+
+def test_wrong_receivers(tiny, model):
+    inputs, y = tiny.inputs(), np.zeros((16, 8), "float32")
+    both = np.zeros(16 * 32 + 64, "float32")
+    x = both[: 16 * 32].reshape(16, 32)
+    readonly = y.copy()
+    readonly.flags.writeable = False
+    cases = [
+        ([y], "out must map output names to arrays, found list"),
+        ({"z": y}, "no output is called 'z': the model gives 'y', 'kept'"),
+        ({"y": y[:8]}, r"output 'y': wanted float32\[16, 8\], found float32\[8, 8\]"),
+        ({"y": 3}, "output 'y' must be a NumPy array or have __dlpack__, found int"),
+        ({"y": np.zeros((8, 16), "float32").T}, "output 'y' must be contiguous and writable"),
+        ({"y": readonly}, "output 'y' must be contiguous and writable"),
+        ({"y": both[-128:].reshape(16, 8)}, "output 'y' overlaps an input or another output"),
+    ]
+    for out, text in cases:
+        with pytest.raises(InputError, match=text):
+            model({**inputs, "x": x}, out=out)
 
 
 def test_outputs_are_aligned(tiny, model):
@@ -340,3 +384,80 @@ def test_load_is_quick(tiny, tmp_path):
         sparsec.load(path, threads=1).close()
         loads.append(time.perf_counter() - start)
     assert min(loads) < 1.3 * min(hashes) + 0.010
+
+
+# In the background -------------------------------------------------------------------------------------
+
+
+def test_submitted(tiny):
+    """Several at once, each with a context of its own, beside calls of the model itself."""
+    with sparsec.load(tiny.path, threads=3) as model:
+        inputs = [tiny.inputs(seed) for seed in range(60)]
+        futures = [model.submit(i) for i in inputs] + [model.submit(i["x"], i["mask"]) for i in inputs]
+        tiny.check(model(inputs[0]), inputs[0])
+        for future, given in zip(futures, inputs * 2, strict=True):
+            tiny.check(future.result(60), given)
+        y = np.zeros((16, 8), "float32")
+        results = model.submit(inputs[7], out={"y": y}).result(60)
+        assert results["y"] is y
+        tiny.check(results, inputs[7])
+        assert len(model._contexts) == 1 + 3
+
+
+def test_submitted_from_a_coroutine(tiny):
+    async def main():
+        with sparsec.load(tiny.path, threads=2) as model:
+            inputs = [tiny.inputs(seed) for seed in range(8)]
+            results = await asyncio.gather(*(asyncio.wrap_future(model.submit(i)) for i in inputs))
+            for result, given in zip(results, inputs, strict=True):
+                tiny.check(result, given)
+
+    asyncio.run(main())
+
+
+def test_errors_of_what_was_submitted(tiny):
+    with sparsec.load(tiny.path, threads=1) as model:
+        with pytest.raises(InputError, match=r"the model takes 2 inputs"):
+            model.submit().result(60)
+        tiny.check(model.submit(tiny.inputs()).result(60), tiny.inputs())
+        last = [model.submit(tiny.inputs(seed)) for seed in range(20)]
+    assert all(future.done() for future in last)
+    tiny.check(last[-1].result(), tiny.inputs(19))
+    with pytest.raises(RunError, match=r"the model takes no more work \(.*shutdown\); load it again"):
+        model.submit(tiny.inputs())
+    fresh = sparsec.load(tiny.path)
+    fresh.close()
+    with pytest.raises(RunError, match="is closed; load it again"):
+        fresh.submit(tiny.inputs())
+
+
+def test_a_model_with_workers_leaves_nothing_behind(tiny):
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(5):
+        model = sparsec.load(tiny.path, threads=2)
+        future = model.submit(tiny.inputs())
+        del model
+        tiny.check(future.result(60), tiny.inputs())
+    gc.collect()
+    for _ in range(600):  # threads end after their pool
+        if len(os.listdir("/proc/self/task")) == before:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("threads are left")
+
+
+def _submit_in_child(model, inputs, queue):
+    queue.put(model.submit(inputs).result(60)["y"])
+
+
+def test_submit_after_fork(tiny):
+    model = sparsec.load(tiny.path, threads=2)
+    inputs = tiny.inputs()
+    wanted = model.submit(inputs).result(60)["y"]
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    child = fork.Process(target=_submit_in_child, args=(model, inputs, queue))
+    child.start()
+    assert (queue.get(timeout=60) == wanted).all()
+    child.join()
+    model.close()
