@@ -30,7 +30,7 @@ _DLPACK = {
     **{f"int{bits}": (0, bits) for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": (1, bits) for bits in (8, 16, 32, 64)},
 }
-_SPACES = ("input", "output", "weight", "arena")
+_SPACES = ("input", "output", "past", "present", "weight", "arena")
 _SYSTEM_LIBRARIES = re.compile(r"(libc|libm|libpthread|ld-linux-[a-z0-9-]+)\.so\.\d+")
 _LINK = (
     "-shared",
@@ -178,7 +178,7 @@ def plan_source(plan: Plan, workspace_size: int, level: str) -> str:
             f"    {{__tvm_ffi_{step.symbol}, {c_string(step.label)}, {len(args)}, {len(step.args)}}},"
         )
         args += [_arg(plan, ref, dims) for ref in step.args]
-    ports = {"inputs": plan.inputs, "outputs": plan.outputs}
+    ports = {"inputs": plan.inputs, "outputs": plan.outputs, "states": [s.port for s in plan.states]}
     tables = {name: [_port(p, dims) for p in group] for name, group in ports.items()}
     kernels = sorted({step.symbol for step in plan.steps})
     sizes = (
@@ -203,7 +203,7 @@ def plan_source(plan: Plan, workspace_size: int, level: str) -> str:
         *_table("sparsec_step", "steps", steps),
         "const sparsec_plan sparsec_the_plan = {",
         f"    {{SPARSEC_MODULE_ABI, {', '.join(map(str, sizes))},",
-        f"     {c_string(level)}, inputs, outputs, SPARSEC_CORE}},",
+        f"     {c_string(level)}, inputs, outputs, SPARSEC_CORE, {len(plan.states)}, states}},",
         f"    dims, args, steps, {len(args)},",
         "};",
     ]
@@ -235,7 +235,12 @@ def _arg(plan: Plan, ref: TensorRef, dims: _Dims) -> str:
         )
     code, bits = _DLPACK[ref.dtype]
     end = ref.where + prod(ref.shape) * bits // 8
-    limits = {"input": len(plan.inputs), "output": len(plan.outputs)}
+    limits = {
+        "input": len(plan.inputs),
+        "output": len(plan.outputs),
+        "past": len(plan.states),
+        "present": len(plan.states),
+    }
     sizes = {"weight": len(plan.weights), "arena": plan.arena_size}
     if ref.space not in _SPACES or ref.where < 0 or ref.where >= limits.get(ref.space, ref.where + 1):
         raise CompileError(f"the plan refers to {ref.space} {ref.where}, which it does not have")

@@ -1,11 +1,13 @@
 """The static plan of a compiled model: which kernel runs when, on which bytes.
 
 A plan is data, not code.  ``compiler/native.py`` writes it as C tables next to the kernels, and the
-C core in ``runtime/c`` walks them.  Every tensor lives in one of four spaces:
+C core in ``runtime/c`` walks them.  Every tensor lives in one of six spaces:
 
 ========  ==========================================================================
 input     a caller's buffer; ``where`` is the input's position
 output    a caller's buffer; ``where`` is the output's position
+past      a state as the last run left it; ``where`` is the state's position
+present   a state as this run makes it; ``where`` is the state's position
 weight    ``weights.bin``; ``where`` is a byte offset, a multiple of ``ALIGN``
 arena     the context's scratch memory; ``where`` is a byte offset, a multiple of ``ALIGN``
 ========  ==========================================================================
@@ -46,6 +48,17 @@ class Port:
 
 
 @dataclass(frozen=True)
+class State:
+    """An input that the model's own ``output`` feeds in the next run; neither is a port of the plan.
+
+    ``port``: the input, whose name is the state's.
+    """
+
+    port: Port
+    output: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything the runtime must know; ``weights`` is the content of ``weights.bin``."""
 
@@ -54,3 +67,4 @@ class Plan:
     steps: tuple[Step, ...]
     arena_size: int
     weights: bytes | bytearray = field(repr=False)
+    states: tuple[State, ...] = ()

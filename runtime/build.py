@@ -17,9 +17,25 @@ from .cpu import architecture
 from .errors import SparsecError
 
 SOURCES = Path(__file__).resolve().parent / "c"
-CORE = ("core/backend.c", "core/context.c", "core/cpus.c", "core/pool.c")
+CORE = (
+    "core/backend.c",
+    "core/context.c",
+    "core/memory.c",
+    "core/pool.c",
+    "core/run.c",
+    "core/state.c",
+    "cpus.c",
+)
 RUNNER = "runner.c"
-LIBRARY = ("lib/cpu.c", "lib/json.c", "lib/manifest.c", "lib/open.c", "lib/sha256.c", "lib/zip.c")
+LIBRARY = (
+    "lib/calls.c",
+    "lib/cpu.c",
+    "lib/json.c",
+    "lib/manifest.c",
+    "lib/open.c",
+    "lib/sha256.c",
+    "lib/zip.c",
+)
 
 # No fast-math in any form: it would flush denormals for the whole process as soon as it is loaded.
 FLAGS = (

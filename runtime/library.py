@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from .errors import ArtifactError, InputError, RunError
 from .manifest import Manifest, TensorInfo
 
-ABI = 1
+ABI = 2  # the newest; a library of ABI 1 lacks the fields from ``context_size`` on
 _INPUT_KIND = 4  # SPARSEC_E_INPUT
 
 _Pointer = ctypes.c_void_p
@@ -36,6 +36,7 @@ class Tensor(ctypes.Structure):
 _ErrorPointer = ctypes.POINTER(Error)
 _Create = ctypes.CFUNCTYPE(_Status, _Pointer, ctypes.c_int, ctypes.POINTER(_Pointer), _ErrorPointer)
 _Bind = ctypes.CFUNCTYPE(_Status, _Pointer, ctypes.c_uint32, _Pointer, ctypes.c_size_t, _ErrorPointer)
+_Copy = ctypes.CFUNCTYPE(_Status, _Pointer, _Pointer, ctypes.c_size_t, _ErrorPointer)
 # The arrays of pointers go as plain addresses: this is the call that is made for every inference.
 _Run = ctypes.CFUNCTYPE(_Status, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer)
 
@@ -61,6 +62,13 @@ class Module(ctypes.Structure):
         ("output_data", ctypes.CFUNCTYPE(_Pointer, _Pointer, ctypes.c_uint32)),
         ("run", _Run),
         ("label", ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint32)),
+        ("context_size", ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_int)),
+        ("create_in", _Pointer),
+        ("snapshot", _Copy),
+        ("restore", _Copy),
+        ("state_data", ctypes.CFUNCTYPE(_Pointer, _Pointer, ctypes.c_uint32)),
+        ("state_count", ctypes.c_uint32),
+        ("states", ctypes.POINTER(Tensor)),
     ]
 
 
@@ -117,8 +125,10 @@ class Code:
             raise ArtifactError("the artifact's library does not export sparsec_module_v1")
         entry.restype = ctypes.POINTER(Module)
         module = entry().contents
-        if module.abi != ABI:
-            raise ArtifactError(f"the artifact's library has ABI {module.abi}, this runtime speaks ABI {ABI}")
+        if not 1 <= module.abi <= ABI:
+            raise ArtifactError(
+                f"the artifact's library has ABI {module.abi}, this runtime speaks ABI 1 to {ABI}"
+            )
         return module
 
     def create(self, threads: int) -> int:

@@ -56,7 +56,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: classify MODEL.sparsec [INPUT.raw ...]\n");
         return 2;
     }
-    if (sparsec_open(argv[1], &model, &error)) return say(argv[1], error.message);
+    if (sparsec_open(argv[1], NULL, &model, &error)) return say(argv[1], error.message);
     if (sparsec_context_create(model, 0, &context, &error)) return say(argv[1], error.message);
 
     for (uint32_t i = 0; i < sparsec_input_count(model); i++) {

@@ -1,11 +1,12 @@
-// sparsec.h - run a compiled model (model.sparsec) from C
+// sparsec.h - run a compiled model (model.sparsec) from C; sparsec.hpp wraps it for C++
 //
-// Needs libc and POSIX threads, nothing else.  Link with -lsparsec -ldl -lpthread.
+// Needs libc and POSIX threads, nothing else.  Link with -lsparsec -ldl -lpthread.  Built with
+// -DSPARSEC_NO_THREADS it starts no thread, neither to check an artifact nor to run a model.
 //
 //     sparsec_error error;
 //     sparsec_model *model;
 //     sparsec_context *context;
-//     if (sparsec_open("model.sparsec", &model, &error) ||
+//     if (sparsec_open("model.sparsec", NULL, &model, &error) ||
 //         sparsec_context_create(model, 0, &context, &error) ||
 //         sparsec_bind_input(context, 0, pixels, sizeof pixels, &error) ||
 //         sparsec_run(context, &error))
@@ -56,6 +57,21 @@ typedef struct sparsec_error {
     char message[1020]; // UTF-8, ends with a zero byte, no newline
 } sparsec_error;
 
+// Section: memory
+//
+// Where a model and its contexts get their memory.  Calls come from the thread that opens, closes,
+// creates or frees, never from a run.  Not asked are the system for what it does itself: mappings of
+// the artifact, the dynamic linker, the stacks of threads.
+
+typedef struct sparsec_allocator {
+    // At least `bytes` bytes at a multiple of `alignment`, a power of two, with any content; NULL if
+    // there are none, which is reported as SPARSEC_E_RUN.
+    void *(*allocate)(void *user, size_t bytes, size_t alignment);
+    // Takes back what `allocate` gave for the same number of bytes.
+    void (*release)(void *user, void *memory, size_t bytes);
+    void *user; // handed to both
+} sparsec_allocator;
+
 // Section: models
 //
 // A model is read-only once it is open: any number of threads may use it at the same time.
@@ -66,16 +82,24 @@ typedef struct sparsec_model sparsec_model;
 // target and the SHA-256 of every member have been checked, in this order, and what is executed is
 // the very bytes that were hashed.  Weights are mapped, not read: processes share them.  So the
 // file must not be changed in place while the model is open; replacing it by rename is safe.
-SPARSEC_API sparsec_status sparsec_open(const char *path, sparsec_model **model, sparsec_error *error);
+//
+// Large artifacts are hashed by as many threads as the process has CPUs, at most 8, which end before
+// the function returns.  `allocator` is copied; it serves the model and its contexts.  NULL: the system.
+//
+// SPARSEC_E_ARTIFACT, _E_FORMAT, _E_TARGET: as above.  SPARSEC_E_RUN: no memory, or the system does
+// not load the code.  *model is written on success alone.
+SPARSEC_API sparsec_status sparsec_open(const char *path, const sparsec_allocator *allocator,
+                                        sparsec_model **model, sparsec_error *error);
 
 // The same for an open file descriptor of a regular file.  The descriptor is not kept and not
 // closed, its position does not matter.
-SPARSEC_API sparsec_status sparsec_open_fd(int fd, sparsec_model **model, sparsec_error *error);
+SPARSEC_API sparsec_status sparsec_open_fd(int fd, const sparsec_allocator *allocator, sparsec_model **model,
+                                           sparsec_error *error);
 
-// The same for an artifact in memory.  `data` must be aligned to 64 bytes and must stay there,
-// unchanged, until sparsec_close.
-SPARSEC_API sparsec_status sparsec_open_memory(const void *data, size_t size, sparsec_model **model,
-                                               sparsec_error *error);
+// The same for an artifact in memory.  `data` must be aligned to 64 bytes (else SPARSEC_E_INPUT) and
+// must stay there, unchanged, until sparsec_close.
+SPARSEC_API sparsec_status sparsec_open_memory(const void *data, size_t size, const sparsec_allocator *allocator,
+                                               sparsec_model **model, sparsec_error *error);
 
 // Frees the model; its contexts must have been freed before.  NULL is allowed.
 SPARSEC_API void sparsec_close(sparsec_model *model);
@@ -114,7 +138,17 @@ typedef struct sparsec_context sparsec_context;
 SPARSEC_API sparsec_status sparsec_context_create(sparsec_model *model, int threads, sparsec_context **context,
                                                   sparsec_error *error);
 
-// Ends the context's threads and frees its memory.  NULL is allowed.
+// The bytes that such a context needs, all in one piece: tensors, the workspace of its threads, its own
+// copies of inputs and outputs.  0 if `threads` is no allowed number, or the artifact was compiled before
+// this function came.
+SPARSEC_API uint64_t sparsec_context_size(const sparsec_model *model, int threads);
+
+// The same in the caller's memory, which must be aligned to 64 bytes, have at least as many bytes as
+// sparsec_context_size says, and stay until the context is freed.  Its content does not matter.
+SPARSEC_API sparsec_status sparsec_context_create_in(sparsec_model *model, int threads, void *memory, size_t bytes,
+                                                     sparsec_context **context, sparsec_error *error);
+
+// Ends the context's threads and frees its memory, unless that is the caller's.  NULL is allowed.
 SPARSEC_API void sparsec_context_free(sparsec_context *context);
 
 // The number of threads that work on one inference.
@@ -140,10 +174,41 @@ SPARSEC_API sparsec_status sparsec_bind_output(sparsec_context *context, uint32_
 SPARSEC_API const void *sparsec_output_data(const sparsec_context *context, uint32_t index);
 
 // One inference.  Allocates nothing, but that libc makes the library's thread-local slot when a
-// thread runs the model for the first time.  The calling thread's floating-point state (rounding mode,
-// denormals, exception flags) has no influence and is the same afterwards.  After a failure the
-// outputs are undefined and the context can be used again.
+// thread that has created no context of the model runs it for the first time.  The calling thread's
+// floating-point state (rounding mode, denormals, exception flags) has no influence and is the same
+// afterwards.  After a failure the outputs are undefined, states are as before, and the context can be
+// used again.
+//
+// SPARSEC_E_INPUT: an input was never given.  SPARSEC_E_RUN: a kernel refused (a wrong index, say), the
+// context is at work in another thread, or was made before a fork.
 SPARSEC_API sparsec_status sparsec_run(sparsec_context *context, sparsec_error *error);
+
+// Section: state
+//
+// A model compiled with --state keeps recurrent state, such as the cells of an LSTM or a cache of keys
+// and values, in its contexts: what a run computes for a state, the next run reads, without a copy.
+// States are neither inputs nor outputs.  A new context begins with zeros.  While a run is going on in
+// another thread the functions that change or copy states refuse (SPARSEC_E_RUN).
+
+SPARSEC_API uint32_t sparsec_state_count(const sparsec_model *model);
+
+// The description of a state, named as the input that it was; NULL if `index` is out of range.
+SPARSEC_API const sparsec_tensor *sparsec_state(const sparsec_model *model, uint32_t index);
+
+// The value that the next run will read; it moves with each run.  NULL if `index` is out of range.
+SPARSEC_API const void *sparsec_state_data(const sparsec_context *context, uint32_t index);
+
+// Makes every state zero.
+SPARSEC_API sparsec_status sparsec_reset(sparsec_context *context, sparsec_error *error);
+
+// The bytes of a snapshot: all states in their order, one right after the other.
+SPARSEC_API uint64_t sparsec_snapshot_size(const sparsec_model *model);
+
+// Copies all states out of a context, or into one of the same model, this or another.  `bytes` must be
+// the snapshot's size, else SPARSEC_E_INPUT.
+SPARSEC_API sparsec_status sparsec_snapshot(sparsec_context *context, void *data, size_t bytes, sparsec_error *error);
+SPARSEC_API sparsec_status sparsec_restore(sparsec_context *context, const void *data, size_t bytes,
+                                           sparsec_error *error);
 
 // Section: profile
 

@@ -356,6 +356,8 @@ def test_plan_is_readable():
         '    {"y", "float32", 1, dims + 0, 256},',
         "};",
         "",
+        "static const sparsec_tensor states[1];",
+        "",
         "// offset or index, first dim, axes, space, {DLPack type code, bits, lanes}",
         "static const sparsec_arg args[] = {",
         "    {0, 0, 1, SPARSEC_INPUT, {2, 32, 1}},",
@@ -368,7 +370,7 @@ def test_plan_is_readable():
         "",
         "const sparsec_plan sparsec_the_plan = {",
         "    {SPARSEC_MODULE_ABI, 1, 1, 1, 256, 64, 128,",
-        '     "v3", inputs, outputs, SPARSEC_CORE},',
+        '     "v3", inputs, outputs, SPARSEC_CORE, 0, states},',
         "    dims, args, steps, 2,",
         "};",
     ]

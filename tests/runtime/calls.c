@@ -20,11 +20,11 @@ int main(int argc, char **argv) {
     sparsec_model *model = 0, *other = 0;
     sparsec_context *context = 0;
     static _Alignas(64) char x[2049 * 2], mask[17], y[600], odd[600];
-    say("open", sparsec_open(argv[1], &model, &error));
+    say("open", sparsec_open(argv[1], 0, &model, &error));
     FILE *file = fopen(argv[1], "rb");
-    say("fd", sparsec_open_fd(fileno(file), &other, &error));
+    say("fd", sparsec_open_fd(fileno(file), 0, &other, &error));
     sparsec_close(other);
-    say("memory", sparsec_open_memory(x + 1, 10, &other, &error));
+    say("memory", sparsec_open_memory(x + 1, 10, 0, &other, &error));
     sparsec_close(0);
     say("threads", sparsec_context_create(model, -1, &context, &error));
     say("create", sparsec_context_create(model, 2, &context, &error));

@@ -131,7 +131,8 @@ def attempt(data):
     ctypes.memmove(ctypes.addressof(room) + at, bytes(data), len(data))
     model, error = ctypes.c_void_p(), Error()
     where = ctypes.c_void_p(ctypes.addressof(room) + at)
-    rc = lib.sparsec_open_memory(where, ctypes.c_size_t(len(data)), ctypes.byref(model), ctypes.byref(error))
+    size, out = ctypes.c_size_t(len(data)), ctypes.byref(model)
+    rc = lib.sparsec_open_memory(where, size, None, out, ctypes.byref(error))
     assert rc == error.kind and (rc == 0 or (error.message and model.value is None)), (rc, error.message)
     return rc, error.message
 
@@ -175,7 +176,7 @@ def attempt(library):
 
     def call(path):
         model, error = ctypes.c_void_p(), ctypes.create_string_buffer(1024)
-        status = lib.sparsec_open(os.fsencode(path), ctypes.byref(model), error)
+        status = lib.sparsec_open(os.fsencode(path), None, ctypes.byref(model), error)
         lib.sparsec_close(model)
         return status, error.raw[4:].split(b"\0")[0].decode()
 

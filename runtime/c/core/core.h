@@ -6,12 +6,17 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "../cpus.h"
 #include "../error.h"
 #include "plan.h"
 
 // Section: threads
 
+#ifdef SPARSEC_NO_THREADS
+#define MAX_THREADS 1
+#else
 #define MAX_THREADS 1024 // of one context
+#endif
 
 struct pool;
 
@@ -24,9 +29,13 @@ typedef struct worker {
     bool in_task; // a parallel loop inside a parallel loop runs on the thread that meets it
 } worker;
 
-// Starts threads - 1 threads, which become workers[1 ..]; NULL if the system has no more threads.
-struct pool *pool_create(worker *workers, int threads);
-void pool_destroy(struct pool *pool);
+// The bytes of a pool for `threads` threads, and the start of threads - 1 of them in so many bytes, aligned
+// to 64; they become workers[1 ..].  Nonzero, and nothing is left, if the system has no more threads.
+uint64_t pool_size(int threads);
+int pool_start(struct pool *pool, worker *workers, int threads);
+
+// Ends the threads; NULL is allowed.
+void pool_stop(struct pool *pool);
 
 // Calls task(k, ...) once for every k < tasks, on all threads; nonzero if any call failed.
 int pool_launch(struct pool *pool, tvm_task *task, void *closure, int tasks);
@@ -34,11 +43,8 @@ int pool_launch(struct pool *pool, tvm_task *task, void *closure, int tasks);
 // One task on one thread, its workspace given back at the end.
 int worker_call(worker *w, tvm_task *task, void *closure, int index, int tasks);
 
-// The number of CPUs that this process may use.
-int usable_cpus(void);
-
-// The default number of threads: SPARSEC_NUM_THREADS if set, else usable_cpus().  Nonzero if the
-// variable is not a positive number.
+// The number of threads that 0 stands for: SPARSEC_NUM_THREADS if set, else usable_cpus().  Nonzero if
+// the variable is not an allowed number.
 int default_threads(int *threads);
 
 // The worker that the calling thread is; NULL outside run.
@@ -47,11 +53,16 @@ void set_current_worker(worker *w);
 
 // Section: contexts
 
-// A model's input or output within a context.
+#define HUGE_PAGE (2u << 20)
+
+// Anonymous pages, huge ones where there are enough of them.
+extern const sparsec_allocator system_memory;
+
+// A model's input, output or state within a context.
 typedef struct port {
     void *caller; // bound memory, or NULL
     void *active; // what the kernels see: caller's memory or `own`
-    void *own;    // aligned memory in the arena
+    void *own;    // aligned memory in the context's block
     uint32_t first_use; // 1 + index in args, 0: none
 } port;
 
@@ -62,19 +73,35 @@ typedef struct context {
     char message[900];
     int thread_count;
     int owner; // process id: threads do not survive fork
-    struct pool *pool;
+    struct pool *pool; // NULL for one thread
     worker *workers;
     tvm_tensor *tensors; // one per argument of every step
     tvm_value *values;   // the arguments themselves
     uint32_t *next_use;  // next argument of the same port, 1 + index
-    port *inputs;
-    port *outputs;
-    void *block; // the one allocation that holds everything, this struct included
-    uint64_t block_size;
+    port *ports[SPARSEC_PORT_SPACES];
+    sparsec_allocator allocator;
+    uint64_t size; // of the one allocation that holds everything, this struct first
 } context;
+
+#define plan (&sparsec_the_plan)
+#define model (&sparsec_the_plan.module)
+
+// The tensors of one of the spaces that have ports.
+typedef struct side {
+    const sparsec_tensor *tensors;
+    uint32_t count;
+} side;
+
+side side_of(sparsec_space space);
+
+// Makes the kernels see the port's tensor at `data`.
+void aim(context *c, port *p, void *data);
 
 // Keeps the first message of a run: printf-style, one line.
 void context_fail(context *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+// Takes the context for the calling thread, until context_leave; refuses if another one has it.
+sparsec_status context_enter(context *c, sparsec_error *error);
+void context_leave(context *c);
 
 #endif

@@ -5,11 +5,13 @@
 // waits for tasks, never for threads, and a thread that sleeps delays nobody.  Idle threads spin
 // for some ten microseconds, the gap between two kernels, then sleep.
 
+#include "core.h"
+
+#ifndef SPARSEC_NO_THREADS
+
 #include <pthread.h>
 #include <signal.h>
-#include <stdlib.h>
 
-#include "core.h"
 #include "floats.h"
 
 #define SPINS 2000
@@ -19,7 +21,7 @@ typedef struct pool {
     _Alignas(64) _Atomic uint64_t ticket; // generation << 32 | tasks << 16 | next
     _Atomic(tvm_task *) task;
     _Atomic(void *) closure;
-    _Alignas(64) atomic_int pending; // tasks that are not finished
+    _Alignas(64) atomic_int pending; // tasks that are not finished; at first, threads that are not up
     atomic_int failed;
     _Alignas(64) atomic_int sleepers;
     atomic_bool launcher_sleeps;
@@ -41,6 +43,23 @@ static inline void relax(void) {
 
 static bool has_work(uint64_t ticket) { return (ticket & 0xffff) < (ticket >> 16 & 0xffff); }
 
+static void count_down(pool *p) {
+    if (atomic_fetch_sub(&p->pending, 1) != 1 || !atomic_load(&p->launcher_sleeps)) return;
+    pthread_mutex_lock(&p->mutex);
+    pthread_cond_signal(&p->done);
+    pthread_mutex_unlock(&p->mutex);
+}
+
+static void wait_for_pending(pool *p) {
+    for (int i = 0; i < SPINS && atomic_load_explicit(&p->pending, memory_order_acquire); i++) relax();
+    if (!atomic_load_explicit(&p->pending, memory_order_acquire)) return;
+    pthread_mutex_lock(&p->mutex);
+    atomic_store(&p->launcher_sleeps, true);
+    while (atomic_load(&p->pending)) pthread_cond_wait(&p->done, &p->mutex);
+    atomic_store(&p->launcher_sleeps, false);
+    pthread_mutex_unlock(&p->mutex);
+}
+
 // Takes and runs tasks until there are none.
 static void drain(pool *p, worker *w) {
     for (;;) {
@@ -52,11 +71,7 @@ static void drain(pool *p, worker *w) {
         if (!atomic_compare_exchange_strong(&p->ticket, &ticket, ticket + 1)) continue;
         if (worker_call(w, task, closure, (int)(ticket & 0xffff), (int)(ticket >> 16 & 0xffff)))
             atomic_store_explicit(&p->failed, 1, memory_order_relaxed);
-        if (atomic_fetch_sub(&p->pending, 1) == 1 && atomic_load(&p->launcher_sleeps)) {
-            pthread_mutex_lock(&p->mutex);
-            pthread_cond_signal(&p->done);
-            pthread_mutex_unlock(&p->mutex);
-        }
+        count_down(p);
     }
 }
 
@@ -72,20 +87,16 @@ static void sleep_until_work(pool *p) {
     pthread_mutex_unlock(&p->mutex);
 }
 
-typedef struct start {
-    pool *pool;
-    worker *worker;
-} start;
-
 static void *thread_main(void *argument) {
-    start s = *(start *)argument;
-    free(argument);
+    worker *w = argument;
+    pool *p = w->context->pool;
     floats state;
     floats_enter(&state);
-    set_current_worker(s.worker);
-    while (!atomic_load_explicit(&s.pool->stop, memory_order_relaxed)) {
-        sleep_until_work(s.pool);
-        drain(s.pool, s.worker);
+    set_current_worker(w); // the first touch, for which libc makes the thread's slot
+    count_down(p);
+    while (!atomic_load_explicit(&p->stop, memory_order_relaxed)) {
+        sleep_until_work(p);
+        drain(p, w);
     }
     return 0;
 }
@@ -105,22 +116,14 @@ int pool_launch(pool *p, tvm_task *task, void *closure, int tasks) {
     atomic_store(&p->ticket, generation << 32 | (uint64_t)tasks << 16);
     if (atomic_load(&p->sleepers)) wake_workers(p);
     drain(p, p->workers);
-    for (int i = 0; i < SPINS && atomic_load_explicit(&p->pending, memory_order_acquire); i++) relax();
-    if (atomic_load_explicit(&p->pending, memory_order_acquire)) {
-        pthread_mutex_lock(&p->mutex);
-        atomic_store(&p->launcher_sleeps, true);
-        while (atomic_load(&p->pending)) pthread_cond_wait(&p->done, &p->mutex);
-        atomic_store(&p->launcher_sleeps, false);
-        pthread_mutex_unlock(&p->mutex);
-    }
+    wait_for_pending(p);
     return atomic_load_explicit(&p->failed, memory_order_relaxed);
 }
 
-pool *pool_create(worker *workers, int threads) {
-    size_t size = (sizeof(pool) + sizeof(pthread_t) * (size_t)threads + 63) & ~(size_t)63;
-    pool *p = aligned_alloc(64, size);
-    if (!p) return 0;
-    *p = (pool){.workers = workers};
+uint64_t pool_size(int threads) { return threads > 1 ? sizeof(pool) + sizeof(pthread_t) * (uint64_t)threads : 0; }
+
+int pool_start(pool *p, worker *workers, int threads) {
+    *p = (pool){.workers = workers, .pending = threads - 1};
     pthread_mutex_init(&p->mutex, 0);
     pthread_cond_init(&p->work, 0);
     pthread_cond_init(&p->done, 0);
@@ -130,25 +133,20 @@ pool *pool_create(worker *workers, int threads) {
     sigset_t all, before; // signals are the application's: its own threads shall handle them
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = 0;
-    for (int i = 1; i < threads && !rc; i++) {
-        start *s = malloc(sizeof *s);
-        if (!s) break;
-        *s = (start){p, workers + i};
-        rc = pthread_create(&p->threads[p->started], &attributes, thread_main, s);
-        if (rc)
-            free(s);
-        else
-            p->started++;
-    }
+    while (p->started < threads - 1 &&
+           !pthread_create(&p->threads[p->started], &attributes, thread_main, workers + 1 + p->started))
+        p->started++;
     pthread_sigmask(SIG_SETMASK, &before, 0);
     pthread_attr_destroy(&attributes);
-    if (p->started == threads - 1) return p;
-    pool_destroy(p);
+    if (p->started < threads - 1) {
+        pool_stop(p);
+        return -1;
+    }
+    wait_for_pending(p); // so that nothing of starting is left for the first run
     return 0;
 }
 
-void pool_destroy(pool *p) {
+void pool_stop(pool *p) {
     if (!p) return;
     atomic_store(&p->stop, true);
     wake_workers(p);
@@ -156,5 +154,18 @@ void pool_destroy(pool *p) {
     pthread_cond_destroy(&p->done);
     pthread_cond_destroy(&p->work);
     pthread_mutex_destroy(&p->mutex);
-    free(p);
 }
+
+#else // MAX_THREADS is 1: there is no pool, and nobody calls these with one
+
+uint64_t pool_size(int threads) { return threads > 1; }
+
+int pool_start(struct pool *pool, worker *workers, int threads) { return (void)pool, (void)workers, threads; }
+
+void pool_stop(struct pool *pool) { (void)pool; }
+
+int pool_launch(struct pool *pool, tvm_task *task, void *closure, int tasks) {
+    return (void)pool, (void)task, (void)closure, tasks;
+}
+
+#endif

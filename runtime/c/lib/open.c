@@ -1,4 +1,4 @@
-// open.c - models for C users: check an artifact, load its library from sealed memory, pass calls on
+// open.c - models for C users: check an artifact, load its library from sealed memory
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -8,19 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../module.h"
-#include "lib.h"
-
-struct sparsec_model {
-    const sparsec_module *module;
-    const void *weights;
-    void *map; // the whole file; NULL for a model in the caller's memory
-    size_t map_size;
-    void *handle;
-    int code; // the library's memory; open as long as it is loaded, see load_code
-};
-
-const char *sparsec_version(void) { return SPARSEC_VERSION; }
+#include "model.h"
 
 // Section: opening
 
@@ -57,9 +45,10 @@ static sparsec_status load_code(sparsec_model *model, const manifest *m, span co
     *(void **)&entry = dlsym(model->handle, "sparsec_module_v1");
     if (!entry) return fail(error, SPARSEC_E_ARTIFACT, "the artifact's library does not export sparsec_module_v1");
     model->module = entry();
-    if (model->module->abi != SPARSEC_MODULE_ABI)
-        return fail(error, SPARSEC_E_ARTIFACT, "the artifact's library has ABI %u, this runtime speaks ABI %d",
-                    model->module->abi, SPARSEC_MODULE_ABI);
+    uint32_t abi = model->module->abi;
+    if (!abi || abi > SPARSEC_MODULE_ABI)
+        return fail(error, SPARSEC_E_ARTIFACT, "the artifact's library has ABI %u, this runtime speaks ABI 1 to %d", abi,
+                    SPARSEC_MODULE_ABI);
     if (model->module->weights_size != (m->weights ? m->weights->size : 0))
         return fail(error, SPARSEC_E_ARTIFACT, "the artifact's library and its manifest describe different models");
     return SPARSEC_OK;
@@ -78,13 +67,28 @@ static sparsec_status check_and_load(sparsec_model *model, span file, sparsec_er
     return load_code(model, &m, zip_data(&a, m.code), error);
 }
 
-static sparsec_status open_span(span file, void *map, sparsec_model **out, sparsec_error *error) {
-    sparsec_model *model = calloc(1, sizeof *model);
+static void *libc_allocate(void *user, size_t bytes, size_t alignment) {
+    (void)user, (void)alignment; // a model's needs no more than malloc's
+    return malloc(bytes);
+}
+
+static void libc_release(void *user, void *memory, size_t bytes) {
+    (void)user, (void)bytes;
+    free(memory);
+}
+
+static const sparsec_allocator libc_memory = {libc_allocate, libc_release, 0};
+
+static sparsec_status open_span(span file, void *map, const sparsec_allocator *allocator, sparsec_model **out,
+                                sparsec_error *error) {
+    const sparsec_allocator *memory = allocator ? allocator : &libc_memory;
+    sparsec_model *model = memory->allocate(memory->user, sizeof *model, _Alignof(sparsec_model));
     if (!model) {
         if (map) munmap(map, file.size);
-        return fail(error, SPARSEC_E_RUN, "no memory for a model");
+        return fail(error, SPARSEC_E_RUN, "no memory for a model: %u bytes are needed", (unsigned)sizeof *model);
     }
-    *model = (sparsec_model){.map = map, .map_size = file.size, .code = -1};
+    *model = (sparsec_model){
+        .map = map, .map_size = file.size, .code = -1, .memory = *memory, .own_allocator = allocator != 0};
     sparsec_status rc = check_and_load(model, file, error);
     if (!rc)
         *out = model;
@@ -93,13 +97,15 @@ static sparsec_status open_span(span file, void *map, sparsec_model **out, spars
     return rc;
 }
 
-sparsec_status sparsec_open_memory(const void *data, size_t size, sparsec_model **model, sparsec_error *error) {
+sparsec_status sparsec_open_memory(const void *data, size_t size, const sparsec_allocator *allocator,
+                                   sparsec_model **model, sparsec_error *error) {
     if (!data || (uintptr_t)data % 64)
         return fail(error, SPARSEC_E_INPUT, "an artifact in memory must be aligned to 64 bytes");
-    return open_span((span){data, size}, 0, model, error);
+    return open_span((span){data, size}, 0, allocator, model, error);
 }
 
-sparsec_status sparsec_open_fd(int fd, sparsec_model **model, sparsec_error *error) {
+sparsec_status sparsec_open_fd(int fd, const sparsec_allocator *allocator, sparsec_model **model,
+                               sparsec_error *error) {
     struct stat status;
     if (fstat(fd, &status)) return fail(error, SPARSEC_E_ARTIFACT, "cannot read the artifact: %s", strerror(errno));
     if (!S_ISREG(status.st_mode)) return fail(error, SPARSEC_E_ARTIFACT, "the artifact is not a regular file");
@@ -107,13 +113,14 @@ sparsec_status sparsec_open_fd(int fd, sparsec_model **model, sparsec_error *err
     if (!size) return fail(error, SPARSEC_E_FORMAT, "not a sparsec artifact: the file is empty");
     void *map = mmap(0, size, PROT_READ, MAP_SHARED, fd, 0);
     if (map == MAP_FAILED) return fail(error, SPARSEC_E_ARTIFACT, "cannot map the artifact: %s", strerror(errno));
-    return open_span((span){map, size}, map, model, error);
+    return open_span((span){map, size}, map, allocator, model, error);
 }
 
-sparsec_status sparsec_open(const char *path, sparsec_model **model, sparsec_error *error) {
+sparsec_status sparsec_open(const char *path, const sparsec_allocator *allocator, sparsec_model **model,
+                            sparsec_error *error) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return fail(error, SPARSEC_E_ARTIFACT, "cannot open '%.500s': %s", path, strerror(errno));
-    sparsec_status rc = sparsec_open_fd(fd, model, error);
+    sparsec_status rc = sparsec_open_fd(fd, allocator, model, error);
     close(fd);
     return rc;
 }
@@ -123,54 +130,6 @@ void sparsec_close(sparsec_model *model) {
     if (model->handle) dlclose(model->handle);
     if (model->code >= 0) close(model->code);
     if (model->map) munmap(model->map, model->map_size);
-    free(model);
-}
-
-// Section: calls that the library answers
-
-uint32_t sparsec_input_count(const sparsec_model *m) { return m->module->input_count; }
-uint32_t sparsec_output_count(const sparsec_model *m) { return m->module->output_count; }
-uint32_t sparsec_step_count(const sparsec_model *m) { return m->module->step_count; }
-const char *sparsec_step_label(const sparsec_model *m, uint32_t step) { return m->module->label(step); }
-const char *sparsec_level(const sparsec_model *m) { return m->module->level; }
-
-const sparsec_tensor *sparsec_input(const sparsec_model *m, uint32_t index) {
-    return index < m->module->input_count ? m->module->inputs + index : 0;
-}
-
-const sparsec_tensor *sparsec_output(const sparsec_model *m, uint32_t index) {
-    return index < m->module->output_count ? m->module->outputs + index : 0;
-}
-
-sparsec_status sparsec_context_create(sparsec_model *m, int threads, sparsec_context **context, sparsec_error *error) {
-    return m->module->create(m->weights, threads, context, error);
-}
-
-void sparsec_context_free(sparsec_context *c) {
-    if (c) c->module->destroy(c);
-}
-
-int sparsec_threads(const sparsec_context *c) { return c->module->threads(c); }
-
-sparsec_status sparsec_set_input(sparsec_context *c, uint32_t index, const void *data, size_t bytes,
-                                 sparsec_error *error) {
-    return c->module->set_input(c, index, data, bytes, error);
-}
-
-sparsec_status sparsec_bind_input(sparsec_context *c, uint32_t index, const void *data, size_t bytes,
-                                  sparsec_error *error) {
-    return c->module->bind_input(c, index, data, bytes, error);
-}
-
-sparsec_status sparsec_bind_output(sparsec_context *c, uint32_t index, void *data, size_t bytes,
-                                   sparsec_error *error) {
-    return c->module->bind_output(c, index, data, bytes, error);
-}
-
-const void *sparsec_output_data(const sparsec_context *c, uint32_t index) { return c->module->output_data(c, index); }
-
-sparsec_status sparsec_run(sparsec_context *c, sparsec_error *error) { return c->module->run(c, 0, 0, 0, error); }
-
-sparsec_status sparsec_profile(sparsec_context *c, double *seconds, sparsec_error *error) {
-    return c->module->run(c, 0, 0, seconds, error);
+    sparsec_allocator memory = model->memory;
+    memory.release(memory.user, model, sizeof *model);
 }

@@ -1,11 +1,13 @@
 // cpus.c - how many CPUs this process may use: affinity mask and cgroup quota
 
+#include "cpus.h"
+
+#include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "core.h"
+#include <unistd.h>
 
 static int affinity(void) {
     unsigned char mask[8192]; // 65,536 CPUs: the mask must not be smaller than the kernel's
@@ -16,67 +18,55 @@ static int affinity(void) {
     return count ? count : 1;
 }
 
-static int rounded(double quota, double period, int limit) {
+// The beginning of a file as a string, empty if it cannot be read.  No stdio: it would allocate.
+static const char *head_of(const char *path, char *text, size_t size) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t count = fd < 0 ? 0 : read(fd, text, size - 1);
+    if (fd >= 0) close(fd);
+    text[count > 0 ? count : 0] = 0;
+    return text;
+}
+
+// The CPUs that `quota` of every `period` microseconds are, rounded up; `limit` if they do not limit.
+static int rounded(long long quota, long long period, int limit) {
     if (quota <= 0 || period <= 0) return limit;
-    double cpus = quota / period;
-    if (cpus < 1) return 1;
-    return cpus < limit ? (int)(cpus + 0.999) : limit;
+    long long cpus = quota / period + (quota % period != 0);
+    return cpus < limit ? (int)cpus : limit;
 }
 
 // cgroup v2: "quota period" or "max period".
 static int quota_v2(const char *folder, int limit) {
-    char path[1200];
-    double quota, period;
+    char path[4200], text[64], *end;
     snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", folder);
-    FILE *file = fopen(path, "re");
-    if (!file) return limit;
-    if (fscanf(file, "%lf %lf", &quota, &period) == 2) limit = rounded(quota, period, limit);
-    fclose(file);
-    return limit;
+    long long quota = strtoll(head_of(path, text, sizeof text), &end, 10);
+    return rounded(quota, strtoll(end, 0, 10), limit);
 }
 
-static double number_in(const char *path) {
-    double value = 0;
-    FILE *file = fopen(path, "re");
-    if (!file) return 0;
-    if (fscanf(file, "%lf", &value) != 1) value = 0;
-    fclose(file);
-    return value;
+static long long number_in(const char *path) {
+    char text[32];
+    return strtoll(head_of(path, text, sizeof text), 0, 10);
 }
 
 int usable_cpus(void) {
     int limit = affinity();
-    char line[1100], *folder = 0;
-    FILE *file = fopen("/proc/self/cgroup", "re");
-    while (file && fgets(line, sizeof line, file))
+    char text[4096], *folder = 0;
+    // One group a line; that of cgroup v2 begins with "0::".
+    head_of("/proc/self/cgroup", text, sizeof text);
+    for (char *line = text; line; line = strchr(line, '\n')) {
+        line += *line == '\n';
         if (!strncmp(line, "0::/", 4)) {
             folder = line + 3;
             folder[strcspn(folder, "\n")] = 0;
             break;
         }
-    if (file) fclose(file);
+    }
     // Every group up to the root may have a quota; the smallest counts.
     while (folder && *folder) {
         limit = quota_v2(folder, limit);
         char *slash = strrchr(folder, '/');
-        if (!slash) break;
         *slash = 0;
     }
     limit = quota_v2("", limit); // inside a container the group often is the visible root
     return rounded(number_in("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
                    number_in("/sys/fs/cgroup/cpu/cpu.cfs_period_us"), limit);
-}
-
-int default_threads(int *threads) {
-    const char *setting = getenv("SPARSEC_NUM_THREADS");
-    if (!setting || !*setting) {
-        *threads = usable_cpus();
-        if (*threads > MAX_THREADS) *threads = MAX_THREADS;
-        return 0;
-    }
-    char *end;
-    long value = strtol(setting, &end, 10);
-    if (*end || value < 1 || value > MAX_THREADS) return -1;
-    *threads = (int)value;
-    return 0;
 }
