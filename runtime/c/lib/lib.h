@@ -65,6 +65,11 @@ sparsec_status manifest_check_hash(const manifest *manifest, const char *name, s
 
 void sha256(span data, uint8_t digest[32]);
 
+// Section: signatures
+
+void sha512(const span *parts, size_t count, uint8_t digest[64]); // of the parts one after the other
+bool ed25519_verify(const uint8_t key[32], const uint8_t signature[64], span message);
+
 // Section: cpu
 
 // Whether this CPU and its system offer the feature, named as LLVM names it.
