@@ -88,7 +88,7 @@ def write_artifact(path: str | os.PathLike, manifest: Mapping, members: Mapping[
     file cannot be written.
     """
     path = Path(path)
-    publish(path, _layout(_canonical(manifest, members), members))
+    publish(path, layout(_canonical(manifest, members), members))
 
 
 def write_trials(
@@ -126,7 +126,7 @@ def _canonical(manifest: Mapping, members: Mapping[str, bytes]) -> bytes:
         raise CompileError(f"the manifest holds a value that JSON cannot spell: {e}") from None
 
 
-def _layout(manifest: bytes, members: Mapping[str, bytes]) -> list[bytes]:
+def layout(manifest: bytes, members: Mapping[str, bytes]) -> list[bytes]:
     """The file's bytes, in pieces."""
     pieces: list[bytes] = []
     placed: list[container.Member] = []

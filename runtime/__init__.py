@@ -7,7 +7,15 @@ Needs NumPy and the standard library, nothing else: the artifact carries its own
 if __name__ not in ("sparsec.runtime", "sparsec_runtime"):
     raise ImportError("import sparsec.runtime, not runtime: one file under two names gives two classes")
 
-from .errors import ArtifactError, FormatError, InputError, RunError, SparsecError, TargetError
+from .errors import (
+    ArtifactError,
+    FormatError,
+    InputError,
+    RunError,
+    SignatureError,
+    SparsecError,
+    TargetError,
+)
 from .manifest import TensorInfo
 from .model import Context, Model, load
 
@@ -19,6 +27,7 @@ __all__ = [
     "InputError",
     "Model",
     "RunError",
+    "SignatureError",
     "SparsecError",
     "TargetError",
     "TensorInfo",

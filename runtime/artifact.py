@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from . import container, cpu
+from . import container, cpu, signature
 from .errors import ArtifactError, SparsecError, TargetError
 from .manifest import MAX_BYTES, WEIGHTS, Library, Manifest, parse
 
@@ -32,8 +32,11 @@ class Artifact:
     code: bytes
     weights: int
 
-    def __init__(self, path: str | os.PathLike):
-        """Open and check; raises a SparsecError whose text begins with the path."""
+    def __init__(self, path: str | os.PathLike, key: bytes | None = None):
+        """Open and check; raises a SparsecError whose text begins with the path.
+
+        ``key``: the 32 bytes of the public key that must have signed it; None: none has to.
+        """
         self.path = os.fspath(path)
         self.code = b""
         try:
@@ -41,7 +44,7 @@ class Artifact:
         except OSError as e:
             raise ArtifactError(f"cannot open {self.path!r}: {e.strerror}") from e
         try:
-            self._check(fd)
+            self._check(fd, key)
         except SparsecError as e:
             raise type(e)(f"{self.path!r}: {e}") from None
         except OSError as e:
@@ -49,7 +52,7 @@ class Artifact:
         finally:
             os.close(fd)
 
-    def _check(self, fd: int) -> None:
+    def _check(self, fd: int, key: bytes | None) -> None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ArtifactError("not a regular file")
@@ -62,13 +65,22 @@ class Artifact:
                 )
             return data
 
-        members = container.read_members(read, status.st_size)
+        everything = container.read_members(read, status.st_size)
+        members = tuple(m for m in everything if m.name != signature.MEMBER)
         head = members[0]
         if head.size > MAX_BYTES:
             raise ArtifactError(f"damaged artifact: {head.name} has {head.size} bytes, at most {MAX_BYTES}")
         text = read(head.offset, head.size)
         if zlib.crc32(text) != head.crc:
             raise ArtifactError(f"damaged artifact: the checksum of {head.name} is wrong")
+        record = None
+        for m in everything:
+            if m.name == signature.MEMBER:
+                record = read(m.offset, min(m.size, signature.SIZE))
+                if m.size != signature.SIZE or zlib.crc32(record) != m.crc:
+                    raise ArtifactError(f"damaged artifact: {m.name} has a wrong size or checksum")
+        if key is not None:
+            signature.check(text, record, key)
         self.manifest = parse(text, members)
         self.library = choose(self.manifest)
         for m in members[1:]:

@@ -30,10 +30,13 @@ RUNNER = "runner.c"
 LIBRARY = (
     "lib/calls.c",
     "lib/cpu.c",
+    "lib/ed25519.c",
     "lib/json.c",
     "lib/manifest.c",
     "lib/open.c",
     "lib/sha256.c",
+    "lib/sha512.c",
+    "lib/signature.c",
     "lib/zip.c",
 )
 

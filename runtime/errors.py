@@ -48,5 +48,12 @@ class RunError(SparsecError):
     remedy = "the message names the step, or the memory or threads that ran out"
 
 
-KINDS = (ArtifactError, FormatError, TargetError, InputError, RunError)
+class SignatureError(SparsecError):
+    """A signature is required, and the artifact has none, another key's or a wrong one."""
+
+    code = 6
+    remedy = "get the file from whom you trust, or sign it: `sparsec sign`"
+
+
+KINDS = (ArtifactError, FormatError, TargetError, InputError, RunError, SignatureError)
 """All of them, in the order of their codes."""

@@ -15,23 +15,31 @@ from .artifact import Artifact
 from .errors import InputError, RunError, SparsecError
 from .library import Code, Error, pointers, to_exception
 from .manifest import TensorInfo
+from .signature import public_key
 from .workers import Workers
 
 _CLOSED = "the context is closed; make another one with Model.context(), or load the model again"
 
 
-def load(path: str | os.PathLike, *, threads: int | None = None) -> "Model":
+def load(
+    path: str | os.PathLike,
+    *,
+    threads: int | None = None,
+    require_signature: bytes | str | os.PathLike | None = None,
+) -> "Model":
     """Load the artifact at ``path``.
 
     Every byte is checked before anything is executed.  ``threads``: how many threads work on one
     inference; None means the environment variable SPARSEC_NUM_THREADS or, without one, the CPUs
-    that the affinity mask and the cgroup's quota leave to this process.
+    that the affinity mask and the cgroup's quota leave to this process.  ``require_signature``: an
+    Ed25519 public key, as 32 bytes or the path of a PEM file, that must have signed the artifact.
 
     Raises ArtifactError for damaged or unreadable bytes, FormatError for something that is not an
-    artifact or is of a newer format, TargetError if this machine is not the artifact's target, and
-    InputError for a wrong ``threads``.  All are SparsecError.
+    artifact or is of a newer format, TargetError if this machine is not the artifact's target,
+    SignatureError where a required signature is missing or wrong, and InputError for a wrong
+    ``threads`` or key.  All are SparsecError.
     """
-    return Model(path, threads=threads)
+    return Model(path, threads=threads, require_signature=require_signature)
 
 
 class Model:
@@ -45,8 +53,15 @@ class Model:
     ``model.submit(x)`` does that with threads of the model's own.
     """
 
-    def __init__(self, path: str | os.PathLike, *, threads: int | None = None):
-        artifact = Artifact(path)
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        threads: int | None = None,
+        require_signature: bytes | str | os.PathLike | None = None,
+    ):
+        key = None if require_signature is None else public_key(require_signature)
+        artifact = Artifact(path, key)
         manifest = artifact.manifest
         self.path = artifact.path
         self.manifest: Mapping = manifest.raw

@@ -17,11 +17,25 @@ from .failure import Program
 from .inspect import inspect
 from .passes import passes
 from .run import run
+from .sign import keygen, sign
 from .sparsify import sparsify
 from .tune import tune
 from .verify import verify
 
-COMMANDS = (compile_, run, bench, verify, inspect, explain, sparsify, tune, passes, doctor)
+COMMANDS = (
+    compile_,
+    run,
+    bench,
+    verify,
+    inspect,
+    explain,
+    sparsify,
+    tune,
+    sign,
+    keygen,
+    passes,
+    doctor,
+)
 
 
 @click.group(cls=Program, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

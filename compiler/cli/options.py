@@ -77,6 +77,13 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the result
 threads = click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads to run with."
 )
+signed_by = click.option(
+    "--require-signature",
+    "key",
+    type=PATH,
+    metavar="KEY.pub",
+    help="Refuse the artifact unless this key has signed it.",
+)
 
 
 def unique(pairs: tuple[tuple[str, object], ...], option: str) -> dict:

@@ -12,18 +12,20 @@ from .failure import Failure
 @click.command()
 @click.argument("artifact", type=options.PATH)
 @click.option("--model", type=options.PATH, help="Compare with this ONNX model in ONNX Runtime, too.")
+@options.signed_by
 @options.as_json
-def verify(artifact: Path, model: Path | None, as_json: bool) -> None:
+def verify(artifact: Path, model: Path | None, key: Path | None, as_json: bool) -> None:
     """Check ARTIFACT's structure, hashes and target; with --model also its numbers."""
     from sparsec.runtime import load
 
-    with load(artifact) as loaded:
+    with load(artifact, require_signature=key) as loaded:
         members = loaded.manifest["members"]
         found = {
             "file": str(artifact),
             "bytes": artifact.stat().st_size,
             "members": len(members),
             "level": loaded.level,
+            "signed_by": key and str(key),
             "outputs": {},
         }
     if model is not None:
@@ -96,6 +98,8 @@ def lines(found: dict) -> list[str]:
         f"ok  {text.visible(found['file'])}: {text.size(found['bytes'])}, "
         f"{text.count(found['members'], 'member')}, every hash matches, runs here at level {found['level']}"
     ]
+    if found["signed_by"]:
+        shown.append(f"ok  it was signed with the key of {text.visible(found['signed_by'])}")
     if "same_source" in found:
         shown.append(
             "ok  it was compiled from this very model file"

@@ -50,6 +50,7 @@ typedef enum sparsec_status {
     SPARSEC_E_TARGET = 3,   // built for another architecture, or the CPU lacks features
     SPARSEC_E_INPUT = 4,    // a wrong index, size or option, or an input that was never given
     SPARSEC_E_RUN = 5,      // a kernel refused, or memory or threads ran out
+    SPARSEC_E_SIGNATURE = 6, // a signature is required, and there is none, another key's or a wrong one
 } sparsec_status;
 
 typedef struct sparsec_error {
@@ -91,7 +92,13 @@ typedef struct sparsec_model sparsec_model;
 SPARSEC_API sparsec_status sparsec_open(const char *path, const sparsec_allocator *allocator,
                                         sparsec_model **model, sparsec_error *error);
 
-// The same for an open file descriptor of a regular file.  The descriptor is not kept and not
+// The same for an artifact that must be signed: `key` is an Ed25519 public key of 32 bytes.  The signature is
+// checked after the structure.  SPARSEC_E_SIGNATURE: there is none, it is another key's, or it is wrong.
+SPARSEC_API sparsec_status sparsec_open_signed(const char *path, const uint8_t *key,
+                                               const sparsec_allocator *allocator, sparsec_model **model,
+                                               sparsec_error *error);
+
+// As sparsec_open, for an open file descriptor of a regular file.  The descriptor is not kept and not
 // closed, its position does not matter.
 SPARSEC_API sparsec_status sparsec_open_fd(int fd, const sparsec_allocator *allocator, sparsec_model **model,
                                            sparsec_error *error);

@@ -70,6 +70,10 @@ void sha256(span data, uint8_t digest[32]);
 void sha512(const span *parts, size_t count, uint8_t digest[64]); // of the parts one after the other
 bool ed25519_verify(const uint8_t key[32], const uint8_t signature[64], span message);
 
+// Takes the signature out of the members, which the manifest's table then lists all, and, unless `key` is
+// NULL, refuses an archive whose manifest that key has not signed.
+sparsec_status signature_take(archive *archive, const uint8_t *key, sparsec_error *error);
+
 // Section: cpu
 
 // Whether this CPU and its system offer the feature, named as LLVM names it.

@@ -55,10 +55,11 @@ static sparsec_status load_code(sparsec_model *model, const manifest *m, span co
 }
 
 // The format's order of checks: structure and sizes, format number, target, hashes; then the code.
-static sparsec_status check_and_load(sparsec_model *model, span file, sparsec_error *error) {
+static sparsec_status check_and_load(sparsec_model *model, span file, const uint8_t *key, sparsec_error *error) {
     archive a;
     manifest m;
     sparsec_status rc = zip_open(file, &a, error);
+    if (!rc) rc = signature_take(&a, key, error);
     if (!rc) rc = manifest_read(&a, &m, error);
     for (int i = 1; !rc && i < a.count; i++)
         if (a.members + i != m.code) rc = manifest_check_hash(&m, a.members[i].name, zip_data(&a, a.members + i), error);
@@ -79,8 +80,8 @@ static void libc_release(void *user, void *memory, size_t bytes) {
 
 static const sparsec_allocator libc_memory = {libc_allocate, libc_release, 0};
 
-static sparsec_status open_span(span file, void *map, const sparsec_allocator *allocator, sparsec_model **out,
-                                sparsec_error *error) {
+static sparsec_status open_span(span file, void *map, const uint8_t *key, const sparsec_allocator *allocator,
+                                sparsec_model **out, sparsec_error *error) {
     const sparsec_allocator *memory = allocator ? allocator : &libc_memory;
     sparsec_model *model = memory->allocate(memory->user, sizeof *model, _Alignof(sparsec_model));
     if (!model) {
@@ -89,7 +90,7 @@ static sparsec_status open_span(span file, void *map, const sparsec_allocator *a
     }
     *model = (sparsec_model){
         .map = map, .map_size = file.size, .code = -1, .memory = *memory, .own_allocator = allocator != 0};
-    sparsec_status rc = check_and_load(model, file, error);
+    sparsec_status rc = check_and_load(model, file, key, error);
     if (!rc)
         *out = model;
     else
@@ -101,11 +102,11 @@ sparsec_status sparsec_open_memory(const void *data, size_t size, const sparsec_
                                    sparsec_model **model, sparsec_error *error) {
     if (!data || (uintptr_t)data % 64)
         return fail(error, SPARSEC_E_INPUT, "an artifact in memory must be aligned to 64 bytes");
-    return open_span((span){data, size}, 0, allocator, model, error);
+    return open_span((span){data, size}, 0, 0, allocator, model, error);
 }
 
-sparsec_status sparsec_open_fd(int fd, const sparsec_allocator *allocator, sparsec_model **model,
-                               sparsec_error *error) {
+static sparsec_status open_fd(int fd, const uint8_t *key, const sparsec_allocator *allocator, sparsec_model **model,
+                              sparsec_error *error) {
     struct stat status;
     if (fstat(fd, &status)) return fail(error, SPARSEC_E_ARTIFACT, "cannot read the artifact: %s", strerror(errno));
     if (!S_ISREG(status.st_mode)) return fail(error, SPARSEC_E_ARTIFACT, "the artifact is not a regular file");
@@ -113,16 +114,32 @@ sparsec_status sparsec_open_fd(int fd, const sparsec_allocator *allocator, spars
     if (!size) return fail(error, SPARSEC_E_FORMAT, "not a sparsec artifact: the file is empty");
     void *map = mmap(0, size, PROT_READ, MAP_SHARED, fd, 0);
     if (map == MAP_FAILED) return fail(error, SPARSEC_E_ARTIFACT, "cannot map the artifact: %s", strerror(errno));
-    return open_span((span){map, size}, map, allocator, model, error);
+    return open_span((span){map, size}, map, key, allocator, model, error);
+}
+
+sparsec_status sparsec_open_fd(int fd, const sparsec_allocator *allocator, sparsec_model **model,
+                               sparsec_error *error) {
+    return open_fd(fd, 0, allocator, model, error);
+}
+
+static sparsec_status open_path(const char *path, const uint8_t *key, const sparsec_allocator *allocator,
+                                sparsec_model **model, sparsec_error *error) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return fail(error, SPARSEC_E_ARTIFACT, "cannot open '%.500s': %s", path, strerror(errno));
+    sparsec_status rc = open_fd(fd, key, allocator, model, error);
+    close(fd);
+    return rc;
 }
 
 sparsec_status sparsec_open(const char *path, const sparsec_allocator *allocator, sparsec_model **model,
                             sparsec_error *error) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return fail(error, SPARSEC_E_ARTIFACT, "cannot open '%.500s': %s", path, strerror(errno));
-    sparsec_status rc = sparsec_open_fd(fd, allocator, model, error);
-    close(fd);
-    return rc;
+    return open_path(path, 0, allocator, model, error);
+}
+
+sparsec_status sparsec_open_signed(const char *path, const uint8_t *key, const sparsec_allocator *allocator,
+                                   sparsec_model **model, sparsec_error *error) {
+    if (!key) return fail(error, SPARSEC_E_INPUT, "the key that must have signed '%.500s' is NULL", path);
+    return open_path(path, key, allocator, model, error);
 }
 
 void sparsec_close(sparsec_model *model) {
