@@ -8,6 +8,7 @@
 
 #include "half.h"
 #include "ptx.h"
+#include "wmma.h"
 
 #define __CUDA_ARCH__ 900
 #define __CUDACC_VER_MAJOR__ 13

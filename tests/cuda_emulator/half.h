@@ -76,10 +76,14 @@ using nv_bfloat16 = __nv_bfloat16;
 
 struct alignas(4) __half2 {
     __half x, y;
+    __half2() = default;
+    __half2(__half x, __half y) : x(x), y(y) {}
 };
 using half2 = __half2;
 struct alignas(4) __nv_bfloat162 {
     __nv_bfloat16 x, y;
+    __nv_bfloat162() = default;
+    __nv_bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) : x(x), y(y) {}
 };
 using nv_bfloat162 = __nv_bfloat162;
 
@@ -132,6 +136,7 @@ T emu_of_bits(uint16_t bits) {
     inline T hfloor(T a) { return floorf(a); }                                \
     inline T hceil(T a) { return ceilf(a); }                                  \
     inline T hrint(T a) { return rintf(a); }                                  \
-    inline T htrunc(T a) { return truncf(a); }
+    inline T htrunc(T a) { return truncf(a); }                                \
+    inline T htanh(T a) { return tanhf(a); }
 EMU_SHORT_FUNCTIONS(__half)
 EMU_SHORT_FUNCTIONS(__nv_bfloat16)

@@ -1,6 +1,7 @@
 // Small kernels, right ones and wrong ones; what is wrong with each is in test_emulator.py.
 #include <cuda.h>
 #include <cuda_fp16.h>
+#include <mma.h>
 
 __forceinline__ __device__ void copy16(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :  : "r"(to), "l"(from) : "memory");
@@ -179,6 +180,17 @@ extern "C" __global__ void __launch_bounds__(32) product(half* a, half* b, float
   load2t(fb[0], fb[1], __cvta_generic_to_shared(bs + (t & 15) * 8));
   mma16(d[0], d[1], d[2], d[3], fa[0], fa[1], fa[2], fa[3], fb[0], fb[1]);
   for (int i = 0; i < 4; ++i) y[(i / 2 * 8 + t / 4) * 8 + t % 4 * 2 + i % 2] = d[i];
+}
+// y [16, 16] = a [16, 16] b [16, 16]
+extern "C" __global__ void __launch_bounds__(32) product_wmma(half* a, half* b, float* y) {
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, half, nvcuda::wmma::row_major> fa;
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, half, nvcuda::wmma::col_major> fb;
+  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> d;
+  nvcuda::wmma::fill_fragment(d, 0.0f);
+  nvcuda::wmma::load_matrix_sync(fa, a, 16);
+  nvcuda::wmma::load_matrix_sync(fb, b, 16);
+  nvcuda::wmma::mma_sync(d, fa, fb, d);
+  nvcuda::wmma::store_matrix_sync(y, d, 16, nvcuda::wmma::mem_row_major);
 }
 // y [16, 8] = a [16, 8] b [8, 8]
 extern "C" __global__ void __launch_bounds__(32) product_tf32(uint32_t* a, uint32_t* b, float* y) {

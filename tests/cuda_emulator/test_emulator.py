@@ -98,6 +98,12 @@ def test_ldmatrix_and_mma(either):
         np.testing.assert_allclose(y, a.astype(np.float64) @ b.astype(np.float64), rtol=1e-5, atol=1e-5)
 
 
+def test_wmma(either):
+    a, b = floats(16, 16).astype(np.float16), floats(16, 16).astype(np.float16)
+    for y in results(either, "product_wmma", (1,), (32,), [a, b], (16, 16)):
+        np.testing.assert_allclose(y, a.astype(np.float64) @ b.astype(np.float64).T, rtol=1e-5, atol=1e-5)
+
+
 def test_tf32_looks_at_ten_bits_of_mantissa(plain):
     a, b = floats(16, 8), floats(8, 8)
     short = [(v.view(np.uint32) & 0xFFFFE000).view(np.float32).astype(np.float64) for v in (a, b)]
