@@ -22,6 +22,7 @@ from sparsec.compiler.nhwc import (
     function_body,
     int_attr,
     transposed_window,
+    weight_attrs,
     window,
 )
 
@@ -47,6 +48,7 @@ REDUCE = frozenset(
 )
 QUANTISE = frozenset(("QuantizeLinear", "DequantizeLinear"))
 WITH_AXIS = frozenset(["Softmax", "LogSoftmax", "Hardmax", "Sparsemax", "Concat"])
+WITH_PATTERN = frozenset(("NMConv", "NMConvTranspose"))
 GLOBAL_POOL = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 
@@ -96,9 +98,11 @@ class _Walk:
             rank = max((len(v.shape) for v in node.inputs if v is not None and v in self.twin), default=0)
         if rank not in LAST:
             return False
-        if op in ("Conv", "NMConv") and node.inputs[1].const_value is not None:
+        # Our kernels take float32; TVM converts the other dtypes, channels first.
+        ours = "Conv" in op and x.dtype == ir.DataType.FLOAT and node.inputs[1].const_value is not None
+        if op in ("Conv", "NMConv") and ours:
             return self.conv(node, rank)
-        if op == "ConvTranspose" and node.inputs[1].const_value is not None:
+        if op in ("ConvTranspose", "NMConvTranspose") and ours:
             return self.conv_transpose(node, rank)
         if node.domain == "" and op in ("MaxPool", "AveragePool") and len(node.outputs) == 1:
             return self.pool(node, rank)
@@ -140,7 +144,7 @@ class _Walk:
         pending, seen = [value], {value}
         while pending:
             for node, _ in pending.pop().uses():
-                if node.op_type in ATTRS or node.op_type in GLOBAL_POOL or node.op_type == "NMConv":
+                if node.op_type in ATTRS or node.op_type in (*GLOBAL_POOL, *WITH_PATTERN):
                     return True
                 if node.op_type in UNARY | BROADCAST | WITH_AXIS | {"Pad", "Resize"}:
                     fresh = [out for out in node.outputs if out not in seen]
@@ -151,10 +155,7 @@ class _Walk:
     def conv(self, node: ir.Node, rank: int) -> bool:
         kernel = [int(d) for d in node.inputs[1].shape][2:]
         attrs = window(node, kernel, [int(d) for d in node.inputs[0].shape][2:])
-        attrs["group"] = int_attr(node, "group", 1)
-        for key in ("n", "m", "block", "scattered"):
-            if key in node.attributes:
-                attrs[key] = node.attributes[key].as_int()
+        attrs |= weight_attrs(node)
         inputs = [self.to_last(node.inputs[0]), *node.inputs[1:]]
         self.declare("Conv", rank)
         return self.emit(node, f"Conv{SUFFIX[rank]}", inputs, attrs, domain=DOMAIN)
@@ -162,7 +163,7 @@ class _Walk:
     def conv_transpose(self, node: ir.Node, rank: int) -> bool:
         kernel = [int(d) for d in node.inputs[1].shape][2:]
         attrs = transposed_window(node, kernel)
-        attrs["group"] = int_attr(node, "group", 1)
+        attrs |= weight_attrs(node)
         inputs = [self.to_last(node.inputs[0]), *node.inputs[1:]]
         self.declare("ConvTranspose", rank)
         return self.emit(node, f"ConvTranspose{SUFFIX[rank]}", inputs, attrs, domain=DOMAIN)

@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.request import CompileRequest, runnable
-from sparsec.compiler.to_relax.linear import attribute, layer, pattern_text
+from sparsec.compiler.to_relax.linear import attribute, pattern_text
+from sparsec.compiler.to_relax.products import products
 from sparsec.compiler.tuning import measure
 from sparsec.compiler.tuning.candidates import Candidate, kernels
 from sparsec.compiler.tuning.database import Database
@@ -66,18 +67,19 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
     if request.sparsity == "off":
         why = [_finding(node, "dense", "sparsity is off") for node in nodes.values()]
         return Choices(dict.fromkeys(nodes, "dense"), why)
-    layers = {name: layer(node) for name, node in nodes.items()}
-    times = _times(dict(layers.values()), levels)
+    layers = {name: products(node) for name, node in nodes.items()}
+    times = _times(dict(product for made in layers.values() for product in made), levels)
     found, slower = Choices(), []
     for name, node in nodes.items():
-        spec = layers[name][0]
-        dense, sparse, how = times[spec]
+        specs = [spec for spec, _ in layers[name]]
+        dense, sparse = (sum(times[spec][i] for spec in specs) for i in (0, 1))
+        how = times[specs[0]][2]
         kernel = "sparse" if sparse <= dense * NEAR_TIE else "dense"
         reason = f"{how}: sparse {sparse / dense:.2f}x the time of dense"
         found.kernels[name] = kernel
         advice = _advice(node, dense, how) if kernel == "dense" else ""
         found.findings.append(_finding(node, kernel, reason + advice))
-        found.layers[to_text(Candidate(kernel).spec(spec))] = to_text(spec)
+        found.layers.update({to_text(Candidate(kernel).spec(spec)): to_text(spec) for spec in specs})
         if kernel == "dense":
             slower.append(f"{name} ({pattern_text(node)}, {reason})")
     if request.sparsity == "require" and slower:
@@ -92,8 +94,12 @@ def _advice(node: ir.Node, dense: float, how: str) -> str:
     """What to do about a layer whose sparse kernel is slower, as a clause."""
     if how == "measured" and dense < TOO_SHORT:
         return f"; dense takes {1e6 * dense:.1f} us, too short for a sparse kernel to gain: leave it dense"
-    if attribute(node, "block", 1) < SHARED:
-        return f"; a pattern shared by {SHARED} output channels or more runs at the dense kernel's rate"
+    groups = attribute(node, "group", 1)
+    own = int(node.outputs[0].shape[-1]) // groups
+    if attribute(node, "block", 1) < min(SHARED, own):
+        every = f"all {own} output channels" + (" of a group" if groups > 1 else "")
+        shared = every if own <= SHARED else f"{SHARED} output channels or more"
+        return f"; a pattern shared by {shared} runs at the dense kernel's rate"
     return ""
 
 

@@ -26,7 +26,7 @@ def function_body(op: str, rank: int, opset: int) -> ir.Function:
     refs = ", ".join(f"{name}: {kind} = @{name}" for name, kind in kinds.items())
     rest = ", W, B" if op.startswith("Conv") else ""
     inputs = "X" + rest
-    extra = ", n: int = 0, m: int = 0, block: int = 0" if op == "Conv" else ""
+    extra = ", n: int = 0, m: int = 0, block: int = 0, scattered: int = 0" if rest else ""
     text = f"""<opset_import: ["" : {opset}], domain: "{DOMAIN}">
     {op}{SUFFIX[rank]} <{", ".join(names)}{extra}> ({inputs}) => (Y) {{
         first = Transpose <perm = {list(FIRST[rank])}> (X)
@@ -44,6 +44,13 @@ def const_ints(value: ir.Value | None) -> list[int] | None:
 
 def int_attr(node: ir.Node, name: str, default: int) -> int:
     return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def weight_attrs(node: ir.Node) -> dict:
+    """What a convolution says of its weight: the groups, and its pattern if it has one."""
+    pattern = ("n", "m", "block", "scattered")
+    found = {key: node.attributes[key].as_int() for key in pattern if key in node.attributes}
+    return {"group": int_attr(node, "group", 1), **found}
 
 
 def window(node: ir.Node, kernel: list[int], size: list[int]) -> dict:

@@ -136,7 +136,7 @@ def _plain(layer: Layer) -> bool:
 
 def _axis(layer: Layer) -> int:
     """The axis of the channels in the layer's output."""
-    return 1 if layer.standard == "Conv" else len(layer.node.outputs[0].shape) - 1
+    return 1 if layer.convolves else len(layer.node.outputs[0].shape) - 1
 
 
 def _vector(value: ir.Value, between: _Between) -> np.ndarray | None:
@@ -187,6 +187,8 @@ def _dead(between: _Between, silent: np.ndarray) -> np.ndarray:
 def _target(layer: Layer) -> ir.Node | None:
     """The node whose constant can take what a removed channel adds to the output of `layer`."""
     node = layer.node
+    if layer.standard == "ConvTranspose":
+        return None  # its outputs meet different taps
     if layer.standard == "Conv":
         padded = any(attribute(node, "pads", ())) or attribute(node, "auto_pad", "NOTSET") not in (
             "NOTSET",

@@ -1,4 +1,4 @@
-"""The layers that can have an N:M pattern: MatMul, Gemm and Conv with a constant weight.
+"""The layers that can have an N:M pattern: MatMul, Gemm, Conv and ConvTranspose with a constant weight.
 
 Each is seen in one canonical form, `[out, taps, in]`, whatever the operator's own layout and whether the
 constant is an initializer, a Constant node, or made of such by Identity, Transpose, Reshape, Cast, or by a
@@ -7,6 +7,7 @@ Mul with a mask as torch.nn.utils.prune leaves it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from sparsec.passes.graph import (
 from sparsec.passes.nm_pattern import NM, Scattered
 from sparsec.passes.ops import DOMAIN
 
-_STANDARD = ("MatMul", "Gemm", "Conv")
+_STANDARD = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _SPARSE = tuple(f"NM{name}" for name in _STANDARD)
 
 
@@ -35,8 +36,8 @@ class Layer:
     """One node with a constant weight.
 
     `value` is the node's input, `array` what it holds, in the operator's layout. `weight` is `array` as
-    `[out, taps, in]`, a view where possible; `groups` that of a grouped Conv. `refusal` says why no N:M
-    operator can stand here, whatever the zeros (None: it can).
+    `[out, taps, in]`, a view where possible; `groups` that of a grouped convolution. `refusal` says why no
+    N:M operator can stand here, whatever the zeros (None: it can).
     """
 
     node: ir.Node
@@ -67,9 +68,25 @@ class Layer:
         """Equal for layers that read the same weight in the same way."""
         return (self.value, self.weight.shape, self.weight.strides, self.groups)
 
+    @property
+    def convolves(self) -> bool:
+        """Whether channels are axis 1 of input and output, and spatial axes follow."""
+        return self.standard in ("Conv", "ConvTranspose")
+
+    @property
+    def multiply_adds(self) -> int:
+        """Those of one run with the dense weight; the shapes must be known."""
+        if self.standard == "ConvTranspose":  # each input meets every tap
+            return math.prod(self.node.inputs[0].shape) * math.prod(self.array.shape[1:])
+        return math.prod(self.node.outputs[0].shape) * math.prod(self.weight.shape[1:])
+
     def stored(self, weight: np.ndarray) -> np.ndarray:
         """A canonical weight in the operator's layout and dtype: back from `weight` to `array`."""
-        if self.standard == "Conv":
+        if self.standard == "ConvTranspose":
+            out, taps, k = weight.shape
+            by_group = weight.reshape(self.groups, -1, taps, k).transpose(0, 3, 1, 2)
+            array = by_group.reshape(self.groups * k, out // self.groups, *self.array.shape[2:])
+        elif self.standard == "Conv":
             out, _, k = weight.shape
             array = np.moveaxis(weight.reshape(out, *self.array.shape[2:], k), -1, 1)
         else:
@@ -78,7 +95,7 @@ class Layer:
 
 
 def find_layers(model: ir.Model) -> Iterator[Layer]:
-    """Every MatMul, Gemm and Conv (or N:M form of them) with a constant float weight, in graph order."""
+    """Every layer (or N:M form of one) with a constant float weight, in graph order."""
     cache: dict[ir.Value, np.ndarray | None] = {}
     for node in nodes(model):
         if is_op(node, *_STANDARD) or is_op(node, *_SPARSE, domain=DOMAIN):
@@ -90,20 +107,12 @@ def find_layers(model: ir.Model) -> Iterator[Layer]:
 def find_unserved(model: ir.Model) -> Iterator[Layer]:
     """Weights of operators that have no N:M form, so that a pattern in them is told and not passed over.
 
-    ConvTranspose's `[in, out / groups, *kernel]`, and the two matrices `[directions, gates * hidden, in]` of
-    RNN, GRU and LSTM, each a layer of its own.
+    The two matrices `[directions, gates * hidden, in]` of RNN, GRU and LSTM are each a layer of its own.
     """
     cache: dict[ir.Value, np.ndarray | None] = {}
     for node in nodes(model):
-        refusal = f"no N:M kernel computes {node.op_type}, so it runs dense"
-        if is_op(node, "ConvTranspose") and (array := _constant(node.inputs[1], cache)) is not None:
-            groups = attribute(node, "group", 1)
-            if array.ndim < 3 or array.shape[0] % groups:
-                continue
-            by_group = array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
-            weight = by_group.transpose(0, 2, 3, 1).reshape(groups * array.shape[1], -1, by_group.shape[1])
-            yield Layer(node, node.op_type, node.inputs[1], array, weight, groups, refusal)
-        elif is_op(node, "RNN", "GRU", "LSTM"):
+        if is_op(node, "RNN", "GRU", "LSTM"):
+            refusal = f"no N:M kernel computes {node.op_type}, so it runs dense"
             for value in node.inputs[1:3]:
                 if (array := _constant(value, cache)) is not None and array.ndim == 3:
                     weight = array.reshape(-1, 1, array.shape[2])
@@ -143,19 +152,22 @@ def _layer(node: ir.Node, cache: dict[ir.Value, np.ndarray | None]) -> Layer | N
     standard = node.op_type.removeprefix("NM")
     if len(node.inputs) < 2:
         return None
+    convolves = standard in ("Conv", "ConvTranspose")
     right, left = _constant(node.inputs[1], cache), None
-    if right is None and standard != "Conv":
+    if right is None and not convolves:
         left = _constant(node.inputs[0], cache)
     array = left if right is None else right
     if array is None or array.size == 0 or ir.DataType.from_numpy(array.dtype) not in FLOATS:
         return None
     value = node.inputs[0 if right is None else 1]
-    groups, refusal = 1, None
-    if standard == "Conv":
-        if array.ndim < 3:
+    groups, refusal = attribute(node, "group", 1), _unserved_form(node, array)
+    if convolves:
+        if array.ndim < 3 or array.shape[0] % groups:
             return None
-        groups = attribute(node, "group", 1)
         weight = np.moveaxis(array, 1, -1).reshape(array.shape[0], -1, array.shape[1])
+        if standard == "ConvTranspose":  # [in, taps, out / groups]
+            by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 3, 2, 1)
+            weight = by_group.reshape(groups * array.shape[1], -1, by_group.shape[-1])
     elif right is None:
         rows = array.T if standard == "Gemm" and attribute(node, "transA", 0) else array
         weight = rows.reshape(-1, 1, rows.shape[-1])
@@ -167,6 +179,18 @@ def _layer(node: ir.Node, cache: dict[ir.Value, np.ndarray | None]) -> Layer | N
         weight = np.moveaxis(columns, -2, -1).reshape(-1, 1, columns.shape[-2])
         refusal = f"the constant has rank {array.ndim}; N:M kernels read a matrix of rank 2"
     return Layer(node, standard, value, array, weight, groups, refusal)
+
+
+def _unserved_form(node: ir.Node, array: np.ndarray) -> str | None:
+    """What of `node`, its weight being on the right and of a fit rank, no N:M kernel computes."""
+    if array.dtype != np.float32:
+        return f"N:M kernels compute in float32, this layer in {array.dtype}; convert the model to float32"
+    if node.op_type.removeprefix("NM") in ("Conv", "ConvTranspose"):
+        axes = array.ndim - 2
+        return f"N:M kernels convolve along 1 or 2 axes, this layer along {axes}" if axes > 2 else None
+    if node.inputs[0].shape is not None and len(node.inputs[0].shape) < 2:
+        return "the input is a single vector; N:M kernels take rows: give it a batch axis"
+    return None
 
 
 def _rows_are_channels(node: ir.Node) -> bool:

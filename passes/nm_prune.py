@@ -37,7 +37,7 @@ class PruneNM(SparsecPass):
     """`n` of every `m` inputs stay, shared by `block` outputs; `layers` and `skip` choose by node name."""
 
     NAME: ClassVar[str] = "nm"
-    SUMMARY: ClassVar[str] = "prune the weights of MatMul, Gemm and Conv to an N:M pattern"
+    SUMMARY: ClassVar[str] = "prune the weights of MatMul, Gemm, Conv and ConvTranspose to an N:M pattern"
     EXAMPLE: ClassVar[str] = "nm{n=2,m=4,block=16,skip=*head*|*embed*}"
 
     n: int = field(metadata={"help": "weights kept in each group of m input channels"})

@@ -2,13 +2,13 @@
 
     MatMul(x, W)         -> NMMatMul<n, m, block>(x, W)
     Gemm<...>(x, W, c)   -> NMGemm<..., n, m, block>(x, W, c)
-    Conv<...>(x, W, b)   -> NMConv<..., n, m, block>(x, W, b)
+    Conv<...>(x, W, b)   -> NMConv<..., n, m, block>(x, W, b), and ConvTranspose likewise
 
 where the zeros of W keep to n:m along the reduction axis; a weight of mostly zeros that keeps to none is
 `scattered`, n of m on average. Nothing is computed differently: the weight stays as it is, and the body of
 the new operator is the one that it replaces. A constant left operand (MatMul(W, x)) is declined, for swapping
-the operands would add two Transposes to the model; so is a constant of another rank than 2, and a pattern in
-an operator without N:M form (ConvTranspose, RNN, GRU, LSTM).
+the operands would add two Transposes to the model; so are other ranks and dtypes than the kernels take, and a
+pattern in an operator without N:M form (RNN, GRU, LSTM).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TOLD_ZEROS = 0.25
 @dataclass(frozen=True)
 class RecogniseNM(SparsecPass):
     NAME: ClassVar[str] = "recognise-nm"
-    SUMMARY: ClassVar[str] = "find N:M patterns (2:4, 1:8x32, ...) in the weights of MatMul, Gemm and Conv"
+    SUMMARY: ClassVar[str] = "find N:M patterns (2:4, 1:8x32, ...) in constant weights"
     EXAMPLE: ClassVar[str] = "recognise-nm"
 
     def run(self, model: ir.Model) -> list[Finding]:

@@ -61,11 +61,17 @@ class Conv(Image):
 
     @property
     def packed(self) -> Pattern:
-        """The pattern as packed: a block that would straddle padded groups is stored per channel."""
-        own = self.out_c // self.groups
-        if self.groups > 1 and (own % PANEL or own % self.pattern.block):
-            return replace(self.pattern, block=1)
-        return self.pattern
+        """The pattern as packed, where groups are padded to whole panels.
+
+        Channels that are all of a group share what its panels read; a block that would straddle two groups
+        is stored per channel.
+        """
+        own, padded, block = self.out_c // self.groups, self.group_panels * PANEL, self.pattern.block
+        if self.groups == 1 or self.pattern.dense:
+            return self.pattern
+        if own <= block and not self.pattern.scattered:
+            return replace(self.pattern, block=padded)
+        return replace(self.pattern, block=1 if padded % block else block)
 
     @property
     def strips(self) -> Strips | None:

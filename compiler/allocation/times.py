@@ -17,7 +17,7 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import ingest
 from sparsec.compiler.pipeline import compile_model
 from sparsec.compiler.request import CompileRequest, native_level
-from sparsec.compiler.to_relax.linear import constant_layer
+from sparsec.compiler.to_relax.products import products
 from sparsec.compiler.tuning.candidates import kernels
 from sparsec.compiler.tuning.database import Database
 from sparsec.compiler.tuning.measure import context, measure
@@ -46,32 +46,35 @@ def layer_times(
         frozen = ingest(path, dict(shapes), {}, log=lambda line: None)
     passes.run_pipeline(frozen, ())
     channels_last(frozen)
-    layers = {node.name: made for node in frozen.graph if (made := constant_layer(node))}
+    layers = {node.name: made for node in frozen.graph if (made := products(node))}
     here = context(native_level())
     known = Database().read(here)
     times: dict[str, dict[str, float]] = {}
     for number, (name, patterns) in enumerate(options.items(), 1):
         if name not in layers:
             continue  # it folds away before it is run
-        spec, weight = layers[name]
-        specs = {p: dataclasses.replace(spec, pattern=_stored(p)) for p in patterns}
-        missing = [p for p in patterns if to_text(specs[p]) not in known]
+        made = {
+            p: [(dataclasses.replace(spec, pattern=_stored(p)), _masked(w, p)) for spec, w in layers[name]]
+            for p in patterns
+        }
+        missing = {s: w for parts in made.values() for s, w in parts if to_text(s) not in known}
         if missing:
             log(f"time the kernels of layer {number} of {len(options)}")
-            found = measure(
-                {specs[p]: _masked(weight, p) for p in missing},
-                {specs[p]: kernels(specs[p]) for p in missing},
-                native_level(),
-            )
+            found = measure(missing, {spec: kernels(spec) for spec in missing}, native_level())
             with contextlib.suppress(CompileError):  # a database that cannot be written costs the repetition
                 Database().add(here, found)
             known.update(found)
-        rows = {p: known[to_text(specs[p])] for p in patterns}
+        rows = {p: _sums([known[to_text(spec)] for spec, _ in parts]) for p, parts in made.items()}
         dense = min(row["dense"] for row in rows.values())
         # The ratio was measured by turns; the dense time of other patterns' rows was not.
         times[name] = {DENSE: dense}
         times[name] |= {str(p): dense * _ratio(p, row) for p, row in rows.items()}
     return times
+
+
+def _sums(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds of all products of a layer together."""
+    return {kernel: sum(row[kernel] for row in rows) for kernel in ("dense", "sparse")}
 
 
 def _ratio(pattern: Pattern, row: Mapping[str, float]) -> float:

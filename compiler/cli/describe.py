@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-CONTRACTIONS = ("MatMul", "Gemm", "Conv", "NMMatMul", "NMGemm", "NMConv")
-
 
 def model(request: dict, log: Callable[[str], None]) -> dict:
     """The ONNX file ``request["model"]`` as it is: nothing is frozen, folded or converted."""
@@ -42,7 +40,7 @@ def port(value) -> dict:
 
 
 def weight_layers(found) -> list[dict]:
-    """Every MatMul, Gemm and Conv with a constant weight: its shape, its zeros and their pattern."""
+    """Every layer with a constant weight: its shape, its zeros and their pattern."""
     import numpy as np
 
     from sparsec.passes import nm_layers, nm_structure

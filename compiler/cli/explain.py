@@ -50,13 +50,10 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
     model = ingest(asked.model, asked.shapes, asked.dims, log=log)
     layers = {}
     for layer in nm_layers.find_layers(model):
-        positions = 1
-        for size in layer.node.outputs[0].shape:
-            positions *= int(size)
         layers[node_name(layer.node)] = {
             "op": layer.standard,
             "shape": list(layer.array.shape),
-            "multiply_adds": positions * layer.weight.shape[1] * layer.weight.shape[2],
+            "multiply_adds": layer.multiply_adds,
             "kept": 1.0,
         }
     log("find sparsity")

@@ -2,10 +2,13 @@
 
 Along an axis of stride ``s``, dilation ``d`` and leading pad ``a``, output ``o = s*t + r`` sums the taps
 ``k`` with ``k*d = r + a (mod s)``, each times input ``t + (r + a - k*d) / s``.  So the outputs of one phase
-``r`` are a dense convolution of stride 1 with every ``s/gcd(s, d)``-th tap, the last one first.  Nothing is
-multiplied by zeros between pixels.
+``r`` are a convolution of stride 1 with every ``s/gcd(s, d)``-th tap, the last one first.  Nothing is
+multiplied by zeros between pixels.  An N:M pattern runs along the input channels of each tap, so every phase
+has it.
 """
 
+import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -47,58 +50,32 @@ def phases(kernel: int, stride: int, dilation: int, pad: int) -> list[Phase]:
     return found
 
 
-def conv_transpose(importer, node: ir.Node, inputs):
-    """Converts ``node``, whose weight is constant.
+def products(node: ir.Node) -> list[tuple]:
+    """``(spec, weight)`` of each product that computes ``node``, whose weight is constant.
 
     Where the kernel is as large as the stride, no two inputs meet in an output: then it is one matrix
-    product per pixel whose columns are spread over the output's tile.
+    product per pixel whose columns are spread over the output's tile.  Else it is a convolution for each
+    phase that a tap reaches, in the order of ``_phases``.
     """
-    group = linear.attribute(node, "group", 1)
-    weight = node.inputs[1].const_value.numpy()  # [C, O/group, *kernel]
-    if weight.ndim == 3:
-        weight = weight[:, :, None]
-    if weight.shape[0] % group:
-        raise CompileError(
-            f"ConvTranspose '{node.name}': {weight.shape[0]} channels do not divide into {group} groups"
-        )
-    shape = linear.spatial_shape(node.inputs[0])
-    strides, pads = linear.two(node, "strides", 1), linear.four(node)
-    dilations, extra = linear.two(node, "dilations", 1), linear.two(node, "output_padding", 0)
-    x = reshaped(importer, inputs[0], shape)
-    if weight.shape[2:] == strides and dilations == (1, 1) and group == 1 and not any((*pads, *extra)):
-        y = importer.bb.emit(linear.with_bias(_tiles(importer, node, x, weight), inputs))
-    else:
-        axes = [phases(weight.shape[2 + i], strides[i], dilations[i], pads[i]) for i in (0, 1)]
-        y = _interleaved(importer, node, x, weight, group, axes, inputs)
-    return reshaped(importer, y, [int(d) for d in node.outputs[0].shape])
-
-
-def _tiles(importer, node: ir.Node, x, weight: np.ndarray):
-    """Each pixel of ``x [b, h, w, C]`` times the weight is a tile of ``[b, h*kh, w*kw, O]``."""
-    b, h, w, _ = (int(d) for d in x.ty.shape)
-    depth, out, k_h, k_w = weight.shape
-    wide = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, depth))
-    y = linear.contract(importer, node, x, Gemm((b, h, w), depth, wide.shape[0]), wide)
-    y = relax.op.permute_dims(relax.op.reshape(y, [b, h, w, k_h, k_w, out]), [0, 1, 3, 2, 4, 5])
-    return relax.op.reshape(y, [b, h * k_h, w * k_w, out])
-
-
-def _interleaved(importer, node: ir.Node, x, weight: np.ndarray, group: int, axes: list, inputs):
-    """All phases with their bias, put beside each other along the width, then along the height."""
-    emit = importer.bb.emit
-    b, in_h, in_w, in_c = (int(d) for d in x.ty.shape)
+    group, weight = _weight(node)
+    shape, pattern = linear.spatial_shape(node.inputs[0]), linear.pattern_of(node)
+    if _tiled(node, weight):
+        depth, out, *_ = weight.shape
+        # Columns are taps by channels: a block must not straddle two taps.
+        pattern = dataclasses.replace(pattern, block=math.gcd(pattern.block, out))
+        wide = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, depth))
+        return [(Gemm(tuple(shape[:3]), depth, wide.shape[0], pattern), wide)]
+    b, in_h, in_w, in_c = shape
     *_, out_h, out_w, out_c = linear.spatial_shape(node.outputs[0])
-    high, wide = -(-out_h // len(axes[0])), -(-out_w // len(axes[1]))
+    rows, columns = _phases(node, weight)
     per_group = weight.reshape(group, in_c // group, *weight.shape[1:])
     ohwi = per_group.transpose(0, 2, 3, 4, 1).reshape(out_c, *weight.shape[2:], in_c // group)
-    packed = 0
-
-    def one(top: Phase, left: Phase):
-        nonlocal packed
+    found = []
+    for top, left in itertools.product(rows, columns):
         if not (top.taps and left.taps):
-            return relax.op.zeros(relax.ShapeExpr([b, high, wide, out_c]), "float32")
-        before_h, after_h = top.pads(in_h, high)
-        before_w, after_w = left.pads(in_w, wide)
+            continue
+        before_h, after_h = top.pads(in_h, -(-out_h // len(rows)))
+        before_w, after_w = left.pads(in_w, -(-out_w // len(columns)))
         spec = contraction.conv(
             batch=b,
             in_h=in_h,
@@ -110,18 +87,76 @@ def _interleaved(importer, node: ir.Node, x, weight: np.ndarray, group: int, axe
             dilations=(top.dilation, left.dilation),
             pads=(before_h, before_w, after_h, after_w),
             groups=group,
+            pattern=pattern,
         )
-        y, size = linear.apply(importer, node, x, spec, ohwi[:, top.taps][:, :, left.taps])
-        packed += size
-        return y
+        found.append((spec, np.ascontiguousarray(ohwi[:, top.taps][:, :, left.taps])))
+    return found
 
+
+def conv_transpose(importer, node: ir.Node, inputs):
+    """Converts ``node``, whose weight is constant."""
+    x = reshaped(importer, inputs[0], linear.spatial_shape(node.inputs[0]))
+    _, weight = _weight(node)
+    results, packed = [], 0
+    for spec, part in products(node):
+        y, size = linear.apply(importer, node, x, spec, part)
+        results.append(y)
+        packed += size
+    linear.record(importer, node, weight, packed)
+    if _tiled(node, weight):
+        y = importer.bb.emit(linear.with_bias(_spread(results[0], weight), inputs))
+    else:
+        y = _interleaved(importer, node, results, _phases(node, weight), inputs)
+    return reshaped(importer, y, [int(d) for d in node.outputs[0].shape])
+
+
+def _weight(node: ir.Node) -> tuple[int, np.ndarray]:
+    """The groups, and the weight ``[C, O/group, kh, kw]``."""
+    group, weight = linear.attribute(node, "group", 1), node.inputs[1].const_value.numpy()
+    if weight.shape[0] % group:
+        raise CompileError(
+            f"ConvTranspose '{node.name}': {weight.shape[0]} channels do not divide into {group} groups"
+        )
+    return group, weight[:, :, None] if weight.ndim == 3 else weight
+
+
+def _tiled(node: ir.Node, weight: np.ndarray) -> bool:
+    """Whether each input alone makes a tile of the output."""
+    strides, dilations = linear.two(node, "strides", 1), linear.two(node, "dilations", 1)
+    moved = any((*linear.four(node), *linear.two(node, "output_padding", 0)))
+    grouped = linear.attribute(node, "group", 1) > 1
+    return weight.shape[2:] == strides and dilations == (1, 1) and not grouped and not moved
+
+
+def _phases(node: ir.Node, weight: np.ndarray) -> list[list[Phase]]:
+    """The phases of the two axes."""
+    strides, pads = linear.two(node, "strides", 1), linear.four(node)
+    dilations = linear.two(node, "dilations", 1)
+    return [phases(weight.shape[2 + i], strides[i], dilations[i], pads[i]) for i in (0, 1)]
+
+
+def _spread(y, weight: np.ndarray):
+    """``[b, h, w, kh*kw*O]`` to ``[b, h*kh, w*kw, O]``."""
+    b, h, w, _ = (int(d) for d in y.ty.shape)
+    _, out, k_h, k_w = weight.shape
+    y = relax.op.permute_dims(relax.op.reshape(y, [b, h, w, k_h, k_w, out]), [0, 1, 3, 2, 4, 5])
+    return relax.op.reshape(y, [b, h * k_h, w * k_w, out])
+
+
+def _interleaved(importer, node: ir.Node, results: list, axes: list[list[Phase]], inputs):
+    """The phases with their bias, put beside each other along the width, then along the height."""
+    emit, results = importer.bb.emit, iter(results)
+    b, *_ = linear.spatial_shape(node.inputs[0])
+    *_, out_h, out_w, out_c = linear.spatial_shape(node.outputs[0])
+    high, wide = -(-out_h // len(axes[0])), -(-out_w // len(axes[1]))
+    empty = relax.op.zeros(relax.ShapeExpr([b, high, wide, out_c]), "float32")
     rows = []
     for top in axes[0]:
-        row = [emit(linear.with_bias(one(top, left), inputs)) for left in axes[1]]
+        row = [next(results) if top.taps and left.taps else empty for left in axes[1]]
+        row = [emit(linear.with_bias(phase, inputs)) for phase in row]
         row = row[0] if len(row) == 1 else emit(relax.op.concat(row, axis=3))
         rows.append(emit(relax.op.reshape(row, [b, high, 1, wide * len(axes[1]) * out_c])))
     y = rows[0] if len(rows) == 1 else emit(relax.op.concat(rows, axis=2))
-    linear.record(importer, node, weight, "dense", packed)
     y = emit(relax.op.reshape(y, [b, high * len(axes[0]), wide * len(axes[1]), out_c]))
     if (high * len(axes[0]), wide * len(axes[1])) == (out_h, out_w):
         return y

@@ -16,7 +16,7 @@ LAYERS = ("MatMul", "NMMatMul", "Gemm", "NMGemm", "ConvNHWC", "ConvNWC")
 
 
 def layer(node: ir.Node):
-    """``(spec, weight)`` of a layer with a constant weight: its kernel with the node's own pattern."""
+    """``(spec, weight)`` of a node of ``LAYERS`` with a constant weight, with its own pattern."""
     if node.op_type in ("MatMul", "NMMatMul"):
         return gemm_layer(node, node.inputs[1].const_value.numpy().T)
     if node.op_type in ("Gemm", "NMGemm"):
@@ -97,22 +97,22 @@ def conv(importer, node: ir.Node, inputs):
 
 def contract(importer, node: ir.Node, x, spec, weight: np.ndarray):
     """The kernel of ``spec`` on ``x``, with its weight packed and its layer recorded."""
-    if importer.choices.get(node.name) == "dense":
-        spec = dataclasses.replace(spec, pattern=DENSE)
     y, size = apply(importer, node, x, spec, weight)
-    record(importer, node, weight, "sparse" if getattr(spec, "pattern", DENSE) != DENSE else "dense", size)
+    record(importer, node, weight, size)
     return y
 
 
 def apply(importer, node: ir.Node, x, spec, weight: np.ndarray):
-    """The kernel of ``spec`` on ``x``, and the bytes of its packed weight."""
+    """The chosen kernel of ``spec`` on ``x``, and the bytes of its packed weight."""
+    if importer.choices.get(node.name) == "dense":
+        spec = dataclasses.replace(spec, pattern=DENSE)
     arrays = spec.pack(weight.astype(np.float32, copy=False))
     packed = [importer.weight(array, node) for array in arrays]
     y = importer.kernel(type(spec).__name__.lower(), spec.prim_func(), [x, *packed], list(spec.y_shape))
     return y, sum(array.nbytes for array in arrays)
 
 
-def record(importer, node: ir.Node, weight: np.ndarray, kernel: str, packed_bytes: int) -> None:
+def record(importer, node: ir.Node, weight: np.ndarray, packed_bytes: int) -> None:
     """Adds the layer of ``node``, packed by now, to what the artifact says of its layers."""
     importer.forget(node.inputs[1])  # two copies of every weight would double the memory of a compilation
     importer.layers.append(
@@ -121,7 +121,7 @@ def record(importer, node: ir.Node, weight: np.ndarray, kernel: str, packed_byte
             "op": node.op_type.removeprefix("NM").removesuffix("NHWC").removesuffix("NWC"),
             "shape": "x".join(map(str, weight.shape)),
             "pattern": pattern_text(node),
-            "kernel": kernel,
+            "kernel": "dense" if pattern_of(node).dense else importer.choices.get(node.name, "sparse"),
             "dense_bytes": int(weight.size * 4),
             "packed_bytes": int(packed_bytes),
         }

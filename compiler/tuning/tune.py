@@ -10,7 +10,8 @@ from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import ingest
 from sparsec.compiler.request import CompileRequest, cpu_levels, runnable
-from sparsec.compiler.to_relax.linear import constant_layer, pattern_text
+from sparsec.compiler.to_relax.linear import pattern_text
+from sparsec.compiler.to_relax.products import products
 from sparsec.compiler.tuning.candidates import with_tiles
 from sparsec.compiler.tuning.database import Database
 from sparsec.compiler.tuning.measure import context, measure
@@ -60,10 +61,10 @@ def _structures(model: ir.Model) -> dict:
     """``{spec: (weight of the first, all nodes)}`` of the layers with constant weights."""
     found: dict = {}
     for node in model.graph:
-        made = constant_layer(node)
-        if made is not None:
-            spec, weight = made
-            found.setdefault(spec, (weight, []))[1].append(node)
+        for spec, weight in products(node):
+            _, nodes = found.setdefault(spec, (weight, []))
+            if node not in nodes:
+                nodes.append(node)
     return found
 
 

@@ -1,9 +1,9 @@
-"""MatMul, Gemm and Conv whose constant weight (the second input) has an N:M pattern.
+"""MatMul, Gemm, Conv and ConvTranspose whose constant weight (the second input) has an N:M pattern.
 
 The weight is a dense initializer that contains the zeros, so the meaning is that of the standard operator;
 `n`, `m`, `block` and `scattered` are a promise about its zeros that a kernel may use. They run along the
-reduction axis: the rows of MatMul's B, K of Gemm's B, the input channels of each kernel tap of Conv's W,
-within each group of a grouped Conv. `sparsec.passes.nm_pattern` says what the numbers mean.
+reduction axis: the rows of MatMul's B, K of Gemm's B, the input channels of each kernel tap of a
+convolution's W, within each group of a grouped one. `sparsec.passes.nm_pattern` says what the numbers mean.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ _CONV = {
     "kernel_shape": Attribute(_INTS, "as Conv's"),
     "pads": Attribute(_INTS, "as Conv's"),
     "strides": Attribute(_INTS, "as Conv's"),
+}
+_CONV_TRANSPOSE = {
+    **_CONV,
+    "output_padding": Attribute(_INTS, "as ConvTranspose's"),
+    "output_shape": Attribute(_INTS, "as ConvTranspose's"),
 }
 
 # ---- meaning ------------------------------------------------------------------------------------------
@@ -99,6 +104,55 @@ def nm_conv(
     return y.astype(x.dtype)
 
 
+def nm_conv_transpose(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, group: int = 1, **attributes: object
+) -> np.ndarray:
+    """ONNX ConvTranspose of x `[batch, in, *spatial]` by w `[in, out / group, *kernel]`, in float64 sums."""
+    steps = _transposed(x.shape[2:], w.shape[2:], **attributes)
+    # What is asked for beyond the reach of the kernel stays zero.
+    whole = [max(begin + size, covered) for _, _, begin, size, covered in steps]
+    y = np.zeros((x.shape[0], group, w.shape[1], *whole))
+    x64 = x.astype(np.float64).reshape(x.shape[0], group, -1, *x.shape[2:])
+    w64 = w.astype(np.float64).reshape(group, -1, *w.shape[1:])
+    for tap in np.ndindex(*w.shape[2:]):
+        at = [
+            slice(t * dilation, t * dilation + (size - 1) * stride + 1, stride)
+            for t, size, (stride, dilation, *_) in zip(tap, x.shape[2:], steps, strict=True)
+        ]
+        y[(..., *at)] += np.einsum("bgc...,gco->bgo...", x64, w64[(..., *tap)])
+    inside = [slice(begin, begin + size) for _, _, begin, size, _ in steps]
+    y = y[(..., *inside)].reshape(x.shape[0], -1, *(size for _, _, _, size, _ in steps))
+    return (y if b is None else y + b.astype(np.float64).reshape(-1, *(1,) * len(steps))).astype(x.dtype)
+
+
+def _transposed(
+    spatial,
+    kernel,
+    auto_pad="NOTSET",
+    dilations=None,
+    output_padding=None,
+    output_shape=None,
+    pads=None,
+    strides=None,
+    **_,
+) -> list[tuple[int, int, int, int, int]]:
+    """Stride, dilation, begin pad, size of the output, and how far the kernel reaches, of each axis."""
+    rank, found = len(spatial), []
+    for i, (size, k) in enumerate(zip(spatial, kernel, strict=True)):
+        stride, dilation = (strides or (1,) * rank)[i], (dilations or (1,) * rank)[i]
+        covered = stride * (size - 1) + dilation * (k - 1) + 1
+        total = covered + (output_padding or (0,) * rank)[i]
+        if output_shape or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            out = output_shape[i] if output_shape else size * stride
+            cut = max(0, total - out)
+            begin = cut // 2 if auto_pad == "SAME_UPPER" else cut - cut // 2
+        else:
+            begin, end = (pads[i], pads[i + rank]) if pads else (0, 0)
+            out = total - begin - end
+        found.append((stride, dilation, begin, out, covered))
+    return found
+
+
 def _pads(spatial, kernel, auto_pad, dilations, pads, strides) -> tuple[int, ...]:
     """Begin pads, then end pads; an odd `same` pad is larger at the end (UPPER) or at the begin (LOWER)."""
     rank = len(spatial)
@@ -156,6 +210,17 @@ def _infer_conv(node: ir.Node) -> _Inferred:
         axis = ((size,), (kernel[i],), auto_pad, (dilations[i],), own, (strides[i],))
         spatial.append((size + sum(_pads(*axis)) - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1)
     return x.dtype, ir.Shape([x.shape[0], w.shape[0], *spatial])
+
+
+def _infer_conv_transpose(node: ir.Node) -> _Inferred:
+    x, w = node.inputs[0], node.inputs[1]
+    if x.shape is None or w.shape is None:
+        return x.dtype, None
+    given = {name: attr.value for name, attr in node.attributes.items()}
+    known = [size if isinstance(size, int) else 1 for size in x.shape[2:]]
+    sizes = [size for _, _, _, size, _ in _transposed(known, w.shape[2:], **given)]
+    spatial = [out if isinstance(size, int) else None for size, out in zip(x.shape[2:], sizes, strict=True)]
+    return x.dtype, ir.Shape([x.shape[0], w.shape[1] * _attribute(node, "group", 1), *spatial])
 
 
 # ---- the table ----------------------------------------------------------------------------------------
@@ -218,5 +283,17 @@ OPS = (
         "the cross-correlation of X and W, plus B",
         nm_conv,
         _infer_conv,
+    ),
+    _op(
+        "ConvTranspose",
+        (
+            ("X", "[batch, in, spatial...], float"),
+            ("W", "[in, out / group, kernel...], constant, n:m along in / group for each kernel position"),
+            ("B?", "[out]"),
+        ),
+        _CONV_TRANSPOSE,
+        "the transposed convolution of X and W, plus B",
+        nm_conv_transpose,
+        _infer_conv_transpose,
     ),
 )

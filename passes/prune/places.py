@@ -97,6 +97,10 @@ def cannot(layer: Layer) -> str | None:
     if layer.refusal:
         return layer.refusal
     node = layer.node
+    if layer.standard == "ConvTranspose" and not node.attributes.keys().isdisjoint(
+        ("auto_pad", "output_shape")
+    ):
+        return "calibration takes a ConvTranspose with pads only, not with auto_pad or output_shape"
     scaled = (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0)
     if layer.standard == "Gemm" and scaled:
         return "calibration takes a Gemm with alpha = beta = 1 only"

@@ -131,7 +131,7 @@ def observe(
     sets: dict[tuple, list[Place]] = {}
     for place in places:
         layer = place.layer
-        alone = id(layer) if layer.standard == "Conv" else (layer.standard, layer.node.inputs[0].name)
+        alone = id(layer) if layer.convolves else (layer.standard, layer.node.inputs[0].name)
         sets.setdefault(alone, []).append(place)
     sums = {
         key: [

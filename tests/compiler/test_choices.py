@@ -222,7 +222,7 @@ def test_tiles_that_do_not_fit(tiles, model, tmp_path):
 def test_tuned_times_decide(model, timed):
     """The best tile of each kernel, out of whatever candidates the database has."""
     calls = timed()
-    layers = [choices.layer(node)[0] for node in model.graph if "m" in node.attributes]
+    layers = [choices.products(node)[0][0] for node in model.graph if "m" in node.attributes]
     times = {"dense": 2.0, "dense/1": 1.0, "sparse": 1.5, "sparse/2": 1.4}
     Database().add(measure.context("v3"), {choices.to_text(spec): times for spec in layers})
     found = choose(model, REQUEST, ("v3",))

@@ -28,6 +28,21 @@ CASES = [
     ("Conv", [(1, 8, 9, 7), (6, 8, 3, 3)], {"auto_pad": "VALID"}),
     ("Conv", [(1, 8, 9), (6, 8, 3)], {}),
     ("Conv", [(1, 4, 5, 6, 5), (6, 4, 3, 1, 2), (6,)], {}),
+    ("ConvTranspose", [(2, 8, 5, 4), (8, 6, 3, 3)], {}),
+    (
+        "ConvTranspose",
+        [(2, 8, 5, 4), (8, 3, 3, 2), (6,)],
+        {"group": 2, "strides": [2, 3], "pads": [1, 0, 2, 1]},
+    ),
+    (
+        "ConvTranspose",
+        [(1, 4, 5, 4), (4, 6, 2, 3)],
+        {"dilations": [2, 1], "output_padding": [1, 0], "strides": [3, 1]},
+    ),
+    ("ConvTranspose", [(1, 4, 5, 4), (4, 6, 3, 4)], {"auto_pad": "SAME_UPPER", "strides": [2, 1]}),
+    ("ConvTranspose", [(1, 4, 5, 4), (4, 6, 3, 4)], {"auto_pad": "SAME_LOWER", "strides": [2, 3]}),
+    ("ConvTranspose", [(1, 4, 5, 4), (4, 6, 3, 3)], {"output_shape": [10, 8], "strides": [2, 2]}),
+    ("ConvTranspose", [(1, 4, 5), (4, 6, 3), (6,)], {"auto_pad": "VALID", "strides": [2]}),
 ]
 
 
@@ -101,6 +116,7 @@ def test_body_runs_in_the_reference_evaluator(op, shapes, attributes):
         ("Gemm", ["batch", 8], (5, 8), {"transB": 1}, ["batch", 5]),
         ("Gemm", [8, "batch"], (8, 5), {"transA": 1}, ["batch", 5]),
         ("Conv", ["batch", 8, 9, "width"], (6, 8, 3, 3), {"pads": [1, 1, 1, 1]}, ["batch", 6, 9, None]),
+        ("ConvTranspose", ["batch", 8, 9, "width"], (8, 3, 2, 2), {"group": 2}, ["batch", 6, 10, None]),
     ],
 )
 def test_symbolic_dims_go_through(op, dims, other, attributes, expected):
@@ -110,7 +126,7 @@ def test_symbolic_dims_go_through(op, dims, other, attributes, expected):
     assert [d if isinstance(d, int) else d.value for d in shape] == expected
 
 
-@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Conv"])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Conv", "ConvTranspose"])
 def test_unknown_shapes_stay_unknown(op):
     node = one_node(f"NM{op}", [(3, 8), (8, 5)], PATTERN, domain="ai.sparsec").graph[0]
     node.inputs[0].shape = None

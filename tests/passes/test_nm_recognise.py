@@ -111,7 +111,6 @@ def test_gemm_without_attributes(recognise):
         ([3, 3], 2, {"dilations": [2, 2], "kernel_shape": [3, 3]}),
         ([2, 3], 1, {"auto_pad": "SAME_UPPER"}),
         ([5], 1, {"pads": [2, 2]}),
-        ([2, 3, 2], 2, {}),
     ],
 )
 def test_conv(kernel, group, attributes, recognise):
@@ -279,6 +278,15 @@ DECLINED = {
         [3, 64],
         "the constant has rank 1; N:M kernels read",
     ),
+    "three axes": (
+        "Conv",
+        ["x", "W"],
+        {},
+        np.stack([W.T] * 8, -1).reshape(24, 32, 2, 2, 2),
+        [1, 32, 4, 4, 4],
+        "N:M kernels convolve along 1 or 2 axes, this layer along 3; its zeros: 2:4",
+    ),
+    "a vector": ("MatMul", ["x", "W"], {}, W, [32], "the input is a single vector; N:M kernels take rows"),
     "few weights": ("MatMul", ["x", "W"], {}, sparse(8, 4), [3, 8], "2:4x4, but 32 weights are too few"),
     "all zero": ("MatMul", ["x", "W"], {}, 0 * W, [3, 32], "every weight is zero"),
     "scattered": (
@@ -306,7 +314,7 @@ def test_declined(case, recognise):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_transposed_convolution_is_told(groups, recognise):
+def test_transposed_convolution(groups, recognise):
     inputs = {"x": [1, 32, 5, 5]}
     taps = [
         np.concatenate([sparse(32 // groups, 24, 1, 8, 8, seed=9 * g + t) for g in range(groups)])
@@ -314,9 +322,9 @@ def test_transposed_convolution_is_told(groups, recognise):
     ]
     weight = np.stack(taps, -1).reshape(32, 24, 3, 3)
     node = op("ConvTranspose", ["x", "W"], "y", group=groups, strides=[2, 2])
-    (finding,), _ = recognise(model_of([node], inputs, {"W": weight}), inputs)
-    expected = "no N:M kernel computes ConvTranspose, so it runs dense; its zeros: 1:8x8"
-    assert (finding.node, finding.outcome, finding.reason) == ("convtranspose", "declined", expected)
+    _, nodes = recognise(model_of([node], inputs, {"W": weight}), inputs)
+    assert pattern(nodes["convtranspose"]) == ("NMConvTranspose", 1, 8, 8)
+    assert nodes["convtranspose"].attributes["strides"].value == (2, 2)
 
 
 def test_recurrent_weights_are_told(recognise):
@@ -325,6 +333,23 @@ def test_recurrent_weights_are_told(recognise):
     node = op("LSTM", ["x", "W", "R"], "y", hidden_size=8)
     (finding,), _ = recognise(model_of([node], inputs, constants), inputs)
     assert finding.reason == "no N:M kernel computes LSTM, so it runs dense; its zeros: 2:4"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_are_told(dtype):
+    ports = [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [3, 32])]
+    ports.append(helper.make_tensor_value_info("y", ports[0].type.tensor_type.elem_type, None))
+    node = helper.make_node("MatMul", ["x", "W"], ["y"], name="layer")
+    graph = helper.make_graph(
+        [node], "g", ports[:1], ports[1:], [numpy_helper.from_array(W.astype(dtype), "W")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    (finding,) = RecogniseNM()(model).findings
+    assert finding.reason == (
+        f"N:M kernels compute in float32, this layer in {np.dtype(dtype)}; convert the model to float32; "
+        "its zeros: 2:4"
+    )
 
 
 def test_near_miss_is_declined_with_the_count(recognise):

@@ -72,6 +72,22 @@ def test_patterns(run_kernel, assert_close, pruned_weight, cpu, pattern, groups)
     np.testing.assert_array_equal(spec.unpack(spec.pack(w)), w)
 
 
+@pytest.mark.parametrize("cpu", LEVELS)
+@pytest.mark.parametrize(("own", "block", "packed"), [(4, 4, 16), (5, 8, 16), (24, 32, 32), (48, 32, 1)])
+def test_a_block_that_holds_a_group_is_shared(
+    run_kernel, assert_close, pruned_weight, cpu, own, block, packed
+):
+    groups, pattern = 3, Pattern(2, 4, block)
+    spec = Conv(1, 4, 5, 12 * groups, own * groups, 3, 3, pads=(1, 1, 1, 1), groups=groups, pattern=pattern)
+    assert spec.packed == Pattern(2, 4, packed)
+    rng = np.random.default_rng(7)
+    w = np.concatenate([pruned_weight(rng, pattern, own, 9, 12) for _ in range(groups)])
+    w, x = w.reshape(spec.out_c, 3, 3, 12), rng.standard_normal(spec.x_shape).astype("f")
+    got = run_kernel(rule(spec.prim_func(), cpu), cpu, [x, *spec.pack(w)], spec.y_shape)
+    assert_close(got, convolve(x, w, spec))
+    np.testing.assert_array_equal(spec.unpack(spec.pack(w)), w)
+
+
 @pytest.mark.parametrize("name", CONVS)
 @pytest.mark.parametrize("pattern", [Pattern(), Pattern(2, 4), Pattern(1, 2, 16), Pattern(2, 3)], ids=str)
 def test_the_definition_is_right_unscheduled(run_kernel, assert_close, pruned_weight, name, pattern):

@@ -1,10 +1,15 @@
 """ConvTranspose by phases against ONNX Runtime and torch: every attribute, and phases that no tap reaches."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from sparsec.compiler.channels_last import channels_last
+from sparsec.compiler.ingest import ingest
 from sparsec.compiler.to_relax.conv_transpose import phases
+from sparsec.compiler.to_relax.products import products
+from sparsec.passes import run_pipeline
 
 RNG = np.random.default_rng(31)
 #: x [b, C, *spatial], weight [C, O/group, *kernel], attributes
@@ -60,3 +65,35 @@ def test_every_tap_is_in_one_phase_and_meets_its_input(kernel, stride, dilation)
         at = [t + phase.first + i * phase.dilation for i in range(len(phase.taps))]
         got = sum(w[k] * x[i] for k, i in zip(phase.taps, at, strict=True) if 0 <= i < inputs)
         assert abs(got - want[o]) < 1e-12
+
+
+#: weight [C, O/group, kh, kw], pattern n, m, block, attributes, and the pattern as each product packs it
+SPARSE = {
+    "phases": ((32, 33, 4, 4), (2, 4, 1), {"strides": [2, 2], "pads": [1, 1, 1, 1]}, ["2:4"] * 4),
+    "shared": ((32, 64, 3, 3), (1, 4, 32), {"strides": [2, 2]}, ["1:4x32"] * 4),
+    "tile": ((32, 32, 2, 2), (2, 4, 16), {"strides": [2, 2]}, ["2:4x16"]),
+    "a tile narrower than its blocks": ((32, 24, 2, 2), (2, 4, 16), {"strides": [2, 2]}, ["2:4x8"]),
+    "groups": ((64, 16, 3, 3), (2, 8, 16), {"strides": [2, 2], "group": 2}, ["2:8x16"] * 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPARSE)
+def test_pattern_of_every_phase(case, single_op, same_as_ort, tmp_path):
+    shape, (n, m, block), attributes, packed = SPARSE[case]
+    group = attributes.get("group", 1)
+    weight = RNG.standard_normal((group, shape[0] // group // m, m, *shape[1:])).astype("f")
+    for o in range(0, shape[1], block):
+        part = weight[:, :, :, o : o + block]
+        drawn = RNG.random((*part.shape[:3], 1, *part.shape[4:])).argsort(axis=2)
+        part *= drawn < n
+    arrays = {"x": RNG.standard_normal((1, shape[0], 5, 6)).astype("f"), "w": weight.reshape(shape)}
+    model = single_op("ConvTranspose", arrays, constants=("w",), **attributes)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    graph = ingest(path)
+    run_pipeline(graph)
+    channels_last(graph)
+    (node,) = (node for node in graph.graph if node.op_type == "ConvTransposeNHWC")
+    patterns = [spec.pattern for spec, _ in products(node)]
+    assert [f"{p.n}:{p.m}" + f"x{p.block}" * (p.block > 1) for p in patterns] == packed
+    same_as_ort(model, {"x": arrays["x"]}, relative=1e-5)

@@ -229,6 +229,26 @@ def test_the_rows_of_a_convolution_times_its_weight_are_its_output(
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+TRANSPOSED = [
+    ("strides = [2, 3]", (8, 6, 3, 2), 1),
+    ("strides = [2, 1], pads = [1, 0, 2, 1], output_padding = [1, 0]", (8, 6, 3, 3), 1),
+    ("dilations = [2, 1], pads = [3, 2, 0, 1], group = 2", (8, 3, 2, 3), 2),
+]
+
+
+@pytest.mark.parametrize("attributes, shape, groups", TRANSPOSED)
+def test_rows_of_a_transposed_convolution(model_of, run_all, attributes, shape, groups):
+    text = f"y = ConvTranspose<{attributes}>(x, W)"
+    model = build(model_of, text, "float[2,8,5,4] x", "float[2,6,H,V] y", W=tensor(*shape))
+    (layer,) = find_layers(model)
+    feed = {"x": tensor(2, 8, 5, 4)}
+    weight = layer.weight.reshape(groups, 6 // groups, -1)
+    got = [x @ w.T for x, w in zip(input_rows(layer, feed["x"]), weight, strict=True)]
+    expected = output_rows(layer, run_all(model, feed, ["y"])["y"])
+    np.testing.assert_allclose(np.concatenate(got, axis=1), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(layer.stored(layer.weight), layer.array)
+
+
 @pytest.mark.parametrize("attributes, shape, groups", CONVS)
 def test_a_convolution_keeps_to_the_pattern_and_near_the_output(
     model_of, pruned, run_all, attributes, shape, groups

@@ -1,0 +1,15 @@
+"""The products that compute a layer with a constant weight: what is packed, timed and chosen for it."""
+
+import onnx_ir as ir
+
+from sparsec.compiler.to_relax import conv_transpose, linear
+
+TRANSPOSED = ("ConvTransposeNHWC", "ConvTransposeNWC")
+
+
+def products(node: ir.Node) -> list[tuple]:
+    """``(spec, weight)`` of each, none where ``node`` is no layer of ours with a constant float weight."""
+    if node.op_type in TRANSPOSED:
+        return conv_transpose.products(node)
+    made = linear.constant_layer(node)
+    return [made] if made else []
