@@ -9,7 +9,7 @@ import numpy as np
 from sparsec.compiler import reference
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.reference import Difference
-from sparsec.runtime import load
+from sparsec.runtime import Model, load
 
 
 class Oracle:
@@ -70,7 +70,16 @@ def same_model(ingested: bytes, source: str, feeds: Mapping[str, np.ndarray]) ->
 def run_artifact(artifact: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of an artifact, loaded for one run."""
     with load(artifact) as loaded:
-        return loaded(dict(feeds))  # its memory is free again before anything is compared
+        return outputs_of(loaded, feeds)  # its memory is free again before anything is compared
+
+
+def outputs_of(loaded: Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All outputs of the source model on all of its inputs; states are set before and read after the run."""
+    if loaded.states:
+        loaded.restore({info.name: feeds[info.name] for info in loaded.states})
+    found = loaded({info.name: feeds[info.name] for info in loaded.inputs})
+    left = loaded.snapshot()
+    return found | {state["output"]: left[state["name"]] for state in loaded.manifest.get("states", ())}
 
 
 def receipt(

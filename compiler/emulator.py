@@ -6,6 +6,7 @@ The executable is linked from the objects of the artifact's library, so what run
 import shutil
 import subprocess
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def run(
     program, weights, inputs, outputs = (folder / f"{level}.{n}" for n in ("run", "weights", "in", "out"))
     native.link_runner(plan, [code], built.workspace_size, program, level)
     weights.write_bytes(plan.weights)
-    inputs.write_bytes(b"".join(np.ascontiguousarray(feeds[p.name], p.dtype).tobytes() for p in plan.inputs))
+    given = [*plan.inputs, *(state.port for state in plan.states)]
+    inputs.write_bytes(b"".join(np.ascontiguousarray(feeds[p.name], p.dtype).tobytes() for p in given))
     done = subprocess.run(
         [emulator(level), program, weights, inputs, outputs], stdin=subprocess.DEVNULL, capture_output=True
     )
@@ -69,7 +71,8 @@ def run(
         words = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
         raise CompileError(f"the kernels for {level} failed under emulation: {words[-500:]}")
     data, found, at = outputs.read_bytes(), {}, 0
-    for port in plan.outputs:
+    left = [replace(state.port, name=state.output) for state in plan.states]
+    for port in [*plan.outputs, *left]:
         values = np.frombuffer(data, port.dtype, int(np.prod(port.shape, dtype=np.int64)), at)
         found[port.name] = values.reshape(port.shape)
         at += values.nbytes

@@ -51,6 +51,7 @@ def base_manifest(
     with ONNX Runtime: ``input`` (kind and seed), ``tolerance``, ``max_error`` (output name -> largest
     error).
     """
+    states = [{**_port(state.port), "output": state.output} for state in plan.states]
     return {
         "format": FORMAT,
         "sparsec_version": sparsec_version,
@@ -63,6 +64,7 @@ def base_manifest(
         ],
         "inputs": [_port(p) for p in plan.inputs],
         "outputs": [_port(p) for p in plan.outputs],
+        **({"states": states} if states else {}),
         "arena_size": plan.arena_size,
         "weights_size": len(plan.weights),
         "passes": passes,

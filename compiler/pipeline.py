@@ -26,6 +26,7 @@ from sparsec.compiler.objects import build_levels
 from sparsec.compiler.plan import Port
 from sparsec.compiler.planner import make_plan
 from sparsec.compiler.request import CompileRequest, cpu_levels, runnable
+from sparsec.compiler.states import resolve
 from sparsec.compiler.to_relax import Importer
 from sparsec.compiler.tuning.tiles import tuned, with_tiles
 from sparsec.runtime.cpu import LEVEL_ARCHITECTURE, LEVEL_FEATURES
@@ -47,6 +48,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
     with stages("read the model"):
         model = ingest(request.model, request.shapes, request.dims, log=log)
         inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
+        states = resolve(request.states, inputs, outputs)
         source_sha256 = hashlib.sha256(Path(request.model).read_bytes()).hexdigest()
         dump.onnx("ingested", model)
     with stages("find and insert sparsity"):
@@ -73,7 +75,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         dump.text("relax", relax_module)
         lowered = lower(relax_module)
         dump.text("lowered", lowered)
-        plan, kernels = make_plan(lowered, inputs, outputs, labels)
+        plan, kernels = make_plan(lowered, inputs, outputs, labels, states)
         dump.text("plan", "\n".join(map(str, plan.steps)))
         del relax_module, lowered
         gc.collect()  # graphs are full of cycles

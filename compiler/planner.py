@@ -1,6 +1,7 @@
 """From the lowered module to the static plan: one walk over ``main``, then offsets for its buffers."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -10,7 +11,7 @@ from tvm import te
 
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.memory import Lifetime, aligned, assign_offsets
-from sparsec.compiler.plan import Plan, Port, Step, TensorRef
+from sparsec.compiler.plan import Plan, Port, State, Step, TensorRef
 
 
 @dataclass(eq=False)
@@ -49,19 +50,29 @@ class _Weights:
 
 
 def make_plan(
-    mod: tvm.IRModule, inputs: tuple[Port, ...], outputs: tuple[Port, ...], labels: dict[int, str]
+    mod: tvm.IRModule,
+    inputs: tuple[Port, ...],
+    outputs: tuple[Port, ...],
+    labels: dict[int, str],
+    states: Mapping[str, str] | None = None,
 ) -> tuple[Plan, tvm.IRModule]:
     """The plan of ``mod``'s ``main``, and ``mod`` with the copies added that outputs may need.
+
+    ``states``: inputs that an output feeds in the next run, input -> output; neither is a port of the plan.
 
     ``labels`` maps the address of a weight's data to the ONNX node that owns it; a step that reads
     such a weight is labelled with the node's name, any other with its kernel's.
     """
-    return _Planner(mod, inputs, outputs, labels).plan()
+    return _Planner(mod, inputs, outputs, labels, dict(states or {})).plan()
 
 
 class _Planner:
-    def __init__(self, mod, inputs, outputs, labels):
-        self.mod, self.inputs, self.outputs, self.labels = mod, inputs, outputs, labels
+    def __init__(self, mod, inputs, outputs, labels, states):
+        self.mod, self.labels = mod, labels
+        self.inputs, self.past = _sides(inputs, "input", list(states), "past")
+        self.outputs, self.present = _sides(outputs, "output", list(states.values()), "present")
+        by_name = {port.name: port for port in inputs}
+        self.states = tuple(State(by_name[name], output) for name, output in states.items())
         self.weights = _Weights()
         self.arena: list[_Buffer] = []
         self.calls: list[tuple[str, list[_View], str]] = []
@@ -72,7 +83,7 @@ class _Planner:
         main = self.functions["main"]
         for index, param in enumerate(main.params):
             shape, dtype = tensor_type(param.ty)
-            self.values[param] = _View(_Buffer("input", index, nbytes(shape, dtype)), shape, dtype)
+            self.values[param] = _View(_Buffer(*self.past[index], nbytes(shape, dtype)), shape, dtype)
         for block in main.body.blocks:
             for binding in block.bindings:
                 self.values[binding.var] = self.evaluate(binding.value, binding.var)
@@ -96,7 +107,7 @@ class _Planner:
             for name, func in self.functions.items()
             if name in used
         }
-        plan = Plan(self.inputs, self.outputs, steps, arena_size, self.weights.content)
+        plan = Plan(self.inputs, self.outputs, steps, arena_size, self.weights.content, self.states)
         return plan, tvm.IRModule(kernels)
 
     def evaluate(self, expr, var):
@@ -164,7 +175,7 @@ class _Planner:
                 self.arena.append(copy.buffer)
                 self.step(self.copy_kernel(view), [view, copy], "copy to output")
                 view = copy
-            view.buffer.space, view.buffer.where = "output", index
+            view.buffer.space, view.buffer.where = self.present[index]
             self.arena.remove(view.buffer)
 
     def copy_kernel(self, view: _View) -> str:
@@ -174,6 +185,18 @@ class _Planner:
             target = te.compute(view.shape, lambda *i: source(*i), name="target")
             self.functions[name] = te.create_prim_func([source, target]).with_attr("tirx.noalias", True)
         return name
+
+
+def _sides(
+    ports: tuple[Port, ...], space: str, states: list[str], state_space: str
+) -> tuple[tuple[Port, ...], list[tuple[str, int]]]:
+    """The ports that are no states, and the (space, index) of each port, states or not."""
+    plain = tuple(port for port in ports if port.name not in states)
+    places = [
+        (state_space, states.index(port.name)) if port.name in states else (space, plain.index(port))
+        for port in ports
+    ]
+    return plain, places
 
 
 def address(tensor) -> int:

@@ -27,7 +27,8 @@ class CompileRequest:
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
     ignores patterns.  ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
-    the check.  ``choices``: a JSON file of kernel choices to replay.
+    the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
+    in the next run, input -> output, names or patterns as in ``compiler/states.py``.
     """
 
     model: str
@@ -39,6 +40,7 @@ class CompileRequest:
     sparsity: str = "auto"
     calib: str | None = None
     choices: str | None = None
+    states: dict[str, str] = field(default_factory=dict)
     verify: bool = True
     dump_dir: str | None = None
 

@@ -112,7 +112,8 @@ class Code:
         self._doomed = False
         try:
             self.module = self._entry()
-            wanted = (manifest.weights_size, _described(manifest.inputs), _described(manifest.outputs))
+            sides = (manifest.inputs, manifest.outputs, manifest.states)
+            wanted = (manifest.weights_size, *map(_described, sides))
             if _tables(self.module) != wanted:
                 raise ArtifactError("the artifact's library and its manifest describe different models")
         except ArtifactError:
@@ -173,14 +174,15 @@ def _described(infos: Sequence[TensorInfo]) -> list[tuple]:
 
 
 def _tables(module: Module) -> tuple:
-    """The size of the weights and the ports, as the library says."""
+    """The size of the weights, the ports and the states, as the library says."""
 
     def ports(table, count: int) -> list[tuple]:
         rows = [table[i] for i in range(count)]
         return [(t.name.decode(), t.dtype.decode(), tuple(t.shape[: t.ndim])) for t in rows]
 
     inputs, outputs = ports(module.inputs, module.input_count), ports(module.outputs, module.output_count)
-    return module.weights_size, inputs, outputs
+    states = ports(module.states, module.state_count) if module.abi > 1 else []
+    return module.weights_size, inputs, outputs, states
 
 
 def to_exception(error: Error) -> Exception:

@@ -53,6 +53,7 @@ class Manifest:
     libraries: tuple[Library, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    states: tuple[TensorInfo, ...]
     weights_size: int
     hashes: Mapping[str, str]
 
@@ -81,6 +82,7 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
         libraries=tuple(_library(item) for item in _get(raw, "libraries", list)),
         inputs=_tensors(raw, "inputs"),
         outputs=_tensors(raw, "outputs"),
+        states=_tensors(raw, "states") if "states" in raw else (),
         weights_size=_get(raw, "weights_size", int),
         hashes=_hashes(_get(raw, "members", dict), members),
     )

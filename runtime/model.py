@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from . import arrays
+from . import arrays, snapshots
 from .artifact import Artifact
 from .errors import InputError, RunError, SparsecError
 from .library import Code, Error, pointers, to_exception
@@ -45,12 +45,14 @@ def load(
 class Model:
     """A loaded model: ``model(x)`` or ``model({"name": array})`` runs it once.
 
-    Attributes: ``inputs`` and ``outputs`` (tuples of TensorInfo: name, dtype, shape, dims),
+    Attributes: ``inputs``, ``outputs`` and ``states`` (tuples of TensorInfo: name, dtype, shape, dims),
     ``manifest`` (a dict, see docs/artifact-format.md), ``level`` (the CPU level in use), ``path``.
 
     Calls of the model itself take turns.  For several at once give each thread its own
     ``model.context()``: contexts share code and weights, and the GIL is released while they run.
     ``model.submit(x)`` does that with threads of the model's own.
+
+    What a run computes for a state, the next run of the same context reads; a context begins with zeros.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Model:
         self.manifest: Mapping = manifest.raw
         self.inputs: tuple[TensorInfo, ...] = manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = manifest.outputs
+        self.states: tuple[TensorInfo, ...] = manifest.states
         self.level: str = artifact.library.level
         self._threads = threads
         try:
@@ -95,7 +98,7 @@ class Model:
     def _made(self, threads: int | None) -> "Context":
         if self._code.closed:
             raise RunError(f"{self.path!r} is closed; load it again")
-        context = Context(self._code, self.inputs, self.outputs, threads)
+        context = Context(self._code, self.inputs, self.outputs, self.states, threads)
         self._contexts.add(context)
         return context
 
@@ -113,8 +116,14 @@ class Model:
         """As a call, on a thread of the model's own; the result, or the error, is the future's.
 
         There are as many threads as ``load`` gives one inference, each with a context of its own, which
-        are made by the first call.  What is passed must not be changed before the future is done.
+        are made by the first call.  What is passed must not be changed before the future is done.  A model
+        with states raises InputError: its runs follow each other in one context.
         """
+        if self.states:
+            first = self.states[0].name
+            raise InputError(
+                f"a model with states ({first!r}) runs step by step: call it, or a context() of it"
+            )
         with self._lock:
             if self._workers is None or self._workers.process != os.getpid():
                 contexts = [self._made(1) for _ in range(self._default.threads)]
@@ -124,6 +133,21 @@ class Model:
     def profile(self, *inputs, repeats: int = 10) -> list[tuple[str, float]]:
         """The steps in the order of execution as (ONNX nodes, median seconds of ``repeats`` runs)."""
         return self._own().profile(*inputs, repeats=repeats)
+
+    def reset(self) -> None:
+        """Make every state zero, as in a new context."""
+        self._own().reset()
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Copies of the states, by name, as the next run will read them."""
+        return self._own().snapshot()
+
+    def restore(self, snapshot: Mapping) -> None:
+        """Set the states to what ``snapshot`` has returned, or to other arrays of their dtypes and shapes.
+
+        Raises InputError unless there is one for each state.
+        """
+        self._own().restore(snapshot)
 
     def _own(self) -> "Context":
         if self._default.process != os.getpid():  # a fork left the pool's threads behind
@@ -161,11 +185,16 @@ class Context:
     """
 
     def __init__(
-        self, code: Code, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], threads: int | None
+        self,
+        code: Code,
+        inputs: Sequence[TensorInfo],
+        outputs: Sequence[TensorInfo],
+        states: Sequence[TensorInfo],
+        threads: int | None,
     ):
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise InputError(f"threads must be a positive integer or None, found {threads!r}")
-        self._code, self._inputs, self._outputs = code, inputs, outputs
+        self._code, self._inputs, self._outputs, self._states = code, inputs, outputs, states
         self._module = code.module
         self._results = arrays.Recycler(outputs)
         self._handle = code.create(min(threads or 0, 2**31 - 1))
@@ -211,6 +240,30 @@ class Context:
         if failed:
             raise to_exception(error)
         return {**results, **out} if out else results
+
+    def reset(self) -> None:
+        """As ``Model.reset``."""
+        self._copy_states("restore", None, 0)
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """As ``Model.snapshot``."""
+        data = snapshots.room(self._states)
+        self._copy_states("snapshot", data.ctypes.data, data.nbytes)
+        return snapshots.split(data, self._states)
+
+    def restore(self, snapshot: Mapping) -> None:
+        """As ``Model.restore``."""
+        data = snapshots.joined(snapshot, self._states)
+        self._copy_states("restore", data.ctypes.data, data.nbytes)
+
+    def _copy_states(self, what: str, address: int | None, size: int) -> None:
+        """The module's ``snapshot`` or ``restore``; a library of ABI 1 has neither, and no states."""
+        with self._lock:
+            if self._handle is None:
+                raise RunError(_CLOSED)
+            error = Error()
+            if self._states and getattr(self._module, what)(self._handle, address, size, ctypes.byref(error)):
+                raise to_exception(error)
 
     def close(self) -> None:
         """Free the memory and end the threads."""

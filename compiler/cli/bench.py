@@ -43,11 +43,11 @@ def bench(artifact: Path, against: Path | None, threads: int, as_json: bool) -> 
         feeds = inputs(model.inputs)
         engines = {"sparsec": lambda: model(feeds)}
         if against is not None:
-            engines["onnxruntime"] = reference(against, feeds, threads)
+            engines["onnxruntime"] = reference(against, feeds | inputs(model.states), threads)
         click.echo(f"  {SECONDS:g} s for each engine, by turns", err=True)
         with measure.pinned(threads):
             latency = measure.interleaved(engines, SECONDS * len(engines))
-        ports = json.dumps([[t.name, t.dtype, t.shape] for t in model.inputs])
+        ports = json.dumps([[t.name, t.dtype, t.shape] for t in (*model.inputs, *model.states)])
         level = model.level
     found = {
         "artifact": str(artifact),

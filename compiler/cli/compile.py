@@ -23,6 +23,13 @@ from . import options, text, work
     help="Use sparse kernels where they are faster, insist on them, or ignore sparsity.",
 )
 @options.calib
+@click.option(
+    "--state",
+    "states",
+    type=options.State(),
+    multiple=True,
+    help="Keep an output for the next run, as this input; patterns with one * work, too.",
+)
 @click.option("--choices", type=options.PATH, metavar="FILE", help="Replay the choices of another artifact.")
 @click.option(
     "--verify/--no-verify", default=True, help="Compare with ONNX Runtime before publishing (the default)."
@@ -38,6 +45,7 @@ def compile_(
     dims,
     sparsity: str,
     calib: Path | None,
+    states,
     choices: Path | None,
     verify: bool,
     dump_dir: Path | None,
@@ -56,6 +64,7 @@ def compile_(
         sparsity=sparsity,
         calib=str(options.readable(calib, "calibration file")) if calib else None,
         choices=str(options.readable(choices, "choices file")) if choices else None,
+        states=options.unique(states, "--state"),
         verify=verify,
         dump_dir=str(dump_dir) if dump_dir else None,
     )

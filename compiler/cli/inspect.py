@@ -93,8 +93,8 @@ def artifact_lines(found: dict) -> list[str]:
 
 def ports(found: dict) -> list[str]:
     rows = []
-    for side in ("inputs", "outputs"):
-        for port in found[side]:
+    for side in ("inputs", "outputs", "states"):
+        for port in found.get(side, ()):  # a model has no states yet
             rows.append([side[:-1], text.visible(port["name"]), port["dtype"], port_shape(port)])
     return text.table(["", "name", "dtype", "shape"], rows, "<<<<")
 

@@ -39,6 +39,20 @@ class Dim(click.ParamType):
         return name, int(size)
 
 
+class State(click.ParamType):
+    """``past_*=present_*`` -> ("past_*", "present_*"): an input, and the output that feeds it."""
+
+    name = "PAST=PRESENT"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        past, equals, present = value.partition("=")
+        if not equals or not past or not present:
+            self.fail(f"{value!r}: write an input and an output, as in past=present", param, ctx)
+        return past, present
+
+
 class NamedFile(click.ParamType):
     """``x=x.npy`` -> ("x", Path("x.npy")).  The first ``=`` divides, so that a path may contain one."""
 

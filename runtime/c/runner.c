@@ -1,6 +1,7 @@
 // runner.c - one inference of the model that is linked with it: WEIGHTS INPUTS OUTPUTS
 //
-// The files hold the weights, all inputs one after the other, and all outputs likewise.  It needs no
+// The files hold the weights, all inputs and then all states one after the other, and outputs and states
+// likewise.  It needs no
 // loader, so an emulator runs it without the other system's libraries.
 
 #include <errno.h>
@@ -38,11 +39,19 @@ int main(int count, char **args) {
         if (m->set_input(context, i, data, m->inputs[i].bytes, &error)) return complain("input", error.message);
         free(data);
     }
+    uint64_t size = 0;
+    for (uint32_t i = 0; i < m->state_count; i++) size += m->states[i].bytes;
+    char *states = bytes_of(files[1], size);
+    if (!states) return complain(args[2], "it is too short or there is no memory");
+    if (m->restore(context, states, size, &error)) return complain("states", error.message);
     if (m->run(context, 0, 0, 0, &error)) return complain("run", error.message);
     for (uint32_t i = 0; i < m->output_count; i++)
         if (fwrite(m->output_data(context, i), 1, m->outputs[i].bytes, files[2]) != m->outputs[i].bytes)
             return complain(args[3], strerror(errno));
+    if (m->snapshot(context, states, size, &error)) return complain("states", error.message);
+    if (fwrite(states, 1, size, files[2]) != size) return complain(args[3], strerror(errno));
     m->destroy(context);
+    free(states);
     free(weights);
     return fclose(files[2]) ? complain(args[3], strerror(errno)) : 0;
 }
