@@ -27,7 +27,7 @@ def test_no_command_shows_the_list_in_its_own_order(call):
     [
         (["compil", "x.onnx"], "No such command 'compil'. Did you mean 'compile'?"),
         (["compile"], "Missing argument 'MODEL'"),
-        (["compile", "x.onnx", "--taget", "x86"], "No such option '--taget'. Did you mean '--target'?"),
+        (["compile", "x.onnx", "--choises", "f"], "No such option '--choises'. Did you mean '--choices'?"),
         (["compile", "x.onnx", "--target", "vax"], "'vax' is not one of 'x86', 'x86:v2'"),
         (["compile", "x.onnx", "--sparsity", "some"], "'some' is not one of 'auto', 'require', 'off'"),
         (
