@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sparsec.runtime import container
-from sparsec.runtime.manifest import FORMAT, WEIGHTS
+from sparsec.runtime.manifest import FORMAT, PIECE, WEIGHTS
 
 from .errors import CompileError
 from .plan import Plan, Port
@@ -116,16 +116,22 @@ def _canonical(manifest: Mapping, members: Mapping[str, bytes]) -> bytes:
         raise CompileError(
             f"cannot write {len(members)} members: at most {container.MAX_MEMBERS - 1} are allowed"
         )
-    table = {
-        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in members.items()
-    }
+    table = {name: _entry(data) for name, data in members.items()}
     whole = {**manifest, "members": table}
     try:
         text = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
     except (TypeError, ValueError) as e:
         raise CompileError(f"the manifest holds a value that JSON cannot spell: {e}") from None
+
+
+def _entry(data: bytes) -> dict:
+    """A member's size and hash, and those of its pieces if it is larger: CPUs hash them side by side."""
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if len(data) > PIECE:
+        parts = (memoryview(data)[at : at + PIECE] for at in range(0, len(data), PIECE))
+        entry["pieces"] = [hashlib.sha256(part).hexdigest() for part in parts]
+    return entry
 
 
 def layout(manifest: bytes, members: Mapping[str, bytes]) -> list[bytes]:

@@ -28,13 +28,16 @@ CORE = (
 )
 RUNNER = "runner.c"
 LIBRARY = (
+    "cpus.c",
     "lib/calls.c",
     "lib/cpu.c",
     "lib/ed25519.c",
+    "lib/hash.c",
     "lib/json.c",
     "lib/manifest.c",
     "lib/open.c",
     "lib/sha256.c",
+    "lib/sha256_cpu.c",
     "lib/sha512.c",
     "lib/signature.c",
     "lib/zip.c",

@@ -16,6 +16,7 @@ from .errors import ArtifactError, FormatError
 FORMAT = 1
 WEIGHTS = "weights.bin"
 MAX_BYTES = 64 << 20
+PIECE = 1 << 20  # bytes of a member that have a hash of their own
 # what may cross the model's border, NumPy's names
 DTYPES = frozenset(
     ("bool", "float16", "float32", "float64")
@@ -106,7 +107,10 @@ def _hashes(table: dict, members: tuple[Member, ...]) -> dict[str, str]:
         if not isinstance(entry, dict) or _get(entry, "size", int) != found[name]:
             raise _bad("members", f"size {found[name]} for {name}")
         hashes[name] = _get(entry, "sha256", str)
-        if _HASH.fullmatch(hashes[name]) is None:
+        pieces = _get(entry, "pieces", list) if "pieces" in entry else []
+        if pieces and len(pieces) != -(-found[name] // PIECE):
+            raise _bad("members", f"one hash for each MiB of {name}")
+        if not all(isinstance(h, str) and _HASH.fullmatch(h) for h in (hashes[name], *pieces)):
             raise _bad("members", f"64 hexadecimal digits as sha256 of {name}")
     return hashes
 

@@ -1,5 +1,7 @@
 """A small model made of TVM kernels of our own: matmul + exp in parallel, bias, a count."""
 
+import ctypes
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsec.runtime import container
+from sparsec.runtime import build, container
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ class Tiny:
         data = self.path.read_bytes()
         members = container.read_members(lambda at, n: data[at : at + n], len(data))
         return {m.name: data[m.offset : m.offset + m.size] for m in members}
+
+    def rewritten(self, path, change):
+        """The artifact with its manifest's text replaced, otherwise well-formed."""
+        contents = self.contents()
+        contents["manifest.json"] = change(contents["manifest.json"].decode()).encode()
+        return self.assemble(path, contents)
 
     @staticmethod
     def assemble(path, contents):
@@ -166,3 +174,26 @@ def tiny(kernel_object, tmp_path_factory):
     members = {"model.v2.so": (folder / "model.so").read_bytes(), "weights.bin": plan.weights}
     write_artifact(folder / "tiny.sparsec", manifest, members)
     return Tiny(folder / "tiny.sparsec", manifest, members, w, b)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """The folder with libsparsec.a and libsparsec.so."""
+    archive, shared = build.build_library(tmp_path_factory.mktemp("libsparsec"))
+    assert archive.stat().st_size < 100_000 and shared.stat().st_size < 100_000
+    return shared.parent
+
+
+@pytest.fixture(scope="session")
+def attempt(library):
+    """``attempt(path) -> (status, message)`` of sparsec_open."""
+    lib = ctypes.CDLL(str(library / "libsparsec.so"))
+    lib.sparsec_close.argtypes = [ctypes.c_void_p]
+
+    def call(path):
+        model, error = ctypes.c_void_p(), ctypes.create_string_buffer(1024)
+        status = lib.sparsec_open(os.fsencode(path), None, ctypes.byref(model), error)
+        lib.sparsec_close(model)
+        return status, error.raw[4:].split(b"\0")[0].decode()
+
+    return call

@@ -1,7 +1,6 @@
-"""libsparsec: the example in C against Python, damaged artifacts, allocations, CPU features, SHA-256."""
+"""libsparsec: the example in C against Python, damaged artifacts, allocations, CPU features."""
 
 import ctypes
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,14 +14,6 @@ import sparsec
 from sparsec.runtime import build, cpu
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """The folder with libsparsec.a and libsparsec.so."""
-    archive, shared = build.build_library(tmp_path_factory.mktemp("libsparsec"))
-    assert archive.stat().st_size < 100_000 and shared.stat().st_size < 100_000
-    return shared.parent
 
 
 def compiled(source, library, out):
@@ -168,28 +159,6 @@ def test_a_thousand_mutants(tiny, library):
     assert set(kinds) == {1, 2} and sum(kinds.values()) > 980  # ARTIFACT and FORMAT; never 0, loaded
 
 
-@pytest.fixture(scope="module")
-def attempt(library):
-    """``attempt(path) -> (status, message)`` of sparsec_open."""
-    lib = ctypes.CDLL(str(library / "libsparsec.so"))
-    lib.sparsec_close.argtypes = [ctypes.c_void_p]
-
-    def call(path):
-        model, error = ctypes.c_void_p(), ctypes.create_string_buffer(1024)
-        status = lib.sparsec_open(os.fsencode(path), None, ctypes.byref(model), error)
-        lib.sparsec_close(model)
-        return status, error.raw[4:].split(b"\0")[0].decode()
-
-    return call
-
-
-def rewritten(tiny, path, change):
-    """The artifact with its manifest's text replaced, otherwise well-formed."""
-    contents = tiny.contents()
-    contents["manifest.json"] = change(contents["manifest.json"].decode()).encode()
-    return tiny.assemble(path, contents)
-
-
 MANIFESTS = {
     "format": (
         '"format": 1',
@@ -224,7 +193,7 @@ MANIFESTS = {
 @pytest.mark.parametrize("case", MANIFESTS)
 def test_manifest(tiny, tmp_path, attempt, case):
     old, new, status, text = MANIFESTS[case]
-    path = rewritten(tiny, tmp_path / "a b\n.sparsec", lambda m: m.replace(old, new, 1))
+    path = tiny.rewritten(tmp_path / "a b\n.sparsec", lambda m: m.replace(old, new, 1))
     assert path.read_bytes() != tiny.path.read_bytes()
     found, message = attempt(path)
     assert (found, text in message) == (status, True), message
@@ -233,7 +202,7 @@ def test_manifest(tiny, tmp_path, attempt, case):
 def test_manifest_may_hold_any_json(tiny, tmp_path, attempt):
     r"""Everything that JSON allows, in fields that a loader does not read."""
     value = r'{"\u00e9\\\"\/": [1, -0.5e+10, true, false, null, "", [], {}, [[{"x": "}]"}]]], "é": "\n"}'
-    path = rewritten(tiny, tmp_path / "a", lambda m: m.replace('"choices": {}', f'"choices": {value}'))
+    path = tiny.rewritten(tmp_path / "a", lambda m: m.replace('"choices": {}', f'"choices": {value}'))
     assert attempt(path) == (0, "")
     assert sparsec.load(path).manifest["choices"]["é"] == "\n"
 
@@ -291,26 +260,3 @@ def test_cpu_features_agree(library, tmp_path):
     subprocess.run(["cc", f"-I{build.SOURCES}", *sources, "-o", tmp_path / "a"], check=True)
     found = subprocess.run([tmp_path / "a"], capture_output=True, text=True, check=True).stdout
     assert [c == "1" for c in found] == [n in cpu.features() for n in names]
-
-
-def test_sha256(tmp_path):
-    """Against hashlib, for every length around the block's borders."""
-    main = """
-#include "lib/lib.h"
-int main(void) {
-    static uint8_t data[300], digest[32];
-    for (size_t n = 0; n < 300; n++) {
-        data[n] = (uint8_t)(n * 7);
-        sha256((span){data, n}, digest);
-        for (int i = 0; i < 32; i++) printf("%02x", digest[i]);
-        printf("\\n");
-    }
-    return 0;
-}
-"""
-    (tmp_path / "a.c").write_text(main)
-    sources = [tmp_path / "a.c", build.SOURCES / "lib/sha256.c"]
-    subprocess.run(["cc", f"-I{build.SOURCES}", *sources, "-o", tmp_path / "a"], check=True)
-    found = subprocess.run([tmp_path / "a"], capture_output=True, text=True, check=True).stdout.split()
-    data = bytes(n * 7 % 256 for n in range(300))
-    assert found == [hashlib.sha256(data[:n]).hexdigest() for n in range(300)]

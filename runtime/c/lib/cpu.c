@@ -38,6 +38,7 @@ static const feature features[] = {
     {"avx512dq", 7, 0, EBX, 17, AVX512},
     {"avx512cd", 7, 0, EBX, 28, AVX512},
     {"avx512bw", 7, 0, EBX, 30, AVX512},
+    {"sha", 7, 0, EBX, 29, SSE},
     {"avx512vl", 7, 0, EBX, 31, AVX512},
     {"avx512vnni", 7, 0, ECX, 11, AVX512},
     {"avxvnni", 7, 1, EAX, 4, AVX},

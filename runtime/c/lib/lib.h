@@ -57,13 +57,24 @@ typedef struct manifest {
     const member *weights; // NULL if the model has none
 } manifest;
 
-// All checks of an artifact but the hashes, which manifest_check_hashes does.
+// All checks of an artifact but the hashes.
 sparsec_status manifest_read(const archive *archive, manifest *manifest, sparsec_error *error);
-sparsec_status manifest_check_hash(const manifest *manifest, const char *name, span data, sparsec_error *error);
 
 // Section: sha256
 
-void sha256(span data, uint8_t digest[32]);
+// Ways to hash `count` blocks of 64 bytes: of one message, of two.
+typedef struct sha256_code {
+    void (*one)(uint32_t state[8], const uint8_t *data, size_t count);
+    void (*two)(uint32_t state[2][8], const uint8_t *const data[2], size_t count);
+} sha256_code;
+
+extern const uint32_t sha256_constants[64];
+extern const sha256_code sha256_portable;
+const sha256_code *sha256_cpu(void);     // by instructions for it; NULL if this CPU has none
+const sha256_code *sha256_fastest(void); // of these two
+
+void sha256(const sha256_code *code, span data, uint8_t digest[32]);
+void sha256_two(const sha256_code *code, const span data[2], uint8_t digest[2][32]);
 
 // Section: signatures
 
@@ -73,6 +84,12 @@ bool ed25519_verify(const uint8_t key[32], const uint8_t signature[64], span mes
 // Takes the signature out of the members, which the manifest's table then lists all, and, unless `key` is
 // NULL, refuses an archive whose manifest that key has not signed.
 sparsec_status signature_take(archive *archive, const uint8_t *key, sparsec_error *error);
+
+// Section: hash - what members hold against what the manifest says
+
+// Every member but the manifest and the code that was chosen.
+sparsec_status hash_check_all(const archive *archive, const manifest *manifest, sparsec_error *error);
+sparsec_status hash_check(const manifest *manifest, const char *name, span data, sparsec_error *error);
 
 // Section: cpu
 

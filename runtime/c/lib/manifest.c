@@ -87,13 +87,3 @@ sparsec_status manifest_read(const archive *a, manifest *m, sparsec_error *error
         return bad(error, "weights_size");
     return choose_library(a, m, error);
 }
-
-sparsec_status manifest_check_hash(const manifest *m, const char *name, span data, sparsec_error *error) {
-    span wanted = json_text(json_get(json_get(json_get(m->text, "members"), name), "sha256"));
-    uint8_t digest[32];
-    char text[65];
-    sha256(data, digest);
-    for (int i = 0; i < 32; i++) snprintf(text + 2 * i, 3, "%02x", digest[i]);
-    if (wanted.size == 64 && !memcmp(wanted.data, text, 64)) return SPARSEC_OK;
-    return fail(error, SPARSEC_E_ARTIFACT, "damaged artifact: the SHA-256 of %s is not the manifest's", name);
-}

@@ -34,7 +34,7 @@ static sparsec_status load_code(sparsec_model *model, const manifest *m, span co
     void *copy = mmap(0, code.size, PROT_READ, MAP_PRIVATE, model->code, 0);
     if (copy == MAP_FAILED)
         return fail(error, SPARSEC_E_ARTIFACT, "cannot read the model's code: %s", strerror(errno));
-    sparsec_status rc = manifest_check_hash(m, m->code->name, (span){copy, code.size}, error);
+    sparsec_status rc = hash_check(m, m->code->name, (span){copy, code.size}, error);
     munmap(copy, code.size);
     if (rc) return rc;
     char path[40];
@@ -61,8 +61,7 @@ static sparsec_status check_and_load(sparsec_model *model, span file, const uint
     sparsec_status rc = zip_open(file, &a, error);
     if (!rc) rc = signature_take(&a, key, error);
     if (!rc) rc = manifest_read(&a, &m, error);
-    for (int i = 1; !rc && i < a.count; i++)
-        if (a.members + i != m.code) rc = manifest_check_hash(&m, a.members[i].name, zip_data(&a, a.members + i), error);
+    if (!rc) rc = hash_check_all(&a, &m, error);
     if (rc) return rc;
     model->weights = m.weights ? zip_data(&a, m.weights).data : 0;
     return load_code(model, &m, zip_data(&a, m.code), error);

@@ -2,7 +2,7 @@
 
 #include "lib.h"
 
-static const uint32_t round_constants[64] = {
+const uint32_t sha256_constants[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -28,7 +28,7 @@ static void block(uint32_t state[8], const uint8_t *data) {
     for (int i = 0; i < 64; i++) {
         uint32_t s1 = rotate(s[4], 6) ^ rotate(s[4], 11) ^ rotate(s[4], 25);
         uint32_t choose = (s[4] & s[5]) ^ (~s[4] & s[6]);
-        uint32_t t1 = s[7] + s1 + choose + round_constants[i] + w[i];
+        uint32_t t1 = s[7] + s1 + choose + sha256_constants[i] + w[i];
         uint32_t s0 = rotate(s[0], 2) ^ rotate(s[0], 13) ^ rotate(s[0], 22);
         uint32_t majority = (s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]);
         memmove(s + 1, s, 7 * sizeof *s);
@@ -38,15 +38,49 @@ static void block(uint32_t state[8], const uint8_t *data) {
     for (int i = 0; i < 8; i++) state[i] += s[i];
 }
 
-void sha256(span data, uint8_t digest[32]) {
-    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-    size_t whole = data.size / 64 * 64, rest = data.size - whole;
-    for (size_t i = 0; i < whole; i += 64) block(state, data.data + i);
+static void one(uint32_t state[8], const uint8_t *data, size_t count) {
+    for (; count; count--, data += 64) block(state, data);
+}
+
+static void two(uint32_t state[2][8], const uint8_t *const data[2], size_t count) {
+    one(state[0], data[0], count);
+    one(state[1], data[1], count);
+}
+
+const sha256_code sha256_portable = {one, two};
+
+const sha256_code *sha256_fastest(void) {
+    const sha256_code *cpu = sha256_cpu();
+    return cpu ? cpu : &sha256_portable;
+}
+
+static const uint32_t start[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                  0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+
+// What follows the first `done` bytes, the end mark, and the state as bytes.
+static void finish(const sha256_code *code, uint32_t state[8], span data, size_t done, uint8_t digest[32]) {
+    size_t whole = (data.size - done) / 64, rest = (data.size - done) % 64;
+    code->one(state, data.data + done, whole);
     uint8_t tail[128] = {0};
-    if (rest) memcpy(tail, data.data + whole, rest);
+    if (rest) memcpy(tail, data.data + data.size - rest, rest);
     tail[rest] = 0x80;
     size_t size = rest < 56 ? 64 : 128;
     for (int i = 0; i < 8; i++) tail[size - 1 - (size_t)i] = (uint8_t)((uint64_t)data.size * 8 >> 8 * i);
-    for (size_t i = 0; i < size; i += 64) block(state, tail + i);
+    code->one(state, tail, size / 64);
     for (int i = 0; i < 32; i++) digest[i] = (uint8_t)(state[i / 4] >> (24 - 8 * (i % 4)));
+}
+
+void sha256(const sha256_code *code, span data, uint8_t digest[32]) {
+    uint32_t state[8];
+    memcpy(state, start, sizeof start);
+    finish(code, state, data, 0, digest);
+}
+
+void sha256_two(const sha256_code *code, const span data[2], uint8_t digest[2][32]) {
+    uint32_t state[2][8];
+    memcpy(state[0], start, sizeof start);
+    memcpy(state[1], start, sizeof start);
+    size_t both = (data[0].size < data[1].size ? data[0].size : data[1].size) / 64;
+    code->two(state, (const uint8_t *const[2]){data[0].data, data[1].data}, both);
+    for (int i = 0; i < 2; i++) finish(code, state[i], data[i], both * 64, digest[i]);
 }
