@@ -1,0 +1,48 @@
+"""Permute channels between layers: a change of the weights alone, which leaves the function as it is.
+
+    W_P[order], b_P[order], constants between [order], W_Q[:, order]
+
+`channels` says what has to be permuted together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from sparsec.passes.base import PassError
+from sparsec.passes.channel_rules import At
+from sparsec.passes.channels import ChannelSet
+from sparsec.passes.graph import add_constant, remove_dead
+
+
+def permute(model: ir.Model, channels: ChannelSet, order: np.ndarray) -> None:
+    """Put channel `order[c]` in the place of channel c, in place.
+
+    Raises `PassError` where the channels cannot move, or not so. The layers of `channels` are stale after.
+    """
+    if channels.refusal is not None:
+        raise PassError(f"permute: the channels cannot move: {channels.refusal}")
+    every = np.arange(channels.size)
+    runs = np.asarray(order) // channels.run
+    if not np.array_equal(np.sort(order), every) or not np.array_equal(runs, every // channels.run):
+        raise PassError(
+            f"permute: an order of {channels.size} channels that stay in their runs of {channels.run} "
+            "is required"
+        )
+    arrays: dict[tuple[ir.Node, int], np.ndarray] = {}
+    for fold in channels.folds:  # a weight that has the channels as rows and as columns comes twice
+        key = (fold.node, fold.index)
+        arrays[key] = _permuted(arrays.get(key, fold.array), fold.at, order)
+    for (node, index), array in arrays.items():
+        old = node.inputs[index]
+        name = f"{old.name.removesuffix('_permuted')}_permuted"
+        node.replace_input_with(index, add_constant(model, name, array))
+        remove_dead([old])
+
+
+def _permuted(array: np.ndarray, at: At, order: np.ndarray) -> np.ndarray:
+    axes = at.axes
+    front = np.moveaxis(array, axes, range(len(axes)))
+    rows = front.reshape(len(order), at.inner, *front.shape[len(axes) :])[order]
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(front.shape), range(len(axes)), axes))
