@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -16,11 +18,26 @@ from sparsec.passes.channels import ChannelSet
 from sparsec.passes.graph import add_constant, remove_dead
 
 
-def permute(model: ir.Model, channels: ChannelSet, order: np.ndarray) -> None:
-    """Put channel `order[c]` in the place of channel c, in place.
+def permute(model: ir.Model, moves: Sequence[tuple[ChannelSet, np.ndarray]]) -> None:
+    """For each of `moves` put channel `order[c]` in the place of channel c, in place.
 
-    Raises `PassError` where the channels cannot move, or not so. The layers of `channels` are stale after.
+    Raises `PassError` where channels cannot move, or not so; then nothing has changed. The layers of all sets
+    are stale after.
     """
+    arrays: dict[tuple[ir.Node, int], np.ndarray] = {}
+    for channels, order in moves:
+        _check(channels, order)
+        for fold in channels.folds:  # a weight may have channels as rows and as columns
+            key = (fold.node, fold.index)
+            arrays[key] = _permuted(arrays.get(key, fold.array), fold.at, order)
+    for (node, index), array in arrays.items():
+        old = node.inputs[index]
+        name = f"{old.name.removesuffix('_permuted')}_permuted"
+        node.replace_input_with(index, add_constant(model, name, array))
+        remove_dead([old])
+
+
+def _check(channels: ChannelSet, order: np.ndarray) -> None:
     if channels.refusal is not None:
         raise PassError(f"permute: the channels cannot move: {channels.refusal}")
     every = np.arange(channels.size)
@@ -30,15 +47,6 @@ def permute(model: ir.Model, channels: ChannelSet, order: np.ndarray) -> None:
             f"permute: an order of {channels.size} channels that stay in their runs of {channels.run} "
             "is required"
         )
-    arrays: dict[tuple[ir.Node, int], np.ndarray] = {}
-    for fold in channels.folds:  # a weight that has the channels as rows and as columns comes twice
-        key = (fold.node, fold.index)
-        arrays[key] = _permuted(arrays.get(key, fold.array), fold.at, order)
-    for (node, index), array in arrays.items():
-        old = node.inputs[index]
-        name = f"{old.name.removesuffix('_permuted')}_permuted"
-        node.replace_input_with(index, add_constant(model, name, array))
-        remove_dead([old])
 
 
 def _permuted(array: np.ndarray, at: At, order: np.ndarray) -> np.ndarray:

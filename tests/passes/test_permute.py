@@ -115,7 +115,7 @@ def test_every_set_of_channels_moves_and_the_function_stays(name, exported, ort_
                 [RNG.permutation(r) for r in np.split(np.arange(found.size), found.size // found.run)]
             )
             old = [fold.array for fold in found.folds]
-            permute(model, found, order)
+            permute(model, [(found, order)])
             new = [fold.array for fold in find_channels(model)[index].folds]
             assert len(new) == len(old) and not any(map(np.array_equal, old, new))
     assert sorted(map(str, told)) == sorted(map(str, wanted))
@@ -131,18 +131,18 @@ def mlp(exported):
 
 def test_an_order_that_is_no_permutation_is_refused(mlp):
     with pytest.raises(PassError, match="an order of 6 channels that stay in their runs of 6 is required"):
-        permute(mlp, find_channels(mlp)[0], np.zeros(6, int))
+        permute(mlp, [(find_channels(mlp)[0], np.zeros(6, int))])
 
 
 def test_channels_that_leave_their_head_are_refused(exported):
     model = exported(Attention(), torch.zeros(2, 5, 12))
     with pytest.raises(PassError, match="stay in their runs of 6"):
-        permute(model, find_channels(model)[0], np.arange(12)[::-1])
+        permute(model, [(find_channels(model)[0], np.arange(12)[::-1])])
 
 
 def test_channels_of_an_output_are_refused(mlp):
     with pytest.raises(PassError, match="cannot move: output is an output of the model"):
-        permute(mlp, find_channels(mlp)[1], np.arange(2))
+        permute(mlp, [(find_channels(mlp)[1], np.arange(2))])
 
 
 class Tied(nn.Module):
