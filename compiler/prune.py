@@ -1,6 +1,7 @@
 """Pruning with calibration data: the model is run by ONNX Runtime, layer by layer, as `passes.prune` asks."""
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,15 +15,17 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import form
 from sparsec.passes.findings import Finding
 from sparsec.passes.nm_choice import MIN_SIZE, Choice
-from sparsec.passes.nm_layers import Layer
+from sparsec.passes.nm_layers import Layer, find_layers
 from sparsec.passes.prune import Pattern, Unstructured, parse_pattern
-from sparsec.passes.prune.insert import insert
+from sparsec.passes.prune.grouping import group
+from sparsec.passes.prune.insert import choose, insert
 from sparsec.passes.prune.walk import Settings
 
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """`pattern` as `passes.prune.layout` spells it; `mask` "" for an input called as in `MASKS`, if any."""
+    """`pattern` as `passes.prune.layout` spells it; `mask` "" for an input called as in `MASKS`, if any.
+    `group`: first put channels into the order that suits the pattern, where that is free."""
 
     pattern: str
     method: str
@@ -36,6 +39,7 @@ class PruneRequest:
     min_size: int = MIN_SIZE
     state: str | None = None
     sweeps: int = 1
+    group: bool = True
 
 
 def prune_model(
@@ -71,7 +75,13 @@ def prune_on(
     settings = Settings(request.method, request.reconstruct, request.damping, mask, request.spread)
     choice = Choice(request.layers, request.skip, request.min_size)
     memory = Folder(Path(request.state), _identity(model, request)) if request.state else None
+    grouped: list[Finding] = []
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        if request.group:
+            observed = Replay(model, feeds, Path(folder) / "given")
+            wanted, _ = choose(list(find_layers(model)), model.graph, pattern, choice)
+            grouped = group(model, wanted, observed, settings, log)
+            shutil.rmtree(observed.folder)
         given = model.clone()
         dense = Replay(given, feeds, Path(folder) / "dense")
         pruned = Replay(model, feeds, Path(folder) / "pruned")
@@ -79,7 +89,10 @@ def prune_on(
             (Replay(given, feeds, dense.folder), Replay(model, feeds, pruned.folder))
             for _ in range(request.sweeps - 1)
         )
-        return insert(model, pattern, dense, pruned, settings, choice, again=again, memory=memory, log=log)
+        findings, layers = insert(
+            model, pattern, dense, pruned, settings, choice, again=again, memory=memory, log=log
+        )
+    return grouped + findings, layers
 
 
 def _identity(model: ir.Model, request: PruneRequest) -> dict:

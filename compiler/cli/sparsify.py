@@ -36,6 +36,11 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
     "--reconstruct/--no-reconstruct", default=True, help="Refit what stays by least squares, or leave it."
 )
 @click.option(
+    "--group/--no-group",
+    default=True,
+    help="First put channels between layers into the order that suits the pattern, or leave theirs.",
+)
+@click.option(
     "--sweeps",
     type=click.IntRange(min=1),
     default=1,

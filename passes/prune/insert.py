@@ -43,28 +43,10 @@ def insert(
     model and of `model`, in `again` there is one sweep more (`sweep`).
     """
     candidates = list(find_layers(model))
-    choice.check([node_name(layer.node) for layer in candidates])
-    wanted: list[tuple[Layer, Pattern]] = []
-    declined: dict[int, Finding] = {}
-    for layer in candidates:
-        asked = pattern(layer) if callable(pattern) else pattern
-        here = asked.within(layer.weight.shape[0] // layer.groups) if isinstance(asked, NM) else asked
-        reason = choice.why_not(layer, here if isinstance(here, NM) else None) or cannot(layer)
-        if reason is None and asked is None:
-            reason = "it stays dense in the chosen allocation"
-        if reason is None and layer.node.graph is not model.graph:
-            reason = "it is in a subgraph, whose values calibration cannot see"
-        if reason is None:
-            wanted.append((layer, here))
-        else:
-            name = node_name(layer.node)
-            declined[id(layer)] = Finding(NAME, name, "declined", reason, layer.before, layer.before)
+    wanted, reasons = choose(candidates, model.graph, pattern, choice)
     if isinstance(pattern, Unstructured) and settings.spread != "uniform":
         wanted, whole = _spread(wanted, pattern, settings.spread)
-        for layer in whole:
-            reason = f"spread={settings.spread} keeps all of its weights"
-            name = node_name(layer.node)
-            declined[id(layer)] = Finding(NAME, name, "declined", reason, layer.before, layer.before)
+        reasons |= {id(layer): f"spread={settings.spread} keeps all of its weights" for layer in whole}
     outcomes = walk(model, wanted, dense, pruned, settings, memory=memory, log=log)
     for number, observers in enumerate(again, 2):
         log(f"sweep {number}")
@@ -78,7 +60,36 @@ def insert(
             after = layer.after
         applied[id(layer)] = Finding(NAME, name, "applied", _reason(outcome), before, after)
         reports.append({"node": name, "weights": layer.weight.size, **_mean(outcome.reports)})
-    return [declined.get(id(layer)) or applied[id(layer)] for layer in candidates], reports
+    for layer in candidates:
+        if (reason := reasons.get(id(layer))) is not None:
+            name = node_name(layer.node)
+            applied[id(layer)] = Finding(NAME, name, "declined", reason, layer.before, layer.before)
+    return [applied[id(layer)] for layer in candidates], reports
+
+
+def choose(
+    candidates: Sequence[Layer],
+    graph: ir.Graph,
+    pattern: Pattern | Callable[[Layer], Pattern | None],
+    choice: Choice,
+) -> tuple[list[tuple[Layer, Pattern]], dict[int, str]]:
+    """The layers to be pruned, each with its pattern, and by `id` why the others are not."""
+    choice.check([node_name(layer.node) for layer in candidates])
+    wanted: list[tuple[Layer, Pattern]] = []
+    reasons: dict[int, str] = {}
+    for layer in candidates:
+        asked = pattern(layer) if callable(pattern) else pattern
+        here = asked.within(layer.weight.shape[0] // layer.groups) if isinstance(asked, NM) else asked
+        reason = choice.why_not(layer, here if isinstance(here, NM) else None) or cannot(layer)
+        if reason is None and asked is None:
+            reason = "it stays dense in the chosen allocation"
+        if reason is None and layer.node.graph is not graph:
+            reason = "it is in a subgraph, whose values calibration cannot see"
+        if reason is None:
+            wanted.append((layer, here))
+        else:
+            reasons[id(layer)] = reason
+    return wanted, reasons
 
 
 def _sweep(

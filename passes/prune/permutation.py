@@ -1,10 +1,10 @@
 """Search for the order of channels that loses least to a pattern, at the layers on both their sides.
 
 The layers that *make* the channels have them as rows: rows of one block share what they keep, so rows that
-want the same belong together. What row r loses with the support of block b is known exactly (`row_costs`).
-The layers that *read* them have them as columns: of each m the n best stay, so columns that matter should not
-meet. A `score` `[B, C]` says what column c is worth to block b: by how much the error rises where it alone is
-dropped and all others answer (`column_scores`).
+want the same belong together. `cluster` makes a start; what row r loses with the support of block b is known
+exactly (`row_costs`). The layers that *read* them have them as columns: of each m the n best stay, so columns
+that matter should not meet. A `score` `[B, C]` says what column c is worth to block b: by how much the error
+rises where it alone is dropped and all others answer (`column_scores`).
 
 Groups of m places are paired at random, again and again, and every pair makes the one exchange that gains
 most on both sides together, if there is one: no step loses (after Pool & Yu, "Channel permutations for N:M
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsec.passes.prune.layout import Layout
 from sparsec.passes.prune.moments import Problem
 
 ROUNDS = 400
@@ -61,11 +62,38 @@ def row_costs(problem: Problem, keep: np.ndarray) -> np.ndarray:
     return cost / problem.scale
 
 
+def row_scores(problem: Problem) -> np.ndarray:
+    """`[rows, K]`: by how much the error rises when a row loses a column alone (see `obs`)."""
+    return np.square(problem.target) / np.diag(np.linalg.inv(problem.gram)) / problem.scale
+
+
 def column_scores(problem: Problem, block: int, taps: int = 1) -> np.ndarray:
-    """`[blocks * taps, inputs]`: by how much the error rises when a block loses a column (see `obs`)."""
-    rise = np.square(problem.target) / np.diag(np.linalg.inv(problem.gram)) / problem.scale
+    """`[blocks * taps, inputs]`: the rises of each block of rows."""
+    rise = row_scores(problem)
     by_block = np.add.reduceat(rise, np.arange(0, len(rise), block), axis=0)
     return by_block.reshape(len(by_block) * taps, -1)
+
+
+def cluster(rise: np.ndarray, layout: Layout, run: int) -> np.ndarray:
+    """An order of the rows of `rise` `[C, K]` to start from: blocks that grow from one row each.
+
+    The row that would lose most comes first; what it keeps is chosen by the rows that it has, and it is
+    joined, as many at a time as it has, by those that lose the least share of their own with that.
+    """
+    one = Layout(1, layout.order, layout.groups, layout.n, layout.m, 1)
+    order: list[int] = []
+    for start in range(0, len(rise), run):
+        left = np.arange(start, start + run)
+        left = left[np.argsort(-rise[left].sum(axis=1), kind="stable")]
+        while len(left):
+            block, left = left[:1], left[1:]
+            while len(block) < layout.block and len(left):
+                gone = ~one.best(rise[block].sum(axis=0, keepdims=True))[0]
+                lost = rise[left] @ gone / np.maximum(rise[left].sum(axis=1), 1e-300)
+                nearest = np.argsort(lost, kind="stable")[: min(len(block), layout.block - len(block))]
+                block, left = np.append(block, left[nearest]), np.delete(left, nearest)
+            order.extend(block)
+    return np.array(order)
 
 
 def search(
