@@ -61,7 +61,7 @@ def find_channels(model: ir.Model) -> list[ChannelSet]:
     for layer in layers.values():
         value = layer.node.outputs[0]
         if value not in owner and layer.refusal is None and dims(value) is not None:
-            at = At((1 if layer.standard == "Conv" else len(value.shape) - 1,))
+            at = At((1 if layer.convolves else len(value.shape) - 1,))
             found.append(_Search(layers, owner, layer.weight.shape[0]).run(value, at))
     return found
 
@@ -141,19 +141,26 @@ class _Search:
             self.found.folds.append(Fold(node, index, array, at))
 
     def _through_layer(self, layer: Layer, index: int, at: At) -> Ties:
-        node, conv = layer.node, layer.standard == "Conv"
+        node = layer.node
         here = node.outputs[0] if index == OUTPUT else node.inputs[index]
-        axis = 1 if conv else len(sizes_of(here)) - 1
+        axis = 1 if layer.convolves else len(sizes_of(here)) - 1
         if layer.refusal is not None or layer.before != layer.standard:
             raise Refusal("has a form or a pattern that stays as it is")
         if len(layer.value.uses()) > 1:
             raise Refusal("shares its weight with another layer")
-        if index > 0 or at.axes != (axis,) or (conv and at.inner > 1) or attribute(node, "transA", 0):
+        if (
+            index > 0
+            or at.axes != (axis,)
+            or (layer.convolves and at.inner > 1)
+            or attribute(node, "transA", 0)
+        ):
             raise Refusal("reads them along another axis")
         depthwise = layer.groups == self.found.size == layer.weight.shape[0]
         if layer.groups > 1 and not depthwise:
             raise Refusal("is a grouped convolution")
-        rows, columns = (0, 1) if conv or attribute(node, "transB", 0) else (1, 0)
+        rows, columns = (0, 1) if layer.standard == "Conv" or attribute(node, "transB", 0) else (1, 0)
+        if layer.groups > 1:
+            rows = 0
         if index == 0 and not (depthwise and layer.groups > 1):
             self.found.readers.append((layer, at.inner))
             self._fold(node, 1, layer.array, At((columns,), at.inner))

@@ -32,6 +32,18 @@ class Residual(nn.Module):
         return self.last(nn.functional.max_pool2d(self.depthwise(x), 2).flatten(1))
 
 
+class Upsampling(nn.Module):
+    """A transposed convolution between two plain ones, and one that has a channel for each group."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.up = nn.Conv2d(2, 5, 3), nn.ConvTranspose2d(5, 7, 2, stride=2)
+        self.each, self.last = nn.ConvTranspose2d(7, 7, 2, groups=7), nn.Conv2d(7, 3, 1)
+
+    def forward(self, x):
+        return self.last(self.each(torch.relu(self.up(torch.relu(self.first(x))))))
+
+
 class Attention(nn.Module):
     """Two heads of six, with the softmax of their scores."""
 
@@ -71,6 +83,11 @@ NETWORKS = {
         [(33, 33, 1, 1), "output is an output of the model"],
     ),
     "residual": (Residual, (2, 3, 6, 6), [(7, 7, 3, 2), "output is an output of the model"]),
+    "upsampling": (
+        Upsampling,
+        (2, 2, 6, 6),
+        [(5, 5, 1, 1), (7, 7, 2, 1), "output is an output of the model"],
+    ),
     "attention": (
         Attention,
         (2, 5, 12),
