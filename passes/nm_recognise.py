@@ -25,7 +25,7 @@ from sparsec.passes.findings import Finding
 from sparsec.passes.graph import node_name
 from sparsec.passes.nm_layers import Layer, as_initializer, find_layers, find_unserved, put
 from sparsec.passes.nm_pattern import MIN_ZEROS, NM
-from sparsec.passes.nm_structure import NearMiss, find, scattered
+from sparsec.passes.nm_structure import NearMiss, Unfinished, find, scattered, unfinished
 
 MIN_SIZE = 64
 """Fewer weights than this make no layer worth a kernel, and any few zeros among them look like a pattern."""
@@ -45,13 +45,16 @@ class RecogniseNM(SparsecPass):
 
     def run(self, model: ir.Model) -> list[Finding]:
         findings: list[Finding] = []
-        known: dict[tuple[object, ...], NM | NearMiss | str] = {}
+        known: dict[tuple[object, ...], NM | NearMiss | Unfinished | str] = {}
         made: dict[ir.Value, ir.Value] = {}
         for layer in itertools.chain(find_layers(model), find_unserved(model)):
             if layer.before != layer.standard:
                 continue  # is an N:M operator already
             if layer.key not in known:
-                known[layer.key] = find(layer.weight, layer.groups)
+                found = find(layer.weight, layer.groups)
+                if not isinstance(found, NM):
+                    found = unfinished(layer.weight, layer.groups) or found
+                known[layer.key] = found
             found, name = known[layer.key], node_name(layer.node)
             zeros = 1 - np.count_nonzero(layer.array) / layer.array.size
             able = layer.refusal is None and layer.array.size >= MIN_SIZE
@@ -88,7 +91,7 @@ def tail(nm: NM, k: int) -> str:
     )
 
 
-def _why_not(found: NM | NearMiss | str, layer: Layer) -> str:
+def _why_not(found: NM | NearMiss | Unfinished | str, layer: Layer) -> str:
     if layer.refusal:
         return f"{layer.refusal}; its zeros: {found}"
     if isinstance(found, NM):

@@ -29,6 +29,8 @@ TIGHT_USED, TIGHT_FILLED = 0.9, 0.75
 LOOSE_USED, LOOSE_M = 0.5, (4, 8, 16, 2, 32)
 # A near miss is a tight pattern but for at most this share of the groups.
 NEAR_GROUPS = 0.01
+# Weights below this share of the root mean square are meant to be zero where they are this many.
+FAINT, FAINT_SHARE = 1e-4, 0.25
 # Scattered non-zeros are told by blocks of this many channels where the blocks are as full as this.
 STRIP, STRIP_FILLED = 4, 0.85
 # Short powers of two first: people prune to them, and an early good bound rejects the rest from a sample.
@@ -56,6 +58,24 @@ class NearMiss:
             f"{have} {up_to}{self.worst} non-zeros: prune them with "
             f"nm{{n={self.nm.n},m={self.nm.m},block={self.nm.block}}} or retrain"
         )
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """`share` of the weights are not zero but next to it; with zeros in their place there were `found`."""
+
+    share: float
+    found: NM | NearMiss | str
+
+    def __str__(self) -> str:
+        text = (
+            f"{100 * self.share:.1f} % of the weights are not zero but below {FAINT:g} of the root mean "
+            "square, as a soft mask leaves them: make them zero before the export"
+        )
+        if isinstance(self.found, NM):
+            nm = self.found
+            return f"{text} or with nm{{n={nm.n},m={nm.m},block={nm.block}}}; then the pattern is {nm}"
+        return f"{text}; then {self.found}"
 
 
 def nonzero_mask(weight: np.ndarray, groups: int = 1) -> np.ndarray:
@@ -107,6 +127,16 @@ def find(weight: np.ndarray, groups: int = 1) -> NM | NearMiss | str:
     if best := _tightest(mask, LOOSE_M, 1.0):
         return f"{zeros}: {best}, the tightest pattern that fits, keeps {100 * best.kept_fraction(k):.1f} %"
     return f"{zeros}: no n:m fits"
+
+
+def unfinished(weight: np.ndarray, groups: int = 1) -> Unfinished | None:
+    """Whether a soft mask has left `weight` next to a pattern."""
+    scale = np.sqrt(np.mean(np.square(weight), dtype=np.float64))
+    faint = np.abs(weight) < FAINT * scale if np.isfinite(scale) else np.zeros(weight.shape, bool)
+    share = np.count_nonzero(faint & (weight != 0)) / weight.size
+    if share < FAINT_SHARE:
+        return None
+    return Unfinished(share, find(np.where(faint, np.zeros((), weight.dtype), weight), groups))
 
 
 def scattered(weight: np.ndarray, groups: int = 1) -> Scattered:

@@ -7,7 +7,7 @@ What cannot be rewritten is refused in ``forms``.
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.compiler.ingest import edit
+from sparsec.compiler.ingest import edit, einsum
 
 
 def normalise(graph: ir.Graph) -> None:
@@ -84,6 +84,16 @@ def _dropout(node: ir.Node) -> None:
         return
     mask = edit.initializer(node.graph, f"{node.name}/mask", np.ones(shape, bool))
     edit.replace(node, [node.inputs[0], mask])
+
+
+def _matmul(node: ir.Node) -> None:
+    """A weight of shape [1, ..., K, N] is the matrix [K, N] where the other operand has as many axes."""
+    given, weight = edit.static_shape(node.inputs[0]), edit.constant(node.inputs[1])
+    if given is None or weight is None or not 2 < weight.ndim <= len(given):
+        return
+    if set(weight.shape[:-2]) == {1}:
+        name = f"{node.inputs[1].name}_matrix"
+        node.replace_input_with(1, edit.initializer(node.graph, name, weight.reshape(weight.shape[-2:])))
 
 
 def _one_hot(node: ir.Node) -> None:
@@ -163,8 +173,10 @@ def _text(node: ir.Node, name: str, default: str) -> str:
 RULES = {
     "ConvTranspose": _conv_transpose,
     "Dropout": _dropout,
+    "Einsum": einsum.rewrite,
     "EyeLike": _eye_like,
     "IsInf": _isinf,
+    "MatMul": _matmul,
     "OneHot": _one_hot,
     "Pow": _pow,
     "Resize": _resize,
