@@ -17,6 +17,7 @@ from sparsec.passes.dead_channels import RemoveDeadChannels
 from sparsec.passes.findings import Finding
 from sparsec.passes.nm_prune import PruneNM
 from sparsec.passes.nm_recognise import RecogniseNM
+from sparsec.passes.nm_regroup import RegroupChannels
 from sparsec.passes.sparsemax import RecogniseSparsemax
 from sparsec.passes.sparsemax_insert import InsertSparsemax
 from sparsec.passes.threshold import RecogniseThreshold
@@ -27,6 +28,7 @@ RECOGNISERS: tuple[type[SparsecPass], ...] = (
     RecogniseSparsemax,
     RecogniseThreshold,
     RemoveDeadChannels,
+    RegroupChannels,
     RecogniseNM,
 )
 
