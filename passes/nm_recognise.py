@@ -74,8 +74,10 @@ class RecogniseNM(SparsecPass):
 
 
 def _worth(nm: NM, layer: Layer) -> str:
-    k = layer.weight.shape[-1]
+    k, read = layer.weight.shape[-1], np.any(layer.weight, axis=(0, 1))
     text = f"{nm}: keeps {100 * nm.kept_fraction(k):.1f} % of the weights"
+    if layer.groups == 1 and nm.kept(k) == np.count_nonzero(read):
+        return f"{text}; {np.count_nonzero(~read)} of {k} input channels have only zeros and are skipped"
     return text + tail(nm, k)
 
 

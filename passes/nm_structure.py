@@ -111,6 +111,9 @@ def find(weight: np.ndarray, groups: int = 1) -> NM | NearMiss | str:
         return nm
     if near:
         return near
+    silent = ~weight.any(axis=(1, 2))
+    if silent.any() and groups == 1:
+        return _beside(weight, silent)
     if across := _tight(np.ascontiguousarray(mask.transpose(0, 3, 2, 1))):
         return (
             f"the pattern {across} runs along output channels; it must run along the input channels: "
@@ -127,6 +130,21 @@ def find(weight: np.ndarray, groups: int = 1) -> NM | NearMiss | str:
     if best := _tightest(mask, LOOSE_M, 1.0):
         return f"{zeros}: {best}, the tightest pattern that fits, keeps {100 * best.kept_fraction(k):.1f} %"
     return f"{zeros}: no n:m fits"
+
+
+def _beside(weight: np.ndarray, silent: np.ndarray) -> NM | str:
+    """What `find` says where the output channels `silent` have only zeros."""
+    rest = find(weight[~silent])
+    limit = 1 - LOOSE_USED * np.mean(weight == 0)
+    if (
+        isinstance(rest, NM) and rest.kept_fraction(weight.shape[-1]) <= limit
+    ):  # its blocks may lie otherwise in the whole weight
+        whole = (NM(rest.n, rest.m, block).within(len(silent)) for block in reversed(BLOCKS))
+        return next(nm for nm in whole if fits(weight, nm))
+    return (
+        f"{np.count_nonzero(silent)} of {len(silent)} output channels have only zeros: cut them out of the "
+        f"network before the export; of the others, {rest}"
+    )
 
 
 def unfinished(weight: np.ndarray, groups: int = 1) -> Unfinished | None:

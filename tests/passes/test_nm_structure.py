@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sparsec.passes import PassError
 from sparsec.passes.nm_pattern import BLOCKS, NM
 from sparsec.passes.nm_prune import mask
-from sparsec.passes.nm_structure import NearMiss, find, fits, kept_positions
+from sparsec.passes.nm_structure import NearMiss, find, fits, kept_positions, unfinished
 
 PATTERNS = [
     "2:4",
@@ -260,6 +260,37 @@ def test_wrong_axis_is_named():
     assert find(weight) == expected
     grouped = np.concatenate([weight, weight])
     assert find(grouped, groups=2) == expected
+
+
+def test_output_channels_of_zeros_are_no_pattern_along_outputs():
+    weight = np.random.default_rng(0).standard_normal((96, 1, 64)).astype(np.float32)
+    weight[::3] = 0
+    assert find(weight) == (
+        "32 of 96 output channels have only zeros: cut them out of the network before the export; of the "
+        "others, no weight is zero"
+    )
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_pattern_beside_output_channels_of_zeros(block):
+    weight = pruned((96, 1, 64), NM(2, 4, block))
+    weight[:48] = 0
+    weight[50:53] = 0
+    assert find(weight) == NM(2, 4, block)
+    weight[60, 0, :8] = 1
+    assert find(weight).startswith("51 of 96 output channels have only zeros: cut") and "2:4" in find(weight)
+
+
+def test_a_soft_mask_that_never_finished():
+    weight = pruned((64, 1, 64), NM(2, 4, 16))
+    soft = np.where(weight == 0, np.float32(1e-6), weight)
+    assert find(soft) == "no weight is zero" and unfinished(weight) is None
+    assert str(unfinished(soft)) == (
+        "50.0 % of the weights are not zero but below 0.0001 of the root mean square, as a soft mask leaves "
+        "them: make them zero before the export or with nm{n=2,m=4,block=16}; then the pattern is 2:4x16"
+    )
+    soft[0, 0, 0] = np.inf
+    assert unfinished(soft) is None, "a weight that is not finite says nothing of the others"
 
 
 def test_taps_flattened_with_the_inputs_are_named():
