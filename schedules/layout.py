@@ -130,7 +130,7 @@ def pack(pattern: Pattern, weight: np.ndarray, kept: np.ndarray | None = None) -
     form = pattern.form(channels)
     if form == "dense":
         return (_to_panels(weight),)
-    position = _positions(pattern, weight, weight != 0 if kept is None else np.asarray(kept, bool))
+    position = positions(pattern, weight, weight != 0 if kept is None else np.asarray(kept, bool))
     if form == "lanes":
         return _pack_lanes(pattern, weight, position)
     values = _to_panels(np.take_along_axis(weight, position, 2))
@@ -171,7 +171,7 @@ def _from_panels(array: np.ndarray, out: int) -> np.ndarray:
     return array.transpose(0, 3, 1, 2).reshape(count * lanes, taps, depth)[:out]
 
 
-def _positions(pattern: Pattern, weight: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def positions(pattern: Pattern, weight: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Kept channels ``[O, T, C//m*n + C%m]``, ascending within a group, equal within a block."""
     out, taps, channels = weight.shape
     if kept.shape != weight.shape:

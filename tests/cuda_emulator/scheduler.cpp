@@ -213,17 +213,21 @@ void run_block() {
         if (!run_all_once() && live > 0 && !failed) say_where_it_hangs();
 }
 
-bool prepare() {
-    if (stacks) return true;
-    void* memory = mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE,
+bool map_memory() {
+    void* memory = mmap(nullptr, threads * kStack, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    void* shared = mmap(nullptr, 256 * 1024, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* shared = mmap(nullptr, kMaxShared, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED || shared == MAP_FAILED) return false;
     stacks = static_cast<char*>(memory);
     shared_base = static_cast<char*>(shared);
     // A stack that overflows must not go on in its neighbour's.
-    for (int t = 0; t < kMaxThreads; ++t) mprotect(stacks + t * kStack, kPage, PROT_NONE);
+    for (int t = 0; t < threads; ++t) mprotect(stacks + t * kStack, kPage, PROT_NONE);
     return true;
+}
+
+void unmap_memory() {
+    munmap(stacks, threads * kStack);
+    munmap(shared_base, kMaxShared);
 }
 
 const char* why_not(const unsigned g[3], const unsigned b[3], unsigned shared_bytes) {
@@ -307,7 +311,7 @@ void* static_shared(int site, size_t bytes, size_t alignment) {
 }
 
 bool in_a_stack(const void* address) {
-    return address >= stacks && address < stacks + kMaxThreads * kStack;
+    return address >= stacks && address < stacks + threads * kStack;
 }
 
 }  // namespace emu
@@ -321,7 +325,9 @@ int emu_launch(const char* name, const unsigned grid[3], const unsigned block[3]
         snprintf(message, message_bytes, "%s: no such kernel", name);
         return 1;
     }
-    const char* wrong = prepare() ? why_not(grid, block, shared_bytes) : "out of memory";
+    const char* wrong = why_not(grid, block, shared_bytes);
+    threads = block[0] * block[1] * block[2];
+    if (!wrong && !map_memory()) wrong = "out of memory";
     if (wrong) {
         snprintf(message, message_bytes, "%s: not launched: %s", name, wrong);
         return 1;
@@ -331,7 +337,6 @@ int emu_launch(const char* name, const unsigned grid[3], const unsigned block[3]
     failed = false;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    threads = block[0] * block[1] * block[2];
     dynamic_bytes = shared_bytes;
     uint64_t count = uint64_t(grid[0]) * grid[1] * grid[2];
     for (uint64_t i = 0; i < count && !failed; ++i) {
@@ -340,6 +345,7 @@ int emu_launch(const char* name, const unsigned grid[3], const unsigned block[3]
         run_block();
     }
     current = nullptr;
+    unmap_memory();
     if (failed) snprintf(message, message_bytes, "%s", reason);
     return failed;
 }

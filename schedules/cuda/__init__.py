@@ -1,0 +1,1 @@
+"""Schedules for GPUs: one rule per kernel kind, tried in order; the last one takes whatever is left."""

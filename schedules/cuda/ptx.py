@@ -1,0 +1,122 @@
+"""Instructions and built-ins of a GPU as TIR: what a kernel says beside loops, loads and stores.
+
+Shared memory is one buffer of words (``shared``), which the instructions address; local buffers are
+registers, as all indices into them are constants once the loops are unrolled.  (Names and operands as in
+the PTX ISA.)
+"""
+
+import math
+from collections.abc import Callable
+
+import tvm
+from tvm import tirx
+from tvm.script import tirx as T
+
+from sparsec.schedules import tir
+
+WARP = 32
+
+#: Element type of an activation or weight -> how PTX calls it.
+TYPES = {"float16": "f16", "bfloat16": "bf16"}
+
+
+def grid(blocks: tuple[int, ...], threads: int, body: Callable[..., tir.Stmt]) -> tir.Stmt:
+    """``body(*block, thread)`` as one kernel: ``blocks`` in x, y, z, and a line of threads."""
+    names = [*(f"blockIdx.{axis}" for axis, _ in zip("xyz", blocks, strict=False)), "threadIdx.x"]
+
+    def bound(extents: list[int], indices: list) -> tir.Stmt:
+        if len(indices) == len(names):
+            return body(*indices)
+        name, extent = names[len(indices)], extents[len(indices)]
+        index = tir.var(name.replace(".", "_"))
+        axis = tirx.IterVar(None, index, tirx.IterVar.ThreadIndex, name)
+        inner = bound(extents, [*indices, index])
+        return tirx.For(index, tir.i64(0), tir.i64(extent), tirx.ForKind.THREAD_BINDING, inner, axis)
+
+    return bound([*blocks, threads], [])
+
+
+def narrow(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """``func`` with indices of 32 bits: wider ones cost two registers and several instructions each."""
+    for param in func.params:
+        if math.prod(tir.shape_of(param)) >= 1 << 31:
+            return func
+    module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    narrowed = tirx.transform.ForceNarrowIndexToInt32()(module)["main"]
+    return tirx.PrimFunc(narrowed.params, narrowed.body, narrowed.ret_type, func.attrs)
+
+
+def registers(name: str, count: int, dtype: str) -> tir.Buffer:
+    return tirx.decl_buffer([tir.i64(count)], dtype, name=name, scope="local")
+
+
+def shared(name: str, words: int) -> tir.Buffer:
+    """Dynamic shared memory, the one buffer of a kernel."""
+    return tirx.decl_buffer([tir.i64(words)], "uint32", name=name, scope="shared.dyn")
+
+
+def view(buffer: tir.Buffer, dtype: str) -> tuple[tir.Buffer, tir.Stmt]:
+    """The memory of ``buffer`` as words of another type, and the statement that declares it."""
+    other = tirx.decl_buffer(tir.shape_of(buffer), dtype, f"{buffer.name}_{dtype}", scope=buffer.scope())
+    return other, tirx.DeclBuffer(other, data=buffer.data)
+
+
+def unrolled(name: str, extent: int, body: Callable[[tir.Expr], tir.Stmt]) -> tir.Stmt:
+    return tir.loop(name, extent, body, "UNROLLED") if extent > 1 else body(tir.i64(0))
+
+
+def when(condition, stmt: tir.Stmt) -> tir.Stmt:
+    """``stmt`` where ``condition`` holds; None stands for always."""
+    return stmt if condition is None else tirx.IfThenElse(condition, stmt, None)
+
+
+def barrier() -> tir.Stmt:
+    """All threads of the block, and what they have written to shared memory."""
+    return tirx.Evaluate(T.tvm_storage_sync("shared"))
+
+
+def copy_async(to: tir.Buffer, word, source: tir.Buffer, index: list, valid=None) -> tir.Stmt:
+    """16 bytes from global memory to ``to[word]``; zeros where ``valid`` does not hold."""
+    operands = [tirx.address_of(tir.load(to, word)), tirx.address_of(tir.load(source, *index)), 16]
+    if valid is not None:
+        operands.append(tirx.Select(valid, tirx.const(16, "uint32"), tirx.const(0, "uint32")))
+    return tirx.Evaluate(T.ptx["cp.async.cg.shared.global"](*operands))
+
+
+def commit() -> tir.Stmt:
+    return tirx.Evaluate(T.ptx["cp.async.commit_group"]())
+
+
+def wait(groups_left: int) -> tir.Stmt:
+    return tirx.Evaluate(T.ptx["cp.async.wait_group"](groups_left))
+
+
+def load_matrices(to: tir.Buffer, first, source: tir.Buffer, word) -> tir.Stmt:
+    """Four 8 x 8 matrices of 16-bit elements to ``to[first]`` and on; ``word`` is the row of this lane."""
+    lanes = [tir.load(to, first + tir.i64(i)) for i in range(4)]
+    address = tirx.address_of(tir.load(source, word))
+    return tirx.Evaluate(T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"](*lanes, address))
+
+
+def multiply(
+    dtype: str,
+    sums: tir.Buffer,
+    at,
+    a: tir.Buffer,
+    a_at,
+    b: tir.Buffer,
+    b_at,
+    metadata=None,
+    selector: int = 0,
+) -> tir.Stmt:
+    """``sums += A B`` on a tensor core: 16 x 8 sums from 16 columns, or 32 with ``metadata``."""
+    d = [tir.load(sums, at + tir.i64(i)) for i in range(4)]
+    left = [tir.load(a, a_at + tir.i64(i)) for i in range(4)]
+    right = [tir.load(b, b_at + tir.i64(i)) for i in range(2 if metadata is None else 4)]
+    kind = TYPES[dtype]
+    if metadata is None:
+        return tirx.Evaluate(
+            T.ptx[f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"](*d, *left, *right, *d)
+        )
+    name = f"mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.{kind}.{kind}.f32"
+    return tirx.Evaluate(T.ptx[name](*d, *left, *right, *d, metadata, selector))

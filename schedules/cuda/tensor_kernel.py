@@ -1,0 +1,294 @@
+"""The kernel of ``TensorGemm``: weights are the left operand of the tensor cores, tokens their columns.
+
+Weights lie in fragment order, so a lane reads its own by one vector load; activations are swizzled and read
+by ``ldmatrix``.  Both come by asynchronous copies, ``stages - 1`` ahead.  At the end the sums go through
+shared memory, so that the result is written, and what the epilogue reads is read, in runs along the
+channels.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+from tvm import tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.contraction_epilogue import Epilogue, extract
+from sparsec.schedules.cuda import fragments, ptx
+from sparsec.schedules.cuda.target import Gpu
+from sparsec.schedules.cuda.tensor_gemm import (
+    ALIGNED,
+    TensorGemm,
+    Tile,
+    Words,
+    find_anchor,
+    operands,
+    sums_stride,
+    tile_for,
+)
+
+#: 16-byte pieces of a block of 64 activations of one token.
+_PIECES = fragments.BLOCK * 2 // 16
+
+
+def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
+    """The kernel of a function with a ``TensorGemm``, and its tail fused; None for other functions."""
+    found = find_anchor(func)
+    return found and with_tile(func, tile_for(found[0], gpu.shared))
+
+
+def with_tile(func: tirx.PrimFunc, tile: Tile) -> tirx.PrimFunc | None:
+    """As ``rule``, cut into ``tile``; None where something follows that no epilogue can be."""
+    spec, block = find_anchor(func)
+    epilogue = extract(func, block)
+    if isinstance(epilogue, str):
+        return None
+    x, weights = operands(block)
+    body = _Kernel(spec, tile, x, weights, epilogue).body()
+    made = ptx.narrow(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs))
+    return made.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
+
+
+class _Kernel:
+    """One kernel: ``body`` makes it, the rest are its parts in the order in which they run."""
+
+    def __init__(
+        self, spec: TensorGemm, tile: Tile, x: tir.Buffer, weights: list[tir.Buffer], epilogue: Epilogue
+    ):
+        self.spec, self.tile, self.x, self.weights, self.epilogue = spec, tile, x, weights, epilogue
+        self.words = Words.of(tile, spec.sparse)
+        self.bands, self.blocks = tir.shape_of(weights[0])[:2]
+        #: Bands of 16 channels and octets of tokens: of the tile, and of a warp.
+        self.tile_bands = tile.channels // fragments.ROWS
+        self.warp_bands, self.warp_octets = self.tile_bands // tile.warps_c, tile.tokens // tile.warps_t // 8
+        self.rounds = -(-self.blocks // tile.warps_k)
+        self.shared = ptx.shared("tiles", self.words.total)
+        self.sums = ptx.registers("sums", self.warp_bands * self.warp_octets * 4, "float32")
+        self.left = ptx.registers("left", self.warp_bands * 4, "uint32")
+        self.right = ptx.registers("right", self.warp_octets * 4, "uint32")
+        self.metadata = ptx.registers("metadata", self.warp_bands, "uint32")
+
+    def body(self) -> tir.Stmt:
+        blocks = -(-self.spec.n // self.tile.channels), -(-self.spec.rows // self.tile.tokens)
+        return ptx.grid(blocks, self.tile.threads, self._block)
+
+    def _block(self, block_c, block_t, thread) -> tir.Stmt:
+        tile = self.tile
+        self.thread, self.lane, warp = thread, thread % ptx.WARP, thread // ptx.WARP
+        self.first_band, self.first_token = block_c * self.tile_bands, block_t * tile.tokens
+        self.warp_band = warp % tile.warps_c * self.warp_bands
+        self.warp_octet = warp // tile.warps_c % tile.warps_t * self.warp_octets
+        self.warp_k = warp // (tile.warps_c * tile.warps_t)
+        ahead = tile.stages - 1
+        own = [self.shared, self.sums, self.left, self.right]
+        return tir.seq(
+            [
+                *tir.alloc([*own, self.metadata] if self.spec.sparse else own),
+                ptx.unrolled("i", tir.shape_of(self.sums)[0], self._zero),
+                *(self._fetch(tir.i64(step), tir.i64(step)) for step in range(min(ahead, self.rounds))),
+                *(ptx.commit() for _ in range(self.rounds, ahead)),
+                tir.loop("step", self.rounds, self._round),
+                *self._finish(),
+            ]
+        )
+
+    def _zero(self, i) -> tir.Stmt:
+        return tirx.BufferStore(self.sums, tir.f32(0.0), [i])
+
+    def _round(self, step) -> tir.Stmt:
+        ahead = self.tile.stages - 1
+        return tir.seq(
+            [
+                ptx.wait(ahead - 1),
+                # The stage has come for everybody, and nobody reads the one that is fetched into any more.
+                ptx.barrier(),
+                self._fetch(step + ahead, (step + ahead) % self.tile.stages, step + ahead < self.rounds),
+                *self._products(step % self.tile.stages * self.words.stage),
+            ]
+        )
+
+    # ---- copies -----------------------------------------------------------------------------------------
+
+    def _fetch(self, step, stage, condition=None) -> tir.Stmt:
+        """Copies of round ``step`` to ``stage`` where ``condition`` holds, as a group that always is."""
+        start = stage * self.words.stage
+        pieces = [self._fetch_weights(self.weights[0], step, start, self.words.values)]
+        if self.spec.sparse:
+            at = start + self.words.metadata
+            pieces.append(self._fetch_weights(self.weights[1], step, at, fragments.LANES))
+        pieces.append(self._fetch_activations(step, start + self.words.activations))
+        return tir.seq([ptx.when(condition, tir.seq(pieces)), ptx.commit()])
+
+    def _fetch_weights(self, source: tir.Buffer, step, start, words: int) -> tir.Stmt:
+        """``words`` of each band and each block of 64 inputs."""
+        turns, pieces = self.tile.warps_k, words // 4
+        inside = tir.shape_of(source)[2:]
+        elements = math.prod(inside) // pieces
+
+        def piece(i):
+            band = self.first_band + i // (pieces * turns)
+            block = step * turns + i // pieces % turns
+            index = [*tir.unflatten(i % pieces * elements, inside)]
+            valid = _all(
+                band < self.bands if self.bands % self.tile_bands else None,
+                block < self.blocks if self.blocks % turns else None,
+            )
+            at = [tirx.min(band, tir.i64(self.bands - 1)), tirx.min(block, tir.i64(self.blocks - 1))]
+            # Metadata must be in order even where the values are zeros: any other will do.
+            zeros = valid if source is self.weights[0] else None
+            return ptx.copy_async(self.shared, start + i * 4, source, [*at, *index], zeros)
+
+        return self._deal(self.tile_bands * turns * pieces, piece)
+
+    def _fetch_activations(self, step, start) -> tir.Stmt:
+        """64 inputs of each token and block; piece ``p`` of token ``t`` lies at ``p ^ t % 8``."""
+        turns, spec = self.tile.warps_k, self.spec
+
+        def piece(i):
+            token, at = i // (_PIECES * turns), i % (_PIECES * turns)
+            row = self.first_token + token
+            column = step * (turns * fragments.BLOCK) + at * ALIGNED
+            valid = _all(
+                row < spec.rows if spec.rows % self.tile.tokens else None,
+                column < spec.k if spec.k % (turns * fragments.BLOCK) else None,
+            )
+            source = [
+                *tir.unflatten(tirx.min(row, tir.i64(spec.rows - 1)), spec.lead),
+                tirx.min(column, tir.i64(spec.k - ALIGNED)),
+            ]
+            # The block's number in the upper bits of ``at`` is not touched.
+            word = start + token * (turns * _PIECES * 4) + (at ^ token % 8) * 4
+            return ptx.copy_async(self.shared, word, self.x, source, valid)
+
+        return self._deal(self.tile.tokens * turns * _PIECES, piece)
+
+    def _deal(self, count: int, piece: Callable[[tir.Expr], tir.Stmt]) -> tir.Stmt:
+        """``piece(i)`` for all ``i`` below ``count``, dealt out to the threads."""
+        threads = self.tile.threads
+
+        def one(i):
+            index = i * threads + self.thread
+            return ptx.when(index < count if count % threads else None, piece(index))
+
+        return ptx.unrolled("i", -(-count // threads), one)
+
+    # ---- products ---------------------------------------------------------------------------------------
+
+    def _products(self, start) -> list[tir.Stmt]:
+        """What the warp does with its block of 64 inputs of the stage that starts at word ``start``."""
+        stmts = [self._load_metadata(start)] if self.spec.sparse else []
+        for half in range(2):
+            stmts.append(self._load_right(start + self.words.activations, half))
+            steps = (half,) if self.spec.sparse else (half * 2, half * 2 + 1)
+            for step in steps:
+                stmts.append(self._load_left(start + step * (fragments.LANES * fragments.VALUES // 2)))
+                stmts.append(self._multiply(step))
+        return stmts
+
+    def _load_metadata(self, start) -> tir.Stmt:
+        def one(band):
+            word = start + self.words.metadata + self._own_band(band) * fragments.LANES + self.lane
+            return tirx.BufferStore(self.metadata, tir.load(self.shared, word), [band])
+
+        return ptx.unrolled("band", self.warp_bands, one)
+
+    def _load_right(self, start, half: int) -> tir.Stmt:
+        """32 inputs of the warp's tokens: for each octet four matrices of eight inputs."""
+        line = self.tile.warps_k * _PIECES * 4
+
+        def one(octet):
+            token = (self.warp_octet + octet) * 8 + self.lane % 8
+            piece = (self.lane // 8 + half * 4) ^ self.lane % 8
+            word = start + token * line + self.warp_k * (_PIECES * 4) + piece * 4
+            return ptx.load_matrices(self.right, octet * 4, self.shared, word)
+
+        return ptx.unrolled("octet", self.warp_octets, one)
+
+    def _load_left(self, start) -> tir.Stmt:
+        def one(band):
+            word = start + self._own_band(band) * self.words.values + self.lane * 4
+
+            def lane(v):
+                return tirx.BufferStore(self.left, tir.load(self.shared, word + v), [band * 4 + v])
+
+            return tir.vector_loop(4, lane)
+
+        return ptx.unrolled("band", self.warp_bands, one)
+
+    def _own_band(self, band):
+        """Where in a stage: the blocks of a band lie side by side."""
+        return (self.warp_band + band) * self.tile.warps_k + self.warp_k
+
+    def _multiply(self, step: int) -> tir.Stmt:
+        def one(band, octet):
+            sums, left = (band * self.warp_octets + octet) * 4, band * 4
+            if self.spec.sparse:
+                metadata = tir.load(self.metadata, band), step
+                return ptx.multiply(
+                    self.spec.dtype, self.sums, sums, self.left, left, self.right, octet * 4, *metadata
+                )
+            right = octet * 4 + step % 2 * 2
+            return ptx.multiply(self.spec.dtype, self.sums, sums, self.left, left, self.right, right)
+
+        return ptx.unrolled(
+            "band",
+            self.warp_bands,
+            lambda band: ptx.unrolled("octet", self.warp_octets, lambda o: one(band, o)),
+        )
+
+    # ---- results ----------------------------------------------------------------------------------------
+
+    def _finish(self) -> list[tir.Stmt]:
+        tile = self.tile
+        staged, declared = ptx.view(self.shared, "float32")
+        stride = sums_stride(tile)
+
+        def keep(band, octet, i):
+            channel = (self.warp_band + band) * fragments.ROWS + i // 2 * 8 + self.lane // 4
+            token = (self.warp_octet + octet) * 8 + self.lane % 4 * 2 + i % 2
+            at = (self.warp_k * tile.tokens + token) * stride + channel
+            return tirx.BufferStore(
+                staged, tir.load(self.sums, (band * self.warp_octets + octet) * 4 + i), [at]
+            )
+
+        def loops(*extents):
+            def inside(indices):
+                if len(indices) == len(extents):
+                    return keep(*indices)
+                return ptx.unrolled("i", extents[len(indices)], lambda i: inside([*indices, i]))
+
+            return inside([])
+
+        vector = 4 if self.spec.n % 4 == 0 else 1
+        per_token = tile.channels // vector
+
+        def write(i):
+            token, channel = i // per_token, i % per_token * vector
+            row, column = self.first_token + token, self.first_band * fragments.ROWS + channel
+            valid = _all(
+                row < self.spec.rows if self.spec.rows % tile.tokens else None,
+                column < self.spec.n if self.spec.n % tile.channels else None,
+            )
+
+            def lane(v):
+                at = token * stride + channel + v
+                value = tir.load(staged, at)
+                for k in range(1, tile.warps_k):
+                    value = value + tir.load(staged, at + k * tile.tokens * stride)
+                return tir.seq(self.epilogue.stores([*tir.unflatten(row, self.spec.lead), column + v], value))
+
+            return ptx.when(valid, tir.vector_loop(vector, lane))
+
+        return [
+            declared,
+            ptx.barrier(),
+            loops(self.warp_bands, self.warp_octets, 4),
+            ptx.barrier(),
+            self._deal(tile.tokens * per_token, write),
+        ]
+
+
+def _all(*conditions):
+    """Their conjunction; None where there is none."""
+    given = [c for c in conditions if c is not None]
+    return functools.reduce(tirx.all, given) if given else None
