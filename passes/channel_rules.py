@@ -187,21 +187,26 @@ def _concat(node: ir.Node, index: int, at: At) -> Ties:
             yield other, at
 
 
-_ELEMENTWISE = (
-    "Abs Add Cast Ceil Clip Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid "
-    "HardSwish Identity LeakyRelu Less LessOrEqual Log Max Min Mish Mul Neg Not PRelu Pow Reciprocal Relu "
-    "Round Selu Shrink Sigmoid Sign Softplus Softsign Sqrt Sub Sum Tanh ThresholdedRelu Where"
+# fmt: off
+ELEMENTWISE = (
+    "Abs", "Add", "Cast", "Ceil", "Clip", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor",
+    "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Less",
+    "LessOrEqual", "Log", "Max", "Min", "Mish", "Mul", "Neg", "Not", "PRelu", "Pow", "Reciprocal",
+    "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Sub", "Sum",
+    "Tanh", "ThresholdedRelu", "Where",
 )
-_REDUCE = (
-    "ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+REDUCE = (
+    "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare",
 )
+# fmt: on
 
 Rule = Callable[[ir.Node, int, At], Ties]
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(("AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"), _same),
     **dict.fromkeys(("Softmax", "LogSoftmax", "LpNormalization"), _along),
-    **dict.fromkeys(_REDUCE.split(), _reduce),
+    **dict.fromkeys(REDUCE, _reduce),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _layer_norm),
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": _batch_norm,

@@ -42,7 +42,8 @@ class ChannelSet:
     """`size` channels that move together, each within its run of `run`: index c stays in `c // run`.
 
     `makers` have them as rows of their weight, `readers` as columns, each channel `inner` of them; `folds`
-    are all constants that have to follow, those weights among them. `refusal` says why none can move.
+    are all constants that have to follow, those weights among them, `values` what is computed of them and
+    `nodes` the other nodes on the way. `refusal` says why none can move.
     """
 
     size: int
@@ -50,6 +51,8 @@ class ChannelSet:
     makers: list[Layer] = field(default_factory=list)
     readers: list[tuple[Layer, int]] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
+    values: dict[ir.Value, At] = field(default_factory=dict)
+    nodes: list[ir.Node] = field(default_factory=list)
     refusal: str | None = None
 
 
@@ -72,7 +75,6 @@ class _Search:
     def __init__(self, layers: dict[ir.Node, Layer], owner: dict[ir.Value, ChannelSet], size: int):
         self.layers, self.owner = layers, owner
         self.found = ChannelSet(size, size)
-        self.places: dict[ir.Value, At] = {}
         self.pending: list[ir.Value] = []
 
     def run(self, value: ir.Value, at: At) -> ChannelSet:
@@ -88,7 +90,7 @@ class _Search:
                 self._refuse(f"{value.name} is an input of the model")
             for node, index in ends:
                 try:
-                    for other, there in self._ties(node, index, self.places[value]):
+                    for other, there in self._ties(node, index, self.found.values[value]):
                         self._join(node, other, there)
                 except Refusal as refusal:
                     self._refuse(f"{node_name(node)} ({node.op_type}) {refusal}")
@@ -110,6 +112,8 @@ class _Search:
         rules = RULES if is_op(node, node.op_type) else SPARSEC_RULES if node.domain == DOMAIN else {}
         if node.op_type not in rules:
             raise Refusal("cannot be followed")
+        if node not in self.found.nodes:
+            self.found.nodes.append(node)
         return rules[node.op_type](node, index, at)
 
     def _join(self, node: ir.Node, index: int, at: At) -> None:
@@ -125,11 +129,12 @@ class _Search:
             self._fold(node, index, array, at)
         elif value not in self.owner:
             self._reach(value, at)
-        elif self.places.get(value) != at:
+        elif self.found.values.get(value) != at:
             raise Refusal("joins them in another order")
 
     def _reach(self, value: ir.Value, at: At) -> None:
-        self.owner[value], self.places[value] = self.found, at
+        self.owner[value] = self.found
+        self.found.values[value] = at
         self.pending.append(value)
 
     def _fold(self, node: ir.Node, index: int, array: np.ndarray, at: At) -> None:

@@ -7,6 +7,9 @@ makes a constant there; with ``v`` that constant after the elementwise operators
 to the bias of Q.  Both weights and the constants between become smaller; nothing else changes but the order
 of sums.  (As wherever a zero weight is skipped, ``0 * inf`` is 0.)  Where removal would spoil an N:M pattern
 that is worth more, the channels stay.
+
+Channels that no layer reads go wherever they can be followed (`channels`), through sums, pooling and
+normalisation of each channel too.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import numpy as np
 import onnx_ir as ir
 
 from sparsec.passes.base import SparsecPass
+from sparsec.passes.channel_removal import remove, unread, why_not
+from sparsec.passes.channels import find_channels
 from sparsec.passes.findings import Finding
 from sparsec.passes.graph import add_constant, attribute, const_array, is_op, node_name
 from sparsec.passes.nm_layers import Layer, find_layers
@@ -91,6 +96,34 @@ class RemoveDeadChannels(SparsecPass):
             _remove(model, between, ~dead)
             text = f"{_count(dead)} carry nothing to {readers}: removed"
             findings.append(self.applied(name, text, before, f"{before} of {int((~dead).sum())} channels"))
+        told = {finding.node for finding in findings}
+        return findings + [f for f in self._followed(model) if f.applied or f.node not in told]
+
+    def _followed(self, model: ir.Model) -> list[Finding]:
+        """Channels that nothing reads, behind operators of which no constant's value is known here."""
+        findings: list[Finding] = []
+        if all(layer.weight.any(axis=(0, 1)).all() for layer in find_layers(model)):
+            return findings
+        moves = []
+        for channels in find_channels(model):
+            dead = unread(channels)
+            if not dead.any() or dead.all():
+                continue
+            readers = [layer for layer, _ in channels.readers]
+            name, before = node_name(channels.makers[0].node), channels.makers[0].before
+            reason = why_not(channels)
+            if reason is None and all(inner == 1 for _, inner in channels.readers):
+                spoilt = _spoilt(_Between(channels.makers[0], readers=readers), ~dead)
+                reason = spoilt and f"for the pattern {spoilt}"
+            if reason is not None:
+                text = f"{_count(dead)} are not read, but stay: {reason}"
+                findings.append(self.declined(name, text, before))
+                continue
+            moves.append((channels, ~dead))
+            text = f"{_count(dead)} carry nothing to {', '.join(map(node_name, (r.node for r in readers)))}"
+            after = f"{before} of {int((~dead).sum())} channels"
+            findings.append(self.applied(name, f"{text}: removed", before, after))
+        remove(model, moves)
         return findings
 
 

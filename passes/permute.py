@@ -24,15 +24,22 @@ def permute(model: ir.Model, moves: Sequence[tuple[ChannelSet, np.ndarray]]) -> 
     Raises `PassError` where channels cannot move, or not so; then nothing has changed. The layers of all sets
     are stale after.
     """
-    arrays: dict[tuple[ir.Node, int], np.ndarray] = {}
     for channels, order in moves:
         _check(channels, order)
+    rewrite(model, moves, "_permuted")
+
+
+def rewrite(model: ir.Model, moves: Sequence[tuple[ChannelSet, np.ndarray]], suffix: str) -> None:
+    """Put a new constant for each fold of the sets, called as the old one with `suffix`, that has the
+    channels `order`: all in another order, or some."""
+    arrays: dict[tuple[ir.Node, int], np.ndarray] = {}
+    for channels, order in moves:
         for fold in channels.folds:  # a weight may have channels as rows and as columns
             key = (fold.node, fold.index)
-            arrays[key] = _permuted(arrays.get(key, fold.array), fold.at, order)
+            arrays[key] = _taken(arrays.get(key, fold.array), fold.at, channels.size, order)
     for (node, index), array in arrays.items():
         old = node.inputs[index]
-        name = f"{old.name.removesuffix('_permuted')}_permuted"
+        name = f"{old.name.removesuffix(suffix)}{suffix}"
         node.replace_input_with(index, add_constant(model, name, array))
         remove_dead([old])
 
@@ -49,8 +56,9 @@ def _check(channels: ChannelSet, order: np.ndarray) -> None:
         )
 
 
-def _permuted(array: np.ndarray, at: At, order: np.ndarray) -> np.ndarray:
-    axes = at.axes
-    front = np.moveaxis(array, axes, range(len(axes)))
-    rows = front.reshape(len(order), at.inner, *front.shape[len(axes) :])[order]
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(front.shape), range(len(axes)), axes))
+def _taken(array: np.ndarray, at: At, size: int, order: np.ndarray) -> np.ndarray:
+    front = np.moveaxis(array, at.axes, range(len(at.axes)))
+    rest = front.shape[len(at.axes) :]
+    sizes = front.shape[: len(at.axes)] if len(at.axes) > 1 else (len(order) * at.inner,)
+    rows = front.reshape(size, at.inner, *rest)[order]
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(*sizes, *rest), range(len(at.axes)), at.axes))

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from sparsec.passes.base import PassError
+from sparsec.passes.channel_removal import why_not
 from sparsec.passes.channels import find_channels
+from sparsec.passes.dead_channels import RemoveDeadChannels
+from sparsec.passes.graph import add_constant
 from sparsec.passes.permute import permute
 
 RNG = np.random.default_rng(0)
@@ -200,3 +203,45 @@ def test_what_cannot_be_followed_says_why(name, exported):
 def test_a_tied_weight_stays(exported):
     found = find_channels(exported(Tied(), torch.zeros(3, 6)))[0]
     assert "shares its weight with another layer" in found.refusal
+
+
+def dead(model, index, channels):
+    """Have all readers of the set read zeros for `channels`."""
+    for layer, inner in find_channels(model)[index].readers:
+        weight = layer.weight.copy()
+        weight.reshape(*weight.shape[:2], -1, inner)[:, :, channels] = 0
+        layer.node.replace_input_with(1, add_constant(model, "zeroed", layer.stored(weight)))
+
+
+@pytest.mark.parametrize("name", ["mlp", "gelu", "residual", "upsampling"])
+def test_channels_that_nothing_reads_are_removed(name, exported, ort_run):
+    """Through sums of branches, batch norms, pooling, depthwise convolutions and a flattening."""
+    torch.manual_seed(0)
+    make, shape, _ = NETWORKS[name]
+    x = torch.randn(shape)
+    model = exported(make(), x)
+    dead(model, 0, [1, 4])
+    feeds = {"x": x.numpy()}
+    before = ort_run(ir.to_proto(model).SerializeToString(), feeds)
+    size = find_channels(model)[0].size
+    (finding,) = (f for f in RemoveDeadChannels()(model).findings if f.applied)
+    assert finding.reason.startswith(f"2 of {size} output channels carry nothing to ")
+    assert find_channels(model)[0].size == size - 2
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    after = ort_run(ir.to_proto(model).SerializeToString(), feeds)
+    np.testing.assert_allclose(after["output"], before["output"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("stream", "depends on all of them"), ("attention", "they are cut into heads of 6")]
+)
+def test_channels_that_are_summed_over_stay(name, reason, exported):
+    make, shape, _ = NETWORKS[name]
+    x = torch.randn(shape) if shape else torch.arange(6).reshape(2, 3)
+    model = exported(make(), x)
+    sets = enumerate(find_channels(model))
+    index = next(i for i, found in sets if found.readers and (why_not(found) or "").endswith(reason))
+    dead(model, index, [1])
+    (finding,) = RemoveDeadChannels()(model).findings
+    assert not finding.applied and finding.reason.endswith(reason)
+    assert "1 of " in finding.reason and "are not read, but stay: " in finding.reason
