@@ -13,12 +13,15 @@ import onnx_ir as ir
 from sparsec.compiler.calibration import MASKS, Folder, Replay, read_batches
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import form
+from sparsec.passes.dead_channels import RemoveDeadChannels
 from sparsec.passes.findings import Finding
+from sparsec.passes.graph import node_name
 from sparsec.passes.nm_choice import MIN_SIZE, Choice
 from sparsec.passes.nm_layers import Layer, find_layers
 from sparsec.passes.prune import Pattern, Unstructured, parse_pattern
 from sparsec.passes.prune.grouping import group
 from sparsec.passes.prune.insert import choose, insert
+from sparsec.passes.prune.structure import Channels, choose_channels
 from sparsec.passes.prune.walk import Settings
 
 
@@ -46,7 +49,7 @@ def prune_model(
     model: ir.Model, request: PruneRequest, log: Callable[[str], None]
 ) -> tuple[list[Finding], list[dict]]:
     """Prune `model` in place; findings and one report a layer. Raises PassError and CompileError."""
-    pattern = parse_pattern(request.pattern)
+    pattern = Channels.parse(request.pattern) or parse_pattern(request.pattern)
     if request.spread != "uniform" and not isinstance(pattern, Unstructured):
         raise CompileError(
             f"--spread {request.spread}: needs an unstructured pattern such as 60%, found {pattern}"
@@ -64,7 +67,7 @@ def mask_input(model: ir.Model, given: str) -> str | None:
 
 def prune_on(
     model: ir.Model,
-    pattern: Pattern | Callable[[Layer], Pattern | None],
+    pattern: Pattern | Callable[[Layer], Pattern | str | None] | Channels,
     feeds: Sequence[Mapping[str, np.ndarray]],
     request: PruneRequest,
     log: Callable[[str], None],
@@ -75,13 +78,16 @@ def prune_on(
     settings = Settings(request.method, request.reconstruct, request.damping, mask, request.spread)
     choice = Choice(request.layers, request.skip, request.min_size)
     memory = Folder(Path(request.state), _identity(model, request)) if request.state else None
-    grouped: list[Finding] = []
+    before: list[Finding] = []
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
-        if request.group:
-            observed = Replay(model, feeds, Path(folder) / "given")
+        observed = Replay(model, feeds, Path(folder) / "given")
+        structured = isinstance(pattern, Channels)
+        if structured:
+            pattern, before = _between(model, pattern, observed, settings, choice, log)
+        elif request.group:
             wanted, _ = choose(list(find_layers(model)), model.graph, pattern, choice)
-            grouped = group(model, wanted, observed, settings, log)
-            shutil.rmtree(observed.folder)
+            before = group(model, wanted, observed, settings, log)
+        shutil.rmtree(observed.folder)
         given = model.clone()
         dense = Replay(given, feeds, Path(folder) / "dense")
         pruned = Replay(model, feeds, Path(folder) / "pruned")
@@ -92,7 +98,16 @@ def prune_on(
         findings, layers = insert(
             model, pattern, dense, pruned, settings, choice, again=again, memory=memory, log=log
         )
-    return grouped + findings, layers
+    after = list(RemoveDeadChannels()(model).findings) if structured else []
+    return before + findings + after, layers
+
+
+def _between(
+    model: ir.Model, pattern: Channels, observed: Replay, settings: Settings, choice: Choice, log
+) -> tuple[Callable[[Layer], Pattern | str], list[Finding]]:
+    """The pattern of each layer, where channels between layers go."""
+    columns, findings = choose_channels(model, pattern, observed, settings, choice, log)
+    return lambda layer: columns.get(node_name(layer.node), "it reads no channels that can go"), findings
 
 
 def _identity(model: ir.Model, request: PruneRequest) -> dict:

@@ -26,7 +26,7 @@ from sparsec.passes.base import SparsecPass
 from sparsec.passes.channel_removal import remove, unread, why_not
 from sparsec.passes.channels import find_channels
 from sparsec.passes.findings import Finding
-from sparsec.passes.graph import add_constant, attribute, const_array, is_op, node_name
+from sparsec.passes.graph import add_constant, attribute, const_array, is_op, node_name, remove_dead
 from sparsec.passes.nm_layers import Layer, find_layers
 from sparsec.passes.nm_pattern import NM
 from sparsec.passes.nm_structure import find
@@ -307,3 +307,4 @@ def _set(model: ir.Model, node: ir.Node, index: int, array: np.ndarray) -> None:
     old = node.inputs[index]
     name = f"{old.name if old is not None else node_name(node) + '_bias'}_kept"
     node.replace_input_with(index, add_constant(model, name, np.ascontiguousarray(array)))
+    remove_dead([old])

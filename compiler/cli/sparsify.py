@@ -22,7 +22,8 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
 @click.option(
     "--pattern",
     metavar="PATTERN[,...]",
-    help="Prune to it with --calib: 2:4, 2:4x32 (32 outputs agree), 60%, 60%x16. Of several, each layer "
+    help="Prune to it with --calib: 2:4, 2:4x32 (32 outputs agree), 60%, 60%x16, channels:50% (between "
+    "layers, removed from both). Of several, each layer "
     "gets one or stays dense, within the budget; without a budget where error begins to grow fast.",
 )
 @click.option(
@@ -259,12 +260,13 @@ def compare(before: bytes, after: bytes, feeds: dict) -> dict[str, dict]:
 def table(layers: list[dict]) -> str:
     """One line a layer: what stayed, and the error of its output before and after reconstruction."""
     width = max(len("layer"), *(len(text.visible(layer["node"])) for layer in layers))
-    lines = [f"{'layer':{width}}  pattern     kept  energy  error: masked  reconstructed"]
+    wide = max(len("pattern"), *(len(layer["pattern"]) for layer in layers))
+    lines = [f"{'layer':{width}}  {'pattern':{wide}}    kept  energy  error: masked  reconstructed"]
     for layer in layers:
         lines.append(
-            f"{text.visible(layer['node']):{width}}  {layer['pattern']:8}  {100 * layer['kept']:4.1f} %  "
-            f"{100 * layer['energy']:4.1f} %  {100 * layer['error_before']:11.2f} %  "
-            f"{100 * layer['error_after']:11.2f} %"
+            f"{text.visible(layer['node']):{width}}  {layer['pattern']:{wide}}  "
+            f"{100 * layer['kept']:4.1f} %  {100 * layer['energy']:4.1f} %  "
+            f"{100 * layer['error_before']:11.2f} %  {100 * layer['error_after']:11.2f} %"
         )
     return "\n".join(lines)
 

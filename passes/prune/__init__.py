@@ -17,7 +17,7 @@ from sparsec.passes.prune import scores
 from sparsec.passes.prune.awp import awp
 from sparsec.passes.prune.descent import descent
 from sparsec.passes.prune.dsnot import dsnot
-from sparsec.passes.prune.layout import Layout, Pattern, Unstructured, parse_pattern
+from sparsec.passes.prune.layout import Columns, Layout, Pattern, Unstructured, parse_pattern
 from sparsec.passes.prune.least_squares import refit
 from sparsec.passes.prune.moments import Moments, Problem, pose
 from sparsec.passes.prune.obs import greedy, sparsegpt
@@ -58,6 +58,10 @@ METHODS: dict[str, Callable[[Problem, Layout], tuple[np.ndarray, np.ndarray]]] =
     "obs": greedy,
     "search": _search,
 }
+
+
+LASSO = "lasso"
+"""How the columns of a `Columns` were chosen, before (`structure`)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,11 @@ def prune(
     rows, columns = problem.dense.shape
     layout = Layout.of(pattern, rows, columns // taps, taps)
     ordered = problem.ordered(layout.order)
-    weight, keep = METHODS[method](ordered, layout)
+    if isinstance(pattern, Columns):
+        keep = np.tile(pattern.kept, taps)[None]
+        weight, method = np.where(keep, ordered.dense, 0.0), LASSO
+    else:
+        weight, keep = METHODS[method](ordered, layout)
     mask = layout.spread(keep)
     masked = np.where(mask, ordered.dense, 0.0)
     if reconstruct:
@@ -122,6 +130,7 @@ def prune(
 
 __all__ = [
     "METHODS",
+    "Columns",
     "Layout",
     "Moments",
     "Pattern",

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsec.passes.graph import node_name
 from sparsec.passes.nm_layers import Layer
-from sparsec.passes.prune import Pattern
+from sparsec.passes.prune import Pattern, Problem, pose
 from sparsec.passes.prune.places import find_place
 from sparsec.passes.prune.walk import Observe, Settings, fit, observe
 
@@ -25,6 +25,22 @@ class Trial:
 
     weight: np.ndarray
     error: float
+
+
+def problems(layers: Sequence[Layer], dense: Observe, settings: Settings) -> list[Problem]:
+    """For each of `layers`, which are not grouped, its problem `[out, taps * in]` on the dense inputs."""
+    places = [find_place(layer, set()) for layer in layers]
+    moments = observe(places, dense, dense, settings.mask)
+    return [
+        pose(
+            moments[place.layer.key][0],
+            place.layer.weight.astype(np.float64).reshape(place.layer.weight.shape[0], -1),
+            free_bias=place.free_bias,
+            bias=place.bias,
+            damping=settings.damping,
+        )
+        for place in places
+    ]
 
 
 def distortion(

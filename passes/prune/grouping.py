@@ -20,7 +20,8 @@ from sparsec.passes.graph import node_name
 from sparsec.passes.nm_layers import Layer
 from sparsec.passes.nm_pattern import NM
 from sparsec.passes.permute import permute
-from sparsec.passes.prune import Pattern, Problem, Pruned, pose, prune
+from sparsec.passes.prune import Pattern, Problem, Pruned, prune
+from sparsec.passes.prune.distortion import problems
 from sparsec.passes.prune.layout import Layout
 from sparsec.passes.prune.permutation import (
     Maker,
@@ -31,8 +32,7 @@ from sparsec.passes.prune.permutation import (
     row_scores,
     search,
 )
-from sparsec.passes.prune.places import find_place
-from sparsec.passes.prune.walk import Observe, Settings, observe
+from sparsec.passes.prune.walk import Observe, Settings
 
 NAME = "group"
 TRIAL = "sparsegpt"
@@ -107,7 +107,12 @@ def group(
             findings.append(Finding(NAME, name, "declined", f"channels stay in order: {reason}", kind, kind))
             continue
         log(f"order the {channels.size} channels of {name}")
-        trials = _pose([*makers, *readers], patterns, orders, dense, settings)
+        layers = [*makers, *readers]
+        trials = []
+        for layer, problem in zip(layers, problems(layers, dense, settings), strict=True):
+            if layer.node in orders:
+                problem = problem.ordered(every_tap(orders[layer.node], layer.weight.shape[1]))
+            trials.append(_Trial(layer, patterns[layer.node], problem))
         order, before, after = _order(channels, trials[: len(makers)], trials[len(makers) :])
         told = (
             f"{channels.size} channels for {', '.join(node_name(t.layer.node) for t in trials)}: "
@@ -136,32 +141,6 @@ def _no_freedom(channels: ChannelSet, makers, readers, patterns) -> str | None:
     if free:
         return None
     return f"they move within runs of {channels.run} only, which no block or group crosses"
-
-
-def _pose(
-    layers: Sequence[Layer],
-    patterns: Mapping[ir.Node, Pattern],
-    orders: Mapping[ir.Node, np.ndarray],
-    dense: Observe,
-    settings: Settings,
-) -> list[_Trial]:
-    places = [find_place(layer, set()) for layer in layers]
-    moments = observe(places, dense, dense, settings.mask)
-    trials = []
-    for place in places:
-        layer = place.layer
-        weight = layer.weight.astype(np.float64).reshape(layer.weight.shape[0], -1)
-        problem = pose(
-            moments[layer.key][0],
-            weight,
-            free_bias=place.free_bias,
-            bias=place.bias,
-            damping=settings.damping,
-        )
-        if layer.node in orders:
-            problem = problem.ordered(every_tap(orders[layer.node], layer.weight.shape[1]))
-        trials.append(_Trial(layer, patterns[layer.node], problem))
-    return trials
 
 
 def _order(

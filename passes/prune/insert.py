@@ -25,7 +25,7 @@ NAME = "prune"
 
 def insert(
     model: ir.Model,
-    pattern: Pattern | Callable[[Layer], Pattern | None],
+    pattern: Pattern | Callable[[Layer], Pattern | str | None],
     dense: Observe,
     pruned: Observe,
     settings: Settings,
@@ -37,10 +37,10 @@ def insert(
 ) -> tuple[list[Finding], list[dict]]:
     """Prune `model` in place; a finding for each layer, and the reports (JSON) of those that were pruned.
 
-    `pattern` may be a function of the layer; None leaves one dense. An N:M weight is read by its operator of
-    domain ai.sparsec afterwards; an unstructured one stays with the operator that it had. Raises `PassError`
-    as `walk` does, and for a glob of `choice` that matches nothing. For each pair of observers, of the dense
-    model and of `model`, in `again` there is one sweep more (`sweep`).
+    `pattern` may be a function of the layer; None, or a text that says why, leaves one dense. An N:M weight
+    is read by its operator of domain ai.sparsec afterwards; any other stays with the operator that it had.
+    Raises `PassError` as `walk` does, and for a glob of `choice` that matches nothing. For each pair of
+    observers, of the dense model and of `model`, in `again` there is one sweep more (`sweep`).
     """
     candidates = list(find_layers(model))
     wanted, reasons = choose(candidates, model.graph, pattern, choice)
@@ -70,7 +70,7 @@ def insert(
 def choose(
     candidates: Sequence[Layer],
     graph: ir.Graph,
-    pattern: Pattern | Callable[[Layer], Pattern | None],
+    pattern: Pattern | Callable[[Layer], Pattern | str | None],
     choice: Choice,
 ) -> tuple[list[tuple[Layer, Pattern]], dict[int, str]]:
     """The layers to be pruned, each with its pattern, and by `id` why the others are not."""
@@ -81,8 +81,8 @@ def choose(
         asked = pattern(layer) if callable(pattern) else pattern
         here = asked.within(layer.weight.shape[0] // layer.groups) if isinstance(asked, NM) else asked
         reason = choice.why_not(layer, here if isinstance(here, NM) else None) or cannot(layer)
-        if reason is None and asked is None:
-            reason = "it stays dense in the chosen allocation"
+        if reason is None and (asked is None or isinstance(asked, str)):
+            reason = asked or "it stays dense in the chosen allocation"
         if reason is None and layer.node.graph is not graph:
             reason = "it is in a subgraph, whose values calibration cannot see"
         if reason is None:

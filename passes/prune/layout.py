@@ -41,7 +41,18 @@ class Unstructured:
         return f"{100 * self.sparsity:g}%" + (f"x{self.block}" if self.block > 1 else "")
 
 
-Pattern = NM | Unstructured
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The columns `kept` bool `[in]` stay in every row and at every tap; `text` is how that was asked for."""
+
+    kept: np.ndarray
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Pattern = NM | Unstructured | Columns
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -66,6 +77,8 @@ class Layout:
     def of(cls, pattern: Pattern, rows: int, inputs: int, taps: int = 1) -> Layout:
         """For a weight `[rows, taps * inputs]`, taps outermost."""
         columns = np.arange(taps * inputs)
+        if isinstance(pattern, Columns):
+            return cls(rows, columns, 0, 0, 1, rows)
         if isinstance(pattern, Unstructured):
             n = round((1 - pattern.sparsity) * len(columns))
             return cls(

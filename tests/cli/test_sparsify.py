@@ -270,3 +270,14 @@ def test_a_spread_of_an_nm_pattern_is_refused(call, one_line, dense, calibration
 def test_the_command_knows_every_method():
     assert tuple(DENSITIES) == SPREADS
     assert tuple(KNOWN) == METHODS
+
+
+def test_channels_go_from_both_sides(call, dense, calibration, tmp_path):
+    out = tmp_path / "out.onnx"
+    result = call("sparsify", dense, "--calib", calibration, "--pattern", "channels:50%", "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert "+ channels  /0/Conv: 16 of 32 channels stay for /2/Conv" in result.stdout
+    assert "+ remove-dead-channels  /0/Conv: 16 of 32 output channels" in result.stdout
+    shapes = [tuple(t.dims) for t in onnx.load(out).graph.initializer if len(t.dims) == 4]
+    assert sorted(shapes) == [(16, 1, 3, 3), (24, 32, 3, 3), (32, 16, 3, 3)]
+    assert out.stat().st_size < 0.4 * dense.stat().st_size
