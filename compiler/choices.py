@@ -22,15 +22,15 @@ from sparsec.compiler.tuning import measure
 from sparsec.compiler.tuning.candidates import Candidate, kernels
 from sparsec.compiler.tuning.database import Database
 from sparsec.passes import Finding
+from sparsec.schedules.contraction import packed_for
 from sparsec.schedules.contraction_spec import to_text
+from sparsec.schedules.target import LEVELS
 
 NEAR_TIE = 1.03
 RATE = {"dense": 1.0, "shared": 1.0, "strips": 0.93, "strip": 0.7, "lanes": 0.73, "gather": 0.25}
 """Multiply-adds of a packed form relative to the dense kernel's rate, on the cores measured so far.
 
 "strip" is a strip of one channel, "strips" are wider."""
-NO_PERMUTE = ("neon", "rv64gc")
-"""Levels without a permute that spans a window: a lane's activation is loaded, as in the gather form."""
 TOO_SHORT = 10e-6
 """Seconds of a dense kernel below which calling it and reading positions cost as much as they save."""
 SHARED = 16
@@ -67,8 +67,13 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
     if request.sparsity == "off":
         why = [_finding(node, "dense", "sparsity is off") for node in nodes.values()]
         return Choices(dict.fromkeys(nodes, "dense"), why)
-    layers = {name: products(node) for name, node in nodes.items()}
-    times = _times(dict(product for made in layers.values() for product in made), levels)
+    level = next(iter(runnable(levels)), None)
+    permute = LEVELS[level or levels[0]].permute
+    layers = {
+        name: [(packed_for(spec, permute), weight) for spec, weight in products(node)]
+        for name, node in nodes.items()
+    }
+    times = _times(dict(product for made in layers.values() for product in made), level, levels[0])
     found, slower = Choices(), []
     for name, node in nodes.items():
         specs = [spec for spec, _ in layers[name]]
@@ -141,11 +146,13 @@ def _are_tiles(tiles) -> bool:
     )
 
 
-def _times(weights: dict, levels: tuple[str, ...]) -> dict:
-    """``spec -> (dense seconds, sparse seconds, how they are known)``; ``weights`` has one for each spec."""
-    level = next(iter(runnable(levels)), None)
+def _times(weights: dict, level: str | None, first: str) -> dict:
+    """``spec -> (dense seconds, sparse seconds, how they are known)``; ``weights`` has one for each spec.
+
+    Measured on ``level``; where this machine runs none, counted for ``first``.
+    """
     if level is None:
-        counted = {spec: _model(spec, weight.shape[-1], levels[0]) for spec, weight in weights.items()}
+        counted = {spec: _model(spec, weight.shape[-1], first) for spec, weight in weights.items()}
         return {spec: (*times, "estimated") for spec, times in counted.items()}
     database, here = Database(), measure.context(level)
     known = database.read(here)
@@ -175,5 +182,5 @@ def _model(spec, channels: int, level: str) -> tuple[float, float]:
         stored = strips.slots * strips.width / (strips.out * strips.taps * channels)
         return 1.0, stored / RATE["strip" if strips.width == 1 else "strips"]
     form = spec.pattern.form(channels)
-    rate = RATE["gather" if form == "lanes" and level in NO_PERMUTE else form]
+    rate = RATE["gather" if form == "lanes" and not LEVELS[level].permute else form]
     return 1.0, spec.pattern.kept(channels) / channels / rate

@@ -18,13 +18,20 @@ from sparsec.compiler.objects import Built
 from sparsec.compiler.plan import Plan
 from sparsec.runtime.cpu import LEVEL_ARCHITECTURE, architecture
 
+NAMES = {"armv7": "arm"}
+"""What QEMU calls an architecture, where that differs from the manifest's spelling."""
+CPUS = {"rv64gcv": "rv64,v=true,vlen=128"}
+"""The CPU to emulate for a level where QEMU's default lacks its features; with the shortest vectors."""
 
-def emulator(level: str) -> str | None:
-    """QEMU for the architecture of ``level``, where it is installed; None for this machine's own."""
+
+def emulator(level: str) -> list[str] | None:
+    """QEMU for ``level``, where it is installed, as a command; None for this machine's own architecture."""
     machine = LEVEL_ARCHITECTURE[level]
     if machine == architecture():
         return None
-    return shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
+    name = f"qemu-{NAMES.get(machine, machine)}"
+    found = shutil.which(f"{name}-static") or shutil.which(name)
+    return found and [found, *(["-cpu", CPUS[level]] if level in CPUS else [])]
 
 
 def why_not(level: str) -> str:
@@ -32,14 +39,16 @@ def why_not(level: str) -> str:
     machine = LEVEL_ARCHITECTURE[level]
     if machine == architecture():
         return f"this CPU lacks the features of level {level}"
-    missing = f"has no qemu-{machine} (Debian: apt-get install qemu-user-static)"
+    missing = f"has no qemu-{NAMES.get(machine, machine)} (Debian: apt-get install qemu-user-static)"
     return f"this machine is {architecture()} and {missing}"
 
 
-def runs(plan: Plan, objects: Mapping[str, tuple[Built, bytes]], folder: Path) -> dict[str, Callable]:
+def runs(
+    plans: Mapping[str, Plan], objects: Mapping[str, tuple[Built, bytes]], folder: Path
+) -> dict[str, Callable]:
     """``{level: run}`` for the levels that have an emulator here; a run takes the inputs by name."""
     return {
-        level: partial(run, plan, built, code, level, folder)
+        level: partial(run, plans[level], built, code, level, folder)
         for level, (built, code) in objects.items()
         if emulator(level)
     }
@@ -65,7 +74,7 @@ def run(
     given = [*plan.inputs, *(state.port for state in plan.states)]
     inputs.write_bytes(b"".join(np.ascontiguousarray(feeds[p.name], p.dtype).tobytes() for p in given))
     done = subprocess.run(
-        [emulator(level), program, weights, inputs, outputs], stdin=subprocess.DEVNULL, capture_output=True
+        [*emulator(level), program, weights, inputs, outputs], stdin=subprocess.DEVNULL, capture_output=True
     )
     if done.returncode:
         words = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"

@@ -74,7 +74,7 @@ def link_runner(
     """
     with _failures(out), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
         folder, cc = Path(name), build.compiler(LEVEL_ARCHITECTURE[level])
-        static = build.zig(f"{LEVEL_ARCHITECTURE[level]}-linux-musl")
+        static = build.zig(build.ZIG_STATIC[LEVEL_ARCHITECTURE[level]])
         names = _compile(plan, objects, workspace_size, folder, level, cc)
         build.run(build.compile_command(cc, str(build.SOURCES / build.RUNNER), "runner.o"), folder)
         build.run([*static, "-static", "-s", "-o", "runner", "runner.o", *names, "-lm"], folder)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sparsec.runtime import container
+from sparsec.runtime.cpu import LEVEL_ARCHITECTURE
 from sparsec.runtime.manifest import FORMAT, PIECE, WEIGHTS
 
 from .errors import CompileError
@@ -34,38 +35,47 @@ def base_manifest(
     tvm_version: str,
     source_sha256: str,
     libraries: Mapping[str, Sequence[str]],
-    architecture: str = "x86_64",
     passes: str = "",
     layers: Iterable[Mapping] = (),
     choices: Mapping | None = None,
     tiles: Mapping | None = None,
     receipt: Mapping | None = None,
+    packings: Sequence[Sequence[str]] = (),
 ) -> dict:
     """The manifest of an artifact, all but its ``members``, which ``write_artifact`` fills in.
 
+    ``plan`` is any of the levels' plans: their ports and weights are the same.
     ``libraries``: CPU level -> the features its code needs, spelled as in ``runtime/cpu.py``
     (``LEVEL_FEATURES`` has those of v2, v3, v4), best level first: a loader takes the first that
     the CPU can run.  ``passes``: the pass pipeline as text.  ``layers``: one dict per layer with
     ``name``, ``op``, ``pattern``, ``kernel``, ``dense_bytes``, ``packed_bytes``.  ``choices``: what
     ``--choices`` replays, with ``tiles``: CPU level -> kernel -> panels.  ``receipt``: the comparison
     with ONNX Runtime: ``input`` (kind and seed), ``tolerance``, ``max_error`` (output name -> largest
-    error).
+    error).  ``packings``: the levels by the packed weights that they share; told where there are several.
     """
     states = [{**_port(state.port), "output": state.output} for state in plan.states]
+    machines = {level: LEVEL_ARCHITECTURE[level] for level in libraries}
+    fat = len(set(machines.values())) > 1  # each library names its own, so a loader of one refuses the file
     return {
         "format": FORMAT,
         "sparsec_version": sparsec_version,
         "tvm_version": tvm_version,
         "source_sha256": source_sha256,
-        "target": {"architecture": architecture, "system": "linux"},
+        "target": {"system": "linux", **({} if fat else {"architecture": next(iter(machines.values()))})},
         "libraries": [
-            {"member": library_member(level), "level": level, "features": sorted(features)}
+            {
+                "member": library_member(level),
+                "level": level,
+                "features": sorted(features),
+                **({"architecture": machines[level]} if fat else {}),
+            }
             for level, features in libraries.items()
         ],
         "inputs": [_port(p) for p in plan.inputs],
         "outputs": [_port(p) for p in plan.outputs],
         **({"states": states} if states else {}),
         "arena_size": plan.arena_size,
+        **({"packings": [list(levels) for levels in packings]} if len(packings) > 1 else {}),
         "weights_size": len(plan.weights),
         "passes": passes,
         "layers": [dict(layer) for layer in layers],

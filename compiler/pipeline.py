@@ -1,6 +1,5 @@
 """The road of a model, whole: every stage of a compilation, in order."""
 
-import gc
 import hashlib
 import json
 import tempfile
@@ -21,15 +20,13 @@ from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.choices import choose
 from sparsec.compiler.dump import Dump
 from sparsec.compiler.ingest import SOURCE_DIMS, ingest
-from sparsec.compiler.lower import lower
 from sparsec.compiler.objects import build_levels
+from sparsec.compiler.packings import import_model, make_packings
 from sparsec.compiler.plan import Port
-from sparsec.compiler.planner import make_plan
 from sparsec.compiler.request import CompileRequest, cpu_levels, runnable
 from sparsec.compiler.states import resolve
-from sparsec.compiler.to_relax import Importer
 from sparsec.compiler.tuning.tiles import tuned, with_tiles
-from sparsec.runtime.cpu import LEVEL_ARCHITECTURE, LEVEL_FEATURES
+from sparsec.runtime.cpu import LEVEL_FEATURES
 from sparsec.runtime.manifest import WEIGHTS
 from sparsec.schedules.target import LEVELS
 
@@ -68,27 +65,26 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         choices = choose(model, request, levels)
         findings += choices.findings
     with stages("lower to kernels"):
-        importer = Importer(model, choices.kernels)
-        relax_module = importer.run()
-        labels, layers = importer.labels, importer.layers
-        del model, importer  # from here on the weights are in the module, and soon in the plan alone
-        dump.text("relax", relax_module)
-        lowered = lower(relax_module)
-        dump.text("lowered", lowered)
-        plan, kernels = make_plan(lowered, inputs, outputs, labels, states)
-        dump.text("plan", "\n".join(map(str, plan.steps)))
-        del relax_module, lowered
-        gc.collect()  # graphs are full of cycles
-    with stages(f"build {len(kernels.functions)} kernels for {', '.join(levels)}"):
-        tiles = tuned(kernels, levels, choices)
-        objects = build_levels({LEVELS[v]: with_tiles(kernels, tiles.get(v, {})) for v in levels})
+        imported = import_model(model, choices.kernels, levels)
+        layers = next(iter(imported.values()))[2]
+        del model  # from here on the weights are in the modules, and soon in the plans alone
+        packings = make_packings(imported, inputs, outputs, states, dump)
+    plans = {level: packing.plan for packing in packings for level in packing.levels}
+    kernels = {level: packing.kernels for packing in packings for level in packing.levels}
+    with stages(f"build {len(packings[0].kernels.functions)} kernels for {', '.join(levels)}"):
+        tiles = {
+            level: found for p in packings for level, found in tuned(p.kernels, p.levels, choices).items()
+        }
+        built = build_levels({LEVELS[v]: with_tiles(kernels[v], tiles.get(v, {})) for v in levels})
+        objects = dict(zip(levels, built, strict=True))
 
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        plan = max(plans.values(), key=lambda p: p.arena_size)  # all else is the same
         members = {WEIGHTS: plan.weights}
         with stages("link"):
-            for level, (built, code) in zip(levels, objects, strict=True):
+            for level, (made, code) in objects.items():
                 library = Path(folder) / f"{level}.so"
-                native.link(plan, [code], built.workspace_size, library, level)
+                native.link(plans[level], [code], made.workspace_size, library, level)
                 members[package.library_member(level)] = library.read_bytes()
         manifest = package.base_manifest(
             plan,
@@ -96,7 +92,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
             tvm_version=tvm.__version__,
             source_sha256=source_sha256,
             libraries={level: LEVEL_FEATURES[level] for level in levels},
-            architecture=LEVEL_ARCHITECTURE[levels[0]],
+            packings=[packing.levels for packing in packings],
             passes=passes.print_pipeline(pipeline),
             layers=layers,
             choices=choices.kernels,
@@ -108,7 +104,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
                     check.same_model(plain, request.model, feeds)
                 trials = package.write_trials(Path(folder), manifest, members, runnable(levels))
                 runs = {level: partial(check.run_artifact, trial) for level, trial in trials.items()}
-                runs |= emulator.runs(plan, dict(zip(levels, objects, strict=True)), Path(folder))
+                runs |= emulator.runs(plans, objects, Path(folder))
                 source = changed or request.model
                 manifest["receipt"] = check.receipt(runs, source, feeds, bool(request.calib))
                 manifest["receipt"] |= emulator.remarks(levels, runs)
@@ -127,7 +123,8 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         "choices": choices.kernels,
         "tiles": tiles,
         "receipt": manifest["receipt"],
-        "kernels": dict(Counter(objects[0][0].rules.values())),
+        "packings": [list(packing.levels) for packing in packings],
+        "kernels": dict(Counter(built[0][0].rules.values())),
         "steps": len(plan.steps),
         "arena_bytes": plan.arena_size,
         "weights_bytes": len(plan.weights),

@@ -32,7 +32,7 @@ class _View:
     dtype: str
 
 
-class _Weights:
+class Weights:
     """The content of ``weights.bin``: each distinct array once, at an aligned offset."""
 
     def __init__(self):
@@ -55,25 +55,27 @@ def make_plan(
     outputs: tuple[Port, ...],
     labels: dict[int, str],
     states: Mapping[str, str] | None = None,
+    weights: Weights | None = None,
 ) -> tuple[Plan, tvm.IRModule]:
     """The plan of ``mod``'s ``main``, and ``mod`` with the copies added that outputs may need.
 
     ``states``: inputs that an output feeds in the next run, input -> output; neither is a port of the plan.
 
     ``labels`` maps the address of a weight's data to the ONNX node that owns it; a step that reads
-    such a weight is labelled with the node's name, any other with its kernel's.
+    such a weight is labelled with the node's name, any other with its kernel's.  Plans that are given the
+    same ``weights`` share them, and each array in them is there once.
     """
-    return _Planner(mod, inputs, outputs, labels, dict(states or {})).plan()
+    return _Planner(mod, inputs, outputs, labels, dict(states or {}), weights or Weights()).plan()
 
 
 class _Planner:
-    def __init__(self, mod, inputs, outputs, labels, states):
+    def __init__(self, mod, inputs, outputs, labels, states, weights):
         self.mod, self.labels = mod, labels
         self.inputs, self.past = _sides(inputs, "input", list(states), "past")
         self.outputs, self.present = _sides(outputs, "output", list(states.values()), "present")
         by_name = {port.name: port for port in inputs}
         self.states = tuple(State(by_name[name], output) for name, output in states.items())
-        self.weights = _Weights()
+        self.weights = weights
         self.arena: list[_Buffer] = []
         self.calls: list[tuple[str, list[_View], str]] = []
         self.values: dict = {}

@@ -13,7 +13,9 @@ TARGETS = {
     "x86:v3": ("v3",),
     "x86:v4": ("v4",),
     "arm": ("neon",),
+    "armv7": ("armv7",),
     "riscv64": ("rv64gc",),
+    "riscv64:rvv": ("rv64gcv",),
 }
 SPARSITY = ("auto", "require", "off")
 
@@ -23,7 +25,8 @@ class CompileRequest:
     """One compilation.
 
     ``target``: ``x86`` (levels v3 and v4 in one file), ``x86:v2``, ``x86:v3``, ``x86:v4``, ``arm`` (aarch64
-    with NEON), ``riscv64`` (scalar), or ``native`` (the best level of this machine).  ``passes``: the
+    with NEON), ``armv7`` (32-bit with NEON), ``riscv64`` (scalar), ``riscv64:rvv`` (vectors), ``native`` (the
+    best level of this machine), or several of them with commas between, in one file.  ``passes``: the
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
     ignores patterns.  ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
@@ -58,12 +61,17 @@ class CompileRequest:
 
 
 def cpu_levels(target: str) -> tuple[str, ...]:
-    """The CPU levels of ``target``, best first."""
-    if target == "native":
-        return (native_level(),)
-    if target not in TARGETS:
-        raise CompileError(f"unknown target '{target}'; choose one of {', '.join([*TARGETS, 'native'])}")
-    return TARGETS[target]
+    """The CPU levels of ``target``, each once: by architecture as they are named, then best first."""
+    levels: list[str] = []
+    for name in target.split(","):
+        if name not in TARGETS and name != "native":
+            known = ", ".join([*TARGETS, "native"])
+            raise CompileError(f"unknown target '{name}'; choose of {known}, several with commas between")
+        levels += (native_level(),) if name == "native" else TARGETS[name]
+    machines = list(dict.fromkeys(cpu.LEVEL_ARCHITECTURE[level] for level in levels))
+    worst_first = list(cpu.LEVEL_FEATURES)
+    key = lambda v: (machines.index(cpu.LEVEL_ARCHITECTURE[v]), -worst_first.index(v))  # noqa: E731
+    return tuple(sorted(set(levels), key=key))
 
 
 def runnable(levels: Iterable[str]) -> list[str]:

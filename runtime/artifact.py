@@ -122,18 +122,19 @@ def _hash(fd: int, m: container.Member):
 def choose(manifest: Manifest) -> Library:
     """The first library that this machine can run; TargetError names what is missing for the least one."""
     here = (cpu.architecture(), platform.system().lower())
-    if (manifest.architecture, manifest.system) != here:
-        wanted = f"{manifest.architecture} {manifest.system}"
+    own = [library for library in manifest.libraries if (library.architecture, manifest.system) == here]
+    if not own:
+        machines = " or ".join(dict.fromkeys(library.architecture for library in manifest.libraries))
+        wanted = f"{machines} {manifest.system}"
         raise TargetError(
             f"the artifact is for {wanted}, this machine is {' '.join(here)}; compile it for this one"
         )
     found = cpu.features()
     missing: list[str] = []
-    for library in manifest.libraries:
+    for library in own:
         missing = [f for f in library.features if f not in found]
         if not missing:
             return library
-    level = manifest.libraries[-1].level
     raise TargetError(
-        f"this CPU lacks {', '.join(missing)}, which level {level} needs; compile for a lower level"
+        f"this CPU lacks {', '.join(missing)}, which level {own[-1].level} needs; compile for a lower level"
     )

@@ -59,11 +59,19 @@ FLAGS = (
 
 
 # Any glibc from these versions on loads what zig links for them, and musl does for aarch64, too: it takes
-# glibc's names for its own and ignores versions.
+# glibc's names for its own and ignores versions.  The loader's memfd_create came with 2.27.
 ZIG_TARGETS = {
     "x86_64": "x86_64-linux-gnu.2.28",
-    "aarch64": "aarch64-linux-gnu.2.17",
+    "aarch64": "aarch64-linux-gnu.2.27",
+    "armv7": "arm-linux-gnueabihf.2.27",
     "riscv64": "riscv64-linux-gnu.2.27",
+}
+# The same for an executable that holds its libc, which is musl's.
+ZIG_STATIC = {
+    "x86_64": "x86_64-linux-musl",
+    "aarch64": "aarch64-linux-musl",
+    "armv7": "arm-linux-musleabihf",
+    "riscv64": "riscv64-linux-musl",
 }
 
 
@@ -132,9 +140,12 @@ def compile_core(cc: Sequence[str], folder: Path) -> list[str]:
     return objects
 
 
-def build_library(folder: Path) -> tuple[Path, Path]:
-    """Builds ``libsparsec.a`` and ``libsparsec.so`` for C users into ``folder``, and returns them."""
-    cc = compiler()
+def build_library(folder: Path, target: str = "") -> tuple[Path, Path]:
+    """Builds ``libsparsec.a`` and ``libsparsec.so`` for C users into ``folder``, and returns them.
+
+    ``target``: an architecture, this machine's if empty.
+    """
+    cc = compiler(target)
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
     for source in LIBRARY:

@@ -1,13 +1,16 @@
 """CPU features by name: what a library needs, and what this machine has.
 
 The names are LLVM's, and the x86 levels are those of the x86-64 psABI (section "Micro-Architecture
-Levels").  The others are what every Linux of their architecture runs on, so they need no feature by name:
-``neon`` is Armv8-A with Advanced SIMD, ``rv64gc`` the scalar profile of the RISC-V distributions.  Linux
-lists a feature in ``/proc/cpuinfo`` only when the kernel also saves its registers, so nothing more has to
-be asked.
+Levels").  ``neon`` is Armv8-A with Advanced SIMD and ``rv64gc`` the scalar profile of the RISC-V
+distributions, which every Linux of their architecture has, so they need no feature by name; ``armv7`` is a
+32-bit Arm core with fused multiply-add in NEON (Cortex-A7, A15 and later), ``rv64gcv`` has RISC-V's vector
+extension 1.0.
+Linux lists a feature only when the kernel also saves its registers, so nothing more has to be asked.
 """
 
+import ctypes
 import platform
+import sys
 
 from .errors import TargetError
 
@@ -16,9 +19,25 @@ V3 = (*V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 
 # level -> the features that its code may use
-LEVEL_FEATURES = {"v2": V2, "v3": V3, "v4": V4, "neon": (), "rv64gc": ()}
-# level -> the architecture it belongs to, as the manifest spells it
-LEVEL_ARCHITECTURE = {"v2": "x86_64", "v3": "x86_64", "v4": "x86_64", "neon": "aarch64", "rv64gc": "riscv64"}
+LEVEL_FEATURES = {
+    "v2": V2,
+    "v3": V3,
+    "v4": V4,
+    "neon": (),
+    "armv7": ("neon", "vfp4"),
+    "rv64gc": (),
+    "rv64gcv": ("v",),
+}
+# level -> the architecture it belongs to, as the manifest spells it; worse levels come first
+LEVEL_ARCHITECTURE = {
+    "v2": "x86_64",
+    "v3": "x86_64",
+    "v4": "x86_64",
+    "neon": "aarch64",
+    "armv7": "armv7",
+    "rv64gc": "riscv64",
+    "rv64gcv": "riscv64",
+}
 
 # LLVM's name -> Linux's name, where they differ
 _LINUX = {
@@ -33,11 +52,17 @@ _LINUX = {
     "avxvnni": "avx_vnni",
 }
 KNOWN_FEATURES = frozenset(V4) | {"avx512bf16", "avx512vnni", "avxvnni"}
+_AT_HWCAP = 16
+# architecture -> LLVM's name -> bit of AT_HWCAP, for those whose features the kernel hands to every process
+_HWCAP = {"armv7": {"neon": 12, "vfp4": 16}, "riscv64": {"v": ord("v") - ord("a")}}
 
 
 def architecture() -> str:
-    """This machine's architecture as the manifest spells it, for example ``x86_64``."""
-    return platform.machine()
+    """This process's architecture as the manifest spells it, for example ``x86_64``."""
+    machine = platform.machine()
+    if machine.startswith("armv") or (machine == "aarch64" and sys.maxsize < 1 << 32):
+        return "armv7"
+    return machine
 
 
 def levels() -> tuple[str, ...]:
@@ -48,10 +73,15 @@ def levels() -> tuple[str, ...]:
 
 
 def features() -> frozenset[str]:
-    """The known features that this CPU and its kernel offer; empty on other architectures.
+    """The known features that this CPU and its kernel offer; empty where the architecture has none to name.
 
-    Raises TargetError if /proc is not there to be asked.
+    Raises TargetError if /proc is not there to be asked on x86.
     """
+    if architecture() != "x86_64":
+        auxiliary = ctypes.CDLL(None).getauxval
+        auxiliary.argtypes, auxiliary.restype = [ctypes.c_ulong], ctypes.c_ulong
+        offered = auxiliary(_AT_HWCAP)
+        return frozenset(f for f, bit in _HWCAP.get(architecture(), {}).items() if offered >> bit & 1)
     try:
         with open("/proc/cpuinfo", "rb", buffering=0) as file:
             head = file.read(16384).decode("ascii", "replace")  # the first processor is enough

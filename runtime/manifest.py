@@ -37,11 +37,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Library:
-    """A compiled library: the member that holds it and the CPU features that its code uses."""
+    """A compiled library: the member that holds it, and the machine and CPU features that its code is for."""
 
     member: str
     level: str
     features: tuple[str, ...]
+    architecture: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ class Manifest:
     """The fields that a loader uses, and ``raw``, the whole manifest as it was written."""
 
     raw: Mapping
-    architecture: str
     system: str
     libraries: tuple[Library, ...]
     inputs: tuple[TensorInfo, ...]
@@ -78,9 +78,8 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
     target = _get(raw, "target", dict)
     manifest = Manifest(
         raw=raw,
-        architecture=_get(target, "architecture", str),
         system=_get(target, "system", str),
-        libraries=tuple(_library(item) for item in _get(raw, "libraries", list)),
+        libraries=tuple(_library(item, target) for item in _get(raw, "libraries", list)),
         inputs=_tensors(raw, "inputs"),
         outputs=_tensors(raw, "outputs"),
         states=_tensors(raw, "states") if "states" in raw else (),
@@ -115,13 +114,15 @@ def _hashes(table: dict, members: tuple[Member, ...]) -> dict[str, str]:
     return hashes
 
 
-def _library(item) -> Library:
+def _library(item, target: dict) -> Library:
+    """A library; its architecture is the whole file's where it names none."""
     if not isinstance(item, dict):
         raise _bad("libraries", "a list of objects")
     features = _get(item, "features", list)
     if not all(isinstance(f, str) for f in features):
         raise _bad("features", "a list of strings")
-    return Library(_get(item, "member", str), _get(item, "level", str), tuple(features))
+    machine = _get(item if "architecture" in item else target, "architecture", str)
+    return Library(_get(item, "member", str), _get(item, "level", str), tuple(features), machine)
 
 
 def _tensors(raw: dict, field: str) -> tuple[TensorInfo, ...]:

@@ -6,6 +6,8 @@ convolution. A spec packs its constant weight (``pack``), says what the packed a
 right as it stands and which FuseOps fuses with the elementwise operators behind it (``op_pattern`` 4).  The
 anchor's block carries the spec as an annotation, by which ``find_anchor`` recognises it after fusion.
 
+A spec's ``permute`` says whether it is packed for CPUs that pick activations by a permute (``target.Cpu``).
+
 Parameters of the function, in order: ``X``, the packed weight arrays (values, then what a sparse form needs
 to find its inputs, see ``layout`` and ``layout_strips``), ``Y``.  All activations are float32.  A pruned
 position is skipped: it turns ``0 * Inf`` and ``0 * NaN`` of the dense weight into 0.
@@ -13,7 +15,7 @@ position is skipped: it turns ``0 * Inf`` and ``0 * NaN`` of the dense weight in
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm_ffi
@@ -44,6 +46,7 @@ class Gemm:
     k: int
     n: int
     pattern: Pattern = DENSE
+    permute: bool = True
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -56,7 +59,7 @@ class Gemm:
     @property
     def strips(self) -> Strips | None:
         """The form with lanes over rows, where it is the one to take."""
-        return strips_of(self.pattern, self.n, 1, self.k, math.prod(self.lead))
+        return strips_of(self.pattern, self.n, 1, self.k, math.prod(self.lead), self.permute)
 
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each packed array."""
@@ -119,6 +122,14 @@ def conv(
     if groups == in_c and groups > 1:
         return Depthwise(batch, in_h, in_w, in_c, out_c, k_h, k_w, strides, dilations, pads)
     return Conv(batch, in_h, in_w, in_c, out_c, k_h, k_w, strides, dilations, pads, groups, pattern)
+
+
+def packed_for(spec, permute: bool):
+    """``spec`` as CPUs with or without a permute want it packed: itself where that is the same."""
+    if permute or not getattr(spec, "permute", False):
+        return spec
+    other = replace(spec, permute=False)
+    return spec if other.strips == spec.strips else other
 
 
 Spec = Gemm | Conv | Depthwise | BatchMatmul

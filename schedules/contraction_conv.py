@@ -30,6 +30,7 @@ class Conv(Image):
 
     groups: int = 1
     pattern: Pattern = DENSE
+    permute: bool = True
 
     def __post_init__(self):
         if self.in_c % self.groups or self.out_c % self.groups:
@@ -77,7 +78,7 @@ class Conv(Image):
     def strips(self) -> Strips | None:
         """The form with lanes over rows, where it is the one to take; the rows are pixels."""
         rows = self.batch * self.out_h * self.out_w
-        return strips_of(self.packed, self._padded_out, self.k_h * self.k_w, self.depth, rows)
+        return strips_of(self.packed, self._padded_out, self.k_h * self.k_w, self.depth, rows, self.permute)
 
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each packed array."""

@@ -62,6 +62,15 @@ def strips_body(
     else:
         most = min(4, (cpu.registers - 1) // (strips.width + 1))
 
+    def unroll(vectors: int) -> int:
+        """Slots in work at once, each with sums of its own, that the registers hold; a divisor of a run."""
+        sums = strips.width * vectors
+        if sums >= IN_FLIGHT:
+            return 1
+        return max(
+            u for u in (1, 2, 4) if strips.unroll % u == 0 and (u == 1 or u * sums + 2 <= cpu.registers)
+        )
+
     def part_body(start: int, repeats: int, vectors: int) -> tir.Stmt:
         block = vectors * lanes * 4
         fitting = (
@@ -76,7 +85,8 @@ def strips_body(
             low, high = (tirx.floordiv((share + end) * panels, tir.i64(shares)) for end in (0, 1))
             row = (start + r * vectors) * lanes
             most_panels = -(-panels // shares)
-            kernel = _Task(strips, groups, own, rows, x, weights, epilogue, lanes, vectors, row, group)
+            shape = (lanes, vectors, unroll(vectors))
+            kernel = _Task(strips, groups, own, rows, x, weights, epilogue, *shape, row, group)
             return kernel.body(low, high, most_panels)
 
         return tir.loop("task", tasks, task, "PARALLEL" if tasks > 1 else "SERIAL")
@@ -97,6 +107,7 @@ class _Task:
     epilogue: Epilogue
     lanes: int
     vectors: int
+    unroll: int
     row: tir.Expr
     group: tir.Expr
 
@@ -204,9 +215,8 @@ class _Task:
 
     def strip(self, panel: tir.Buffer, sums: tir.Buffer, b, strip, at, fresh: bool) -> tir.Stmt:
         """Adds block ``b`` of one strip to ``sums[at:at + width]``."""
-        strips, lanes = self.strips, self.lanes
+        strips, lanes, unroll = self.strips, self.lanes, self.unroll
         values, position, start = self.weights
-        unroll = strips.unroll if strips.width * self.vectors < IN_FLIGHT else 1
         tile = Tile(lanes, strips.width * unroll, self.vectors * lanes)
         run = b * strips.count + strip
         begin, end = tir.var("begin"), tir.var("end")

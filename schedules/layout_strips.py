@@ -152,8 +152,12 @@ class Strips:
         return mask[:, self._offset(block) : end]
 
 
-def strips_of(pattern: Pattern, out: int, taps: int, channels: int, rows: int) -> Strips | None:
+def strips_of(
+    pattern: Pattern, out: int, taps: int, channels: int, rows: int, permute: bool = True
+) -> Strips | None:
     """The strips of a weight ``[out, taps, channels]`` applied to ``rows`` rows; None where panels win.
+
+    ``permute``: whether the CPUs that it is for have one, see ``target.Cpu``.
 
     Strips of one channel read an activation for every multiply-add, so their block of activations should stay
     in the first-level cache; wider ones live off the second.
@@ -163,7 +167,8 @@ def strips_of(pattern: Pattern, out: int, taps: int, channels: int, rows: int) -
     width = WIDTH if pattern.block % WIDTH == 0 else 1
     if not pattern.scattered:
         permuted = ONE_PERMUTE % pattern.m == 0 and channels >= WINDOW and taps == 1
-        if rows < (FEWEST_ROWS[width] if permuted else FEWEST_ROWS_GATHERED):
+        # Without a permute every lane loads its own activation, which is never faster.
+        if permute and rows < (FEWEST_ROWS[width] if permuted else FEWEST_ROWS_GATHERED):
             return None
     if width > 1:
         depth, unroll = 512, 1

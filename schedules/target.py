@@ -31,20 +31,20 @@ class Cpu:
     triple: str = "x86_64-unknown-linux-gnu"
     features: tuple[str, ...] = ()
     abi: str = ""
+    float_abi: str = ""
+    #: Whether one instruction picks any of 16 neighbouring activations for each lane.
+    permute: bool = False
 
     def tvm_target(self) -> Target:
+        given = {"mattr": list(self.features), "mabi": self.abi, "mfloat-abi": self.float_abi}
         options = {"kind": "llvm", "mcpu": self.mcpu, "mtriple": self.triple}
-        if self.features:
-            options["mattr"] = list(self.features)
-        if self.abi:
-            options["mabi"] = self.abi
-        return Target(options)
+        return Target({**options, **{name: value for name, value in given.items() if value}})
 
 
 X86_LEVELS = {
     "v2": Cpu("v2", "x86-64-v2", lanes=4, registers=16),
-    "v3": Cpu("v3", "x86-64-v3", lanes=8, registers=16),
-    "v4": Cpu("v4", "x86-64-v4", lanes=16, registers=32, run_cost=50),
+    "v3": Cpu("v3", "x86-64-v3", lanes=8, registers=16, permute=True),
+    "v4": Cpu("v4", "x86-64-v4", lanes=16, registers=32, run_cost=50, permute=True),
 }
 
 LEVELS = {
@@ -59,6 +59,18 @@ LEVELS = {
         triple="aarch64-unknown-linux-gnu",
         features=("+neon",),
     ),
+    # NEON of 32-bit Arm has half the registers; it takes subnormal numbers for zero, whatever one asks for.
+    "armv7": Cpu(
+        "armv7",
+        "cortex-a7",
+        lanes=4,
+        registers=16,
+        l2=256 * 1024,
+        triple="armv7-unknown-linux-gnueabihf",
+        features=("+neon", "+vfp4"),
+        # TVM's default passes numbers to libm in integer registers, whatever the triple says.
+        float_abi="hard",
+    ),
     # Scalar: LLVM splits a vector of four into four registers, of which there are 32.
     "rv64gc": Cpu(
         "rv64gc",
@@ -68,6 +80,17 @@ LEVELS = {
         l2=256 * 1024,
         triple="riscv64-unknown-linux-gnu",
         features=("+m", "+a", "+f", "+d", "+c"),
+        abi="lp64d",
+    ),
+    # Vectors of 128 bits, the least that the vector extension of application cores has.
+    "rv64gcv": Cpu(
+        "rv64gcv",
+        "generic-rv64",
+        lanes=4,
+        registers=32,
+        l2=256 * 1024,
+        triple="riscv64-unknown-linux-gnu",
+        features=("+m", "+a", "+f", "+d", "+c", "+v"),
         abi="lp64d",
     ),
 }

@@ -81,12 +81,11 @@ def _model(found: dict) -> list[str]:
 
 
 def _artifact(found: dict) -> list[str]:
-    target, levels = found["target"], ", ".join(x["level"] for x in found["libraries"])
     errors = found["receipt"].get("max_error", {})
     worst = max((e["max_rel_to_scale"] for e in errors.values()), default=None)
     body = [
-        f'<p class="sub">sparsec artifact for {escape(target["architecture"])} {escape(target["system"])}, '
-        f"levels {escape(levels)}; sparsec {escape(found['sparsec_version'])}, "
+        f'<p class="sub">sparsec artifact for {escape(text.machines(found))}; '
+        f"sparsec {escape(found['sparsec_version'])}, "
         f"TVM {escape(found['tvm_version'])}; passes: <code>{escape(found['passes'] or 'none')}</code></p>",
         _cards(
             (text.size(found["bytes"]), "file"),

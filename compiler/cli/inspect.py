@@ -68,11 +68,8 @@ def model_lines(found: dict) -> list[str]:
 
 def artifact_lines(found: dict) -> list[str]:
     """An artifact: header, ports, layer groups, receipt, members."""
-    libraries = ", ".join(library["level"] for library in found["libraries"])
-    target = found["target"]
     lines = [
-        f"artifact {text.visible(found['file'])}, {text.size(found['bytes'])}, "
-        f"for {target['architecture']} {target['system']} (levels {libraries})",
+        f"artifact {text.visible(found['file'])}, {text.size(found['bytes'])}, for {text.machines(found)}",
         f"made by sparsec {found['sparsec_version']} with TVM {found['tvm_version']}; "
         f"passes: {found['passes'] or 'none'}",
         f"source model SHA-256 {found['source_sha256']}",

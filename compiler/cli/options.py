@@ -8,7 +8,16 @@ import click
 from .failure import Failure
 
 #: Those of sparsec.compiler.request.
-TARGETS = ("x86", "x86:v2", "x86:v3", "x86:v4", "arm", "riscv64", "native")
+TARGETS = ("x86", "x86:v2", "x86:v3", "x86:v4", "arm", "armv7", "riscv64", "riscv64:rvv", "native")
+
+
+class Target(click.Choice):
+    """``x86,arm`` -> "x86,arm"; every part is one of the targets."""
+
+    name = "TARGET"
+
+    def convert(self, value, param, ctx):
+        return ",".join(super(Target, self).convert(part, param, ctx) for part in value.split(","))
 
 
 class Shape(click.ParamType):
@@ -70,7 +79,13 @@ class NamedFile(click.ParamType):
 PATH = click.Path(path_type=Path)
 
 target = click.option(
-    "--target", type=click.Choice(TARGETS), default="x86", show_default=True, help="Machine to compile for."
+    "--target",
+    type=Target(TARGETS),
+    multiple=True,
+    default=("x86",),
+    show_default=True,
+    callback=lambda _ctx, _param, value: ",".join(value),
+    help="Machine to compile for; several (repeated, or with commas) go into one file.",
 )
 passes = click.option(
     "--passes",

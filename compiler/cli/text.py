@@ -15,6 +15,16 @@ def size(count: float) -> str:
     raise AssertionError("the loop returns")
 
 
+def machines(found: dict) -> str:
+    """What an artifact runs on: ``x86_64 linux (levels v4, v3)``, several architectures with commas."""
+    levels: dict[str, list[str]] = {}
+    for library in found["libraries"]:
+        machine = library.get("architecture") or found["target"]["architecture"]
+        levels.setdefault(machine, []).append(library["level"])
+    system = found["target"]["system"]
+    return ", ".join(f"{machine} {system} (levels {', '.join(names)})" for machine, names in levels.items())
+
+
 def duration(seconds: float) -> str:
     """``0.042 ms``, ``7.31 ms``, ``238 ms``, ``12.3 s``."""
     if seconds >= 1:

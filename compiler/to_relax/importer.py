@@ -37,15 +37,17 @@ class _Values(dict):
 class Importer(ONNXGraphImporter):
     """Builds the Relax module of ``model``; every value must have a static shape and a dtype.
 
-    ``choices`` says per node name whether its N:M weight is run "sparse" or "dense".
+    ``choices`` says per node name whether its N:M weight is run "sparse" or "dense", ``permute`` whether
+    weights are packed for CPUs that pick activations by a permute.
     ``labels`` maps the address of each packed weight to its node's name, ``layers`` collects one
     record per layer with weights: what it is, which kernel, how large before and after packing.
     """
 
-    def __init__(self, model: ir.Model, choices: Mapping[str, str]):
+    def __init__(self, model: ir.Model, choices: Mapping[str, str], *, permute: bool = True):
         super().__init__(shape_dict={}, dtype_dict={}, sanitize=False)
         self.model = model
         self.choices = choices
+        self.permute = permute
         self.labels: dict[int, str] = {}
         self.layers: list[dict] = []
         self.stored: dict[ir.Value, tuple] = {}  # results that a kernel has written in another axis order

@@ -106,6 +106,7 @@ def apply(importer, node: ir.Node, x, spec, weight: np.ndarray):
     """The chosen kernel of ``spec`` on ``x``, and the bytes of its packed weight."""
     if importer.choices.get(node.name) == "dense":
         spec = dataclasses.replace(spec, pattern=DENSE)
+    spec = contraction.packed_for(spec, importer.permute)
     arrays = spec.pack(weight.astype(np.float32, copy=False))
     packed = [importer.weight(array, node) for array in arrays]
     y = importer.kernel(type(spec).__name__.lower(), spec.prim_func(), [x, *packed], list(spec.y_shape))

@@ -347,11 +347,17 @@ def test_targets():
     assert cpu_levels("x86") == ("v4", "v3")
     assert [cpu_levels(f"x86:{level}") for level in ("v2", "v3", "v4")] == [("v2",), ("v3",), ("v4",)]
     assert cpu_levels("native") == (native_level(),)
-    with pytest.raises(
-        CompileError,
-        match="unknown target 'mips'; choose one of x86, x86:v2, x86:v3, x86:v4, arm, riscv64, native$",
-    ):
-        cpu_levels("mips")
+    targets = "x86, x86:v2, x86:v3, x86:v4, arm, armv7, riscv64, riscv64:rvv, native"
+    for target in ("mips", "x86,mips", "mips,arm"):
+        with pytest.raises(CompileError, match=f"unknown target 'mips'; choose of {targets}, several with"):
+            cpu_levels(target)
+
+
+def test_several_targets():
+    """By architecture as named, each level once, the best first, since a loader takes the first that fits."""
+    assert cpu_levels("x86,arm") == ("v4", "v3", "neon")
+    assert cpu_levels("arm,x86:v2,x86") == ("neon", "v4", "v3", "v2")
+    assert cpu_levels("riscv64,riscv64:rvv,x86:v3,x86:v3") == ("rv64gcv", "rv64gc", "v3")
 
 
 def test_native_on_an_old_machine(monkeypatch):

@@ -60,6 +60,13 @@ def test_what_is_stored_otherwise():
     assert strips_of(Pattern(2, 4, 8), 64, 1, 64, 128).width == 4
 
 
+def test_every_narrow_pattern_is_in_strips_without_a_permute():
+    for pattern in (Pattern(2, 4), Pattern(2, 4, 4), Pattern(3, 7)):
+        assert strips_of(pattern, 64, 1, 64, 1, permute=False).width == (4 if pattern.block == 4 else 1)
+    assert strips_of(Pattern(2, 4, 32), 64, 1, 64, 1, permute=False) is None
+    assert strips_of(DENSE, 64, 1, 64, 1, permute=False) is None
+
+
 def test_a_weight_that_does_not_fit():
     strips = strips_of(Pattern(1, 4, 4), 16, 1, 64, 128)
     with pytest.raises(ValueError, match=r"Strips.pack: required room for 256 slots, found 64; make the"):

@@ -68,7 +68,27 @@ bool cpu_has(span name) {
 
 #else
 
-// Other architectures: an artifact that names features is refused.
-bool cpu_has(span name) { return name.size == 0; }
+#include <sys/auxv.h>
+
+// What the kernel hands to every process; it names only what it also saves.
+static const struct {
+    const char *name;
+    int bit; // of AT_HWCAP
+} features[] = {
+#if defined(__arm__)
+    {"neon", 12},
+    {"vfp4", 16},
+#elif defined(__riscv)
+    {"v", 'v' - 'a'},
+#endif
+    {"", 0},
+};
+
+bool cpu_has(span name) {
+    for (size_t i = 0; name.size && i < sizeof features / sizeof *features; i++)
+        if (strlen(features[i].name) == name.size && !memcmp(features[i].name, name.data, name.size))
+            return getauxval(AT_HWCAP) >> features[i].bit & 1;
+    return name.size == 0;
+}
 
 #endif

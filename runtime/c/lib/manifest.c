@@ -35,6 +35,8 @@ static const char *architecture(void) {
     return "x86_64";
 #elif defined(__aarch64__)
     return "aarch64";
+#elif defined(__arm__)
+    return "armv7";
 #elif defined(__riscv) && __riscv_xlen == 64
     return "riscv64";
 #else
@@ -42,23 +44,40 @@ static const char *architecture(void) {
 #endif
 }
 
+static bool same(span a, span b) { return a.size == b.size && !memcmp(a.data, b.data, a.size); }
+
+// The first library for this architecture that the CPU can run, or a refusal with the architectures that there
+// are, or with what the CPU lacks for the least library of its own.
 static sparsec_status choose_library(const archive *a, manifest *m, sparsec_error *error) {
-    span target = json_get(m->text, "target");
-    span machine = json_text(json_get(target, "architecture")), system = json_text(json_get(target, "system"));
-    if (!machine.data || !system.data) return bad(error, "target");
-    if (!json_is_text(json_get(target, "architecture"), architecture()) ||
-        !json_is_text(json_get(target, "system"), "linux"))
-        return fail(error, SPARSEC_E_TARGET, "the artifact is for %.*s %.*s, this machine is %s linux", PRINT(machine),
-                    PRINT(system), architecture());
-    span list = json_get(m->text, "libraries"), library, level = {0};
-    char missing[500];
+    span target = json_get(m->text, "target"), system = json_text(json_get(target, "system"));
+    span all = json_text(json_get(target, "architecture")); // of libraries that name none
+    span list = json_get(m->text, "libraries"), library, level = {0}, known[MAX_MEMBERS];
+    char missing[500] = "", others[200] = "";
+    size_t used = 0, count = 0;
+    if (!system.data) return bad(error, "target");
     for (size_t at = 0; (library = json_next(list, &at)).data;) {
-        level = json_text(json_get(library, "level"));
-        if (!(m->code = code_of(a, library)) || !json_get(library, "features").data || !level.data)
-            return bad(error, "libraries");
-        if (runs_here(library, missing, sizeof missing)) return SPARSEC_OK;
+        span machine = json_text(json_get(library, "architecture")), name = json_text(json_get(library, "level"));
+        if (!machine.data) machine = all;
+        if (!machine.data) return bad(error, "target");
+        const member *code = code_of(a, library);
+        if (!code || !json_get(library, "features").data || !name.data) return bad(error, "libraries");
+        if (machine.size == strlen(architecture()) && !memcmp(machine.data, architecture(), machine.size) &&
+            json_is_text(json_get(target, "system"), "linux")) {
+            m->code = code;
+            level = name;
+            if (runs_here(library, missing, sizeof missing)) return SPARSEC_OK;
+            continue;
+        }
+        bool told = false;
+        for (size_t i = 0; i < count; i++) told = told || same(known[i], machine);
+        if (told || count == MAX_MEMBERS || used >= sizeof others) continue;
+        known[count++] = machine;
+        used += (size_t)snprintf(others + used, sizeof others - used, "%s%.*s", used ? " or " : "", PRINT(machine));
     }
-    if (!level.data) return bad(error, "libraries");
+    if (!level.data && !used) return bad(error, "libraries");
+    if (!level.data)
+        return fail(error, SPARSEC_E_TARGET, "the artifact is for %s %.*s, this machine is %s linux", others,
+                    PRINT(system), architecture());
     return fail(error, SPARSEC_E_TARGET, "this CPU lacks %s, which level %.*s needs; compile for a lower level", missing,
                 PRINT(level));
 }
