@@ -69,15 +69,14 @@ def link_runner(
 ) -> None:
     """Link what ``link`` does with ``runner.c`` into the static executable ``out``, for another machine.
 
-    The arguments and errors are those of ``link``.  The objects are the library's; musl's libc, which is the
-    static one that ziglang has, is compatible with them.
+    The arguments and errors are those of ``link``.  The kernels are the library's; the core is compiled for
+    musl's libc, the static one that ziglang has, whose types are other ones than glibc's on 32-bit machines.
     """
     with _failures(out), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
-        folder, cc = Path(name), build.compiler(LEVEL_ARCHITECTURE[level])
-        static = build.zig(build.ZIG_STATIC[LEVEL_ARCHITECTURE[level]])
+        folder, cc = Path(name), build.zig(build.ZIG_STATIC[LEVEL_ARCHITECTURE[level]])
         names = _compile(plan, objects, workspace_size, folder, level, cc)
         build.run(build.compile_command(cc, str(build.SOURCES / build.RUNNER), "runner.o"), folder)
-        build.run([*static, "-static", "-s", "-o", "runner", "runner.o", *names, "-lm"], folder)
+        build.run([*cc, "-static", "-s", "-o", "runner", "runner.o", *names, "-lm"], folder)
         shutil.copy(folder / "runner", out)
 
 

@@ -10,7 +10,7 @@ int main(int count, char **args) {
     sparsec_model *model;
     sparsec_context *context;
     if (count != 4) return 2;
-    if (sparsec_open(args[1], &model, &error) || sparsec_context_create(model, 1, &context, &error)) {
+    if (sparsec_open(args[1], NULL, &model, &error) || sparsec_context_create(model, 1, &context, &error)) {
         puts(error.message);
         return 1;
     }

@@ -292,7 +292,9 @@ def test_missing_kernel(tmp_path, objects):
 
 def test_damaged_object(tmp_path, objects):
     for content in (b"", b"hello", objects[0].read_bytes()[:200]):
-        with pytest.raises(CompileError, match="kernel object 1 cannot be linked: (not a little-endian ELF|a damaged ELF)"):
+        with pytest.raises(
+            CompileError, match="kernel object 1 cannot be linked: (not a little-endian ELF|a damaged ELF)"
+        ):
             link(plan_of(), [objects[0], content], 0, tmp_path / "a.so", "v3")
 
 

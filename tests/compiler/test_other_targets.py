@@ -229,7 +229,7 @@ def test_the_best_library_is_chosen(monkeypatch, machine, offered, level):
     ]
     monkeypatch.setattr(cpu, "architecture", lambda: machine)
     monkeypatch.setattr(cpu, "features", lambda: frozenset(offered))
-    assert choose(Manifest({}, "linux", tuple(libraries), (), (), 0, {})).level == level
+    assert choose(Manifest({}, "linux", tuple(libraries), (), (), (), 0, {})).level == level
 
 
 # Machine code ------------------------------------------------------------------------------------------

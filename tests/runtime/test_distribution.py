@@ -50,8 +50,12 @@ def test_one_wheel_for_every_machine(wheel):
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
         metadata = opened.read(f"sparsec_runtime-{version}.dist-info/METADATA").decode()
-    modules = {path.name for path in (ROOT / "runtime").glob("*.py")} - {"build.py"}
-    assert {name for name in names if ".dist-info/" not in name} == {f"sparsec_runtime/{m}" for m in modules}
+    found = [
+        p.relative_to(ROOT / "runtime")
+        for end in ("*.py", "c/**/*.[ch]")
+        for p in (ROOT / "runtime").glob(end)
+    ]
+    assert {name for name in names if ".dist-info/" not in name} == {f"sparsec_runtime/{p}" for p in found}
     assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist")] == [
         "Requires-Dist: numpy"
     ]
