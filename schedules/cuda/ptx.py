@@ -50,9 +50,9 @@ def registers(name: str, count: int, dtype: str) -> tir.Buffer:
     return tirx.decl_buffer([tir.i64(count)], dtype, name=name, scope="local")
 
 
-def shared(name: str, words: int) -> tir.Buffer:
+def shared(name: str, words: int, dtype: str = "uint32") -> tir.Buffer:
     """Dynamic shared memory, the one buffer of a kernel."""
-    return tirx.decl_buffer([tir.i64(words)], "uint32", name=name, scope="shared.dyn")
+    return tirx.decl_buffer([tir.i64(words)], dtype, name=name, scope="shared.dyn")
 
 
 def view(buffer: tir.Buffer, dtype: str) -> tuple[tir.Buffer, tir.Stmt]:
@@ -61,8 +61,20 @@ def view(buffer: tir.Buffer, dtype: str) -> tuple[tir.Buffer, tir.Stmt]:
     return other, tirx.DeclBuffer(other, data=buffer.data)
 
 
+def zero(buffer: tir.Buffer) -> tir.Stmt:
+    """Zeros in registers of float32."""
+    return unrolled("i", tir.shape_of(buffer)[0], lambda i: tirx.BufferStore(buffer, tir.f32(0.0), [i]))
+
+
 def unrolled(name: str, extent: int, body: Callable[[tir.Expr], tir.Stmt]) -> tir.Stmt:
     return tir.loop(name, extent, body, "UNROLLED") if extent > 1 else body(tir.i64(0))
+
+
+def unrolled_nest(extents: tuple[int, ...], body: Callable[..., tir.Stmt], *indices) -> tir.Stmt:
+    """``body(i, j, ...)`` for all indices below ``extents``, the last one fastest."""
+    if not extents:
+        return body(*indices)
+    return unrolled("i", extents[0], lambda i: unrolled_nest(extents[1:], body, *indices, i))
 
 
 def when(condition, stmt: tir.Stmt) -> tir.Stmt:
@@ -75,12 +87,14 @@ def barrier() -> tir.Stmt:
     return tirx.Evaluate(T.tvm_storage_sync("shared"))
 
 
-def copy_async(to: tir.Buffer, word, source: tir.Buffer, index: list, valid=None) -> tir.Stmt:
-    """16 bytes from global memory to ``to[word]``; zeros where ``valid`` does not hold."""
-    operands = [tirx.address_of(tir.load(to, word)), tirx.address_of(tir.load(source, *index)), 16]
+def copy_async(to: tir.Buffer, word, source: tir.Buffer, index: list, valid=None, size: int = 16) -> tir.Stmt:
+    """16 or 4 bytes from global memory to ``to[word]``; zeros where ``valid`` does not hold."""
+    operands = [tirx.address_of(tir.load(to, word)), tirx.address_of(tir.load(source, *index)), size]
     if valid is not None:
-        operands.append(tirx.Select(valid, tirx.const(16, "uint32"), tirx.const(0, "uint32")))
-    return tirx.Evaluate(T.ptx["cp.async.cg.shared.global"](*operands))
+        operands.append(tirx.Select(valid, tirx.const(size, "uint32"), tirx.const(0, "uint32")))
+    # Only copies of 16 bytes can pass the first-level cache by.
+    kind = "cg" if size == 16 else "ca"
+    return tirx.Evaluate(T.ptx[f"cp.async.{kind}.shared.global"](*operands))
 
 
 def commit() -> tir.Stmt:

@@ -156,11 +156,11 @@ class Words:
         metadata = bands * values
         activations = metadata + (bands * fragments.LANES if sparse else 0)
         stage = activations + tile.tokens * tile.warps_k * fragments.BLOCK // 2
-        sums = tile.warps_k * tile.tokens * sums_stride(tile)
+        sums = tile.warps_k * tile.tokens * sums_line(tile)
         return Words(values, metadata, activations, stage, max(stage * tile.stages, sums))
 
 
-def sums_stride(tile: Tile) -> int:
+def sums_line(tile: Tile) -> int:
     """Words between the sums of two tokens: lanes of a warp then write to 32 different banks."""
     return tile.channels + 4
 

@@ -6,15 +6,14 @@ shared memory, so that the result is written, and what the epilogue reads is rea
 channels.
 """
 
-import functools
 import math
-from collections.abc import Callable
 
 from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
 from sparsec.schedules.cuda import fragments, ptx
+from sparsec.schedules.cuda.results import Staged, deal, every, write
 from sparsec.schedules.cuda.target import Gpu
 from sparsec.schedules.cuda.tensor_gemm import (
     ALIGNED,
@@ -23,7 +22,7 @@ from sparsec.schedules.cuda.tensor_gemm import (
     Words,
     find_anchor,
     operands,
-    sums_stride,
+    sums_line,
     tile_for,
 )
 
@@ -84,16 +83,13 @@ class _Kernel:
         return tir.seq(
             [
                 *tir.alloc([*own, self.metadata] if self.spec.sparse else own),
-                ptx.unrolled("i", tir.shape_of(self.sums)[0], self._zero),
+                ptx.zero(self.sums),
                 *(self._fetch(tir.i64(step), tir.i64(step)) for step in range(min(ahead, self.rounds))),
                 *(ptx.commit() for _ in range(self.rounds, ahead)),
                 tir.loop("step", self.rounds, self._round),
                 *self._finish(),
             ]
         )
-
-    def _zero(self, i) -> tir.Stmt:
-        return tirx.BufferStore(self.sums, tir.f32(0.0), [i])
 
     def _round(self, step) -> tir.Stmt:
         ahead = self.tile.stages - 1
@@ -129,7 +125,7 @@ class _Kernel:
             band = self.first_band + i // (pieces * turns)
             block = step * turns + i // pieces % turns
             index = [*tir.unflatten(i % pieces * elements, inside)]
-            valid = _all(
+            valid = every(
                 band < self.bands if self.bands % self.tile_bands else None,
                 block < self.blocks if self.blocks % turns else None,
             )
@@ -138,7 +134,7 @@ class _Kernel:
             zeros = valid if source is self.weights[0] else None
             return ptx.copy_async(self.shared, start + i * 4, source, [*at, *index], zeros)
 
-        return self._deal(self.tile_bands * turns * pieces, piece)
+        return deal(self.tile_bands * turns * pieces, self.tile.threads, self.thread, piece)
 
     def _fetch_activations(self, step, start) -> tir.Stmt:
         """64 inputs of each token and block; piece ``p`` of token ``t`` lies at ``p ^ t % 8``."""
@@ -148,7 +144,7 @@ class _Kernel:
             token, at = i // (_PIECES * turns), i % (_PIECES * turns)
             row = self.first_token + token
             column = step * (turns * fragments.BLOCK) + at * ALIGNED
-            valid = _all(
+            valid = every(
                 row < spec.rows if spec.rows % self.tile.tokens else None,
                 column < spec.k if spec.k % (turns * fragments.BLOCK) else None,
             )
@@ -160,17 +156,7 @@ class _Kernel:
             word = start + token * (turns * _PIECES * 4) + (at ^ token % 8) * 4
             return ptx.copy_async(self.shared, word, self.x, source, valid)
 
-        return self._deal(self.tile.tokens * turns * _PIECES, piece)
-
-    def _deal(self, count: int, piece: Callable[[tir.Expr], tir.Stmt]) -> tir.Stmt:
-        """``piece(i)`` for all ``i`` below ``count``, dealt out to the threads."""
-        threads = self.tile.threads
-
-        def one(i):
-            index = i * threads + self.thread
-            return ptx.when(index < count if count % threads else None, piece(index))
-
-        return ptx.unrolled("i", -(-count // threads), one)
+        return deal(self.tile.tokens * turns * _PIECES, self.tile.threads, self.thread, piece)
 
     # ---- products ---------------------------------------------------------------------------------------
 
@@ -230,65 +216,37 @@ class _Kernel:
             right = octet * 4 + step % 2 * 2
             return ptx.multiply(self.spec.dtype, self.sums, sums, self.left, left, self.right, right)
 
-        return ptx.unrolled(
-            "band",
-            self.warp_bands,
-            lambda band: ptx.unrolled("octet", self.warp_octets, lambda o: one(band, o)),
-        )
+        return ptx.unrolled_nest((self.warp_bands, self.warp_octets), one)
 
     # ---- results ----------------------------------------------------------------------------------------
 
     def _finish(self) -> list[tir.Stmt]:
         tile = self.tile
-        staged, declared = ptx.view(self.shared, "float32")
-        stride = sums_stride(tile)
+        words, declared = ptx.view(self.shared, "float32")
+        staged = Staged(words, tile.warps_k, tile.tokens, tile.channels, sums_line(tile))
 
         def keep(band, octet, i):
             channel = (self.warp_band + band) * fragments.ROWS + i // 2 * 8 + self.lane // 4
             token = (self.warp_octet + octet) * 8 + self.lane % 4 * 2 + i % 2
-            at = (self.warp_k * tile.tokens + token) * stride + channel
-            return tirx.BufferStore(
-                staged, tir.load(self.sums, (band * self.warp_octets + octet) * 4 + i), [at]
-            )
+            value = tir.load(self.sums, (band * self.warp_octets + octet) * 4 + i)
+            return tirx.BufferStore(words, value, [staged.at(self.warp_k, token, channel)])
 
-        def loops(*extents):
-            def inside(indices):
-                if len(indices) == len(extents):
-                    return keep(*indices)
-                return ptx.unrolled("i", extents[len(indices)], lambda i: inside([*indices, i]))
-
-            return inside([])
-
-        vector = 4 if self.spec.n % 4 == 0 else 1
-        per_token = tile.channels // vector
-
-        def write(i):
-            token, channel = i // per_token, i % per_token * vector
-            row, column = self.first_token + token, self.first_band * fragments.ROWS + channel
-            valid = _all(
-                row < self.spec.rows if self.spec.rows % tile.tokens else None,
+        def valid(token, channel):
+            column = self.first_band * fragments.ROWS + channel
+            return every(
+                self.first_token + token < self.spec.rows if self.spec.rows % tile.tokens else None,
                 column < self.spec.n if self.spec.n % tile.channels else None,
             )
 
-            def lane(v):
-                at = token * stride + channel + v
-                value = tir.load(staged, at)
-                for k in range(1, tile.warps_k):
-                    value = value + tir.load(staged, at + k * tile.tokens * stride)
-                return tir.seq(self.epilogue.stores([*tir.unflatten(row, self.spec.lead), column + v], value))
+        def index(token, channel):
+            row, column = self.first_token + token, self.first_band * fragments.ROWS + channel
+            return [*tir.unflatten(row, self.spec.lead), column]
 
-            return ptx.when(valid, tir.vector_loop(vector, lane))
-
+        vector = 4 if self.spec.n % 4 == 0 else 1
         return [
             declared,
             ptx.barrier(),
-            loops(self.warp_bands, self.warp_octets, 4),
+            ptx.unrolled_nest((self.warp_bands, self.warp_octets, 4), keep),
             ptx.barrier(),
-            self._deal(tile.tokens * per_token, write),
+            write(staged, tile.threads, self.thread, vector, valid, index, self.epilogue),
         ]
-
-
-def _all(*conditions):
-    """Their conjunction; None where there is none."""
-    given = [c for c in conditions if c is not None]
-    return functools.reduce(tirx.all, given) if given else None

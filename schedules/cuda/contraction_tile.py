@@ -1,0 +1,144 @@
+"""How a float32 contraction is cut for the ordinary cores of a GPU: tiles, and their shared memory."""
+
+import math
+from dataclasses import dataclass
+
+from sparsec.schedules.contraction import Conv, Gemm
+from sparsec.schedules.layout import PANEL, Pattern
+
+#: Channels of a thread, which share their kept inputs in every shared form; threads of a warp side by side.
+CHANNELS, SIDE = 8, 8
+#: Threads of a warp below each other.
+DOWN = 4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one block of threads computes, and how its warps share it.
+
+    A thread has ``height`` rows of 8 channels, a warp 4 x 8 threads; ``warps_r`` x ``warps_c`` warps lie
+    side by side, ``warps_k`` take turns along k, and their sums are added at the end.
+    """
+
+    height: int
+    warps_r: int
+    warps_c: int
+    warps_k: int
+    stages: int
+
+    @property
+    def rows(self) -> int:
+        return self.height * DOWN * self.warps_r
+
+    @property
+    def channels(self) -> int:
+        return CHANNELS * SIDE * self.warps_c
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps_r * self.warps_c * self.warps_k
+
+
+#: By the most rows that they are for.
+TILES = (
+    (4, Tile(height=1, warps_r=1, warps_c=1, warps_k=4, stages=3)),
+    (16, Tile(height=4, warps_r=1, warps_c=1, warps_k=4, stages=3)),
+    (512, Tile(height=8, warps_r=2, warps_c=1, warps_k=2, stages=3)),
+    (1 << 62, Tile(height=8, warps_r=4, warps_c=2, warps_k=1, stages=3)),
+)
+
+
+def tile_for(rows: int) -> Tile:
+    return next(tile for most, tile in TILES if rows <= most)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How the reduction is cut: ``rounds`` chunks of ``inputs`` channels, of which ``slots`` are stored.
+
+    A chunk belongs to one tap; its last one may be filled with zeros.
+    """
+
+    taps: int
+    channels: int
+    inputs: int
+    slots: int
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.channels // self.inputs)
+
+    @property
+    def rounds(self) -> int:
+        return self.taps * self.chunks
+
+    @staticmethod
+    def of(pattern: Pattern, taps: int, channels: int) -> "Depth | str":
+        """The cut of a dense or shared form; else the reason why there is none."""
+        form = pattern.form(channels)
+        if form == "dense":
+            return Depth(taps, channels, 16, 16)
+        if form != "shared":
+            return f"weights of the form {form}: channels side by side do not share their zeros"
+        if channels % pattern.m:
+            return f"{channels} input channels, which are no multiple of {pattern.m}"
+        # 16 stored slots, or what up to 64 inputs keep: more would take the shared memory.
+        groups = max(1, min(16 // pattern.n, 64 // pattern.m))
+        return Depth(taps, channels, groups * pattern.m, groups * pattern.n)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Shared memory of a tile, in words: for each turn along k inputs ``[inputs, line]``, then weights."""
+
+    line: int
+    weights: int
+    turn: int
+    stage: int
+    total: int
+
+    @staticmethod
+    def of(tile: Tile, depth: Depth) -> "Words":
+        # Four more, so that rows of different inputs start in different banks.
+        line = tile.rows + 4
+        weights = depth.inputs * line
+        turn = weights + depth.slots * tile.channels
+        stage = turn * tile.warps_k
+        sums = tile.warps_k * tile.rows * sums_line(tile) if tile.warps_k > 1 else 0
+        return Words(line, weights, turn, stage, max(stage * tile.stages, sums))
+
+
+def sums_line(tile: Tile) -> int:
+    return tile.channels + 4
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the kernel must know of a ``Gemm`` or ``Conv``: ``groups`` products of ``own`` channels each."""
+
+    rows: int
+    lead: tuple[int, ...]
+    taps: tuple[int, ...]
+    depth: Depth
+    groups: int
+    own: int
+    panels: int
+    pattern: Pattern
+
+    @staticmethod
+    def of(spec: Gemm | Conv) -> "Layer | str":
+        """The layer of a spec; the reason where this kernel is not for it."""
+        if getattr(spec, "strips", None):
+            return "weights in strips: channels side by side do not share their zeros"
+        if isinstance(spec, Gemm):
+            pattern, taps, channels, groups, own = spec.pattern, (), spec.k, 1, spec.n
+        elif isinstance(spec, Conv):
+            pattern, taps, channels, groups = spec.packed, (spec.k_h, spec.k_w), spec.depth, spec.groups
+            own = spec.out_c // groups
+        else:
+            return f"a {type(spec).__name__}"
+        depth = Depth.of(pattern, math.prod(taps), channels)
+        if isinstance(depth, str):
+            return depth
+        lead = spec.y_shape[:-1]
+        return Layer(math.prod(lead), lead, taps, depth, groups, own, -(-own // PANEL), pattern)
