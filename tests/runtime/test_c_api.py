@@ -215,8 +215,8 @@ def test_no_such_file(attempt, tmp_path):
 
 
 def test_every_call(tiny, library, tmp_path):
-    """Memory in place and copied, what is refused, and no allocation in a thousand runs."""
-    program = compiled(Path(__file__).parent / "calls.c", library, tmp_path / "calls")
+    """Memory in place and copied, what is refused, and no allocation in ten thousand runs."""
+    program = compiled(Path(__file__).parent / "c/calls.c", library, tmp_path / "calls")
     run = subprocess.run([program, tiny.path], capture_output=True, text=True)
     assert run.returncode == 0
     assert [line.strip() for line in run.stdout.splitlines()] == [

@@ -130,10 +130,13 @@ static void work_on_all_cpus(job *j, uint64_t bytes) {
 
 static void work_on_all_cpus(job *j, uint64_t bytes) {
     pthread_t threads[MAX_THREADS - 1];
-    int wanted = bytes < MAX_THREADS * WORTH_A_THREAD ? (int)(bytes / WORTH_A_THREAD) : MAX_THREADS, started = 0;
-    if (wanted > 1) {
-        int cpus = usable_cpus();
-        wanted = wanted < cpus ? wanted : cpus;
+    uint64_t most = bytes / WORTH_A_THREAD;
+    int wanted = most > 1 ? usable_cpus() : 1, started = 0;
+    if (wanted > MAX_THREADS) wanted = MAX_THREADS;
+    if ((uint64_t)wanted > most) wanted = (int)most;
+    if (wanted == 1) {
+        work(j);
+        return;
     }
     sigset_t all, before; // signals are the application's
     sigfillset(&all);

@@ -119,8 +119,8 @@ static span cut(cursor *c) {
 }
 
 span json_get(span object, const char *key) {
-    cursor c = {object.data, object.data + object.size};
-    if (!object.size || !take(&c, '{')) return (span){0};
+    if (!object.size || object.data[0] != '{') return (span){0};
+    cursor c = {object.data + 1, object.data + object.size};
     while (c.at < c.end) {
         blanks(&c);
         if (c.at == c.end || *c.at != '"') break;
@@ -134,9 +134,8 @@ span json_get(span object, const char *key) {
 }
 
 span json_next(span list, size_t *at) {
-    cursor c = {list.data, list.data + list.size};
-    if (!list.size || *c.at != '[') return (span){0};
-    c.at += *at ? *at : 1;
+    if (!list.size || list.data[0] != '[') return (span){0};
+    cursor c = {list.data + (*at ? *at : 1), list.data + list.size};
     blanks(&c);
     if (c.at >= c.end || *c.at == ']') return (span){0};
     span found = cut(&c);

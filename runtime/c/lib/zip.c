@@ -38,10 +38,10 @@ static bool local_matches(const uint8_t *file, const member *m) {
     memcpy(p, m->name, name);
     p = put16(put16(put16(p + name, 0xd935), extra - 4), PAGE);
     const uint8_t *found = file + m->header;
-    if (memcmp(found, expected, (size_t)(p - expected))) return false;
-    for (found += p - expected; found < file + m->offset; found++)
-        if (*found) return false;
-    return true;
+    size_t head = (size_t)(p - expected), padding = m->offset - m->header - head;
+    if (memcmp(found, expected, head)) return false;
+    const uint8_t *zeros = found + head; // each byte is like the next one
+    return !padding || (!zeros[0] && !memcmp(zeros, zeros + 1, padding - 1));
 }
 
 static bool central_matches(const uint8_t *found, const member *m) {
@@ -128,10 +128,15 @@ const member *zip_find(const archive *a, const char *name) {
 span zip_data(const archive *a, const member *m) { return (span){a->file.data + m->offset, m->size}; }
 
 uint32_t crc32_of(span data) {
+    static const uint32_t of_four_bits[16] = {
+        0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
+        0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c, 0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c,
+    };
     uint32_t crc = ~0u;
     for (size_t i = 0; i < data.size; i++) {
         crc ^= data.data[i];
-        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (0xedb88320u & -(crc & 1));
+        crc = crc >> 4 ^ of_four_bits[crc & 15];
+        crc = crc >> 4 ^ of_four_bits[crc & 15];
     }
     return ~crc;
 }

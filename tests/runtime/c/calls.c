@@ -52,7 +52,7 @@ int main(int argc, char **argv) {
     counting = 1;
     int failed = 0;
     double seconds[3];
-    for (int i = 0; i < 1000; i++) failed |= sparsec_run(context, &error) | sparsec_profile(context, seconds, &error);
+    for (int i = 0; i < 5000; i++) failed |= sparsec_run(context, &error) | sparsec_profile(context, seconds, &error);
     counting = 0;
     printf("copied %d\n", !failed && sparsec_output_data(context, 0) == odd + 4 && !memcmp(odd + 4, y, 512));
     printf("allocations %d, timed %d\n", count, seconds[0] > 0 && seconds[1] >= 0 && seconds[2] >= 0);

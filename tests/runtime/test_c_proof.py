@@ -1,0 +1,97 @@
+"""The C core under sanitizers and Valgrind, its coverage, its size; it leaves nothing behind."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsec.runtime import build
+
+sys.path.append(str(Path(__file__).resolve().parent / "c"))
+import c_programs
+
+VALGRIND = ("valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=all")
+
+
+def needs(*tools):
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed (Debian: apt-get install {tool})")
+
+
+def needs_sanitizer(folder, flag):
+    """Compilers know sanitizers whose libraries are not installed."""
+    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
+    try:
+        c_programs.compiled(folder / "empty", [folder / "empty.c"], flag)
+    except RuntimeError as e:
+        pytest.skip(f"cc has no {flag}: {e}")
+
+
+FLAGS = {
+    "no threads": ["-O2", "-DSPARSEC_NO_THREADS"],
+    "address and undefined": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-fsanitize=thread"],
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_every_function(tmp_path, flags):
+    """Every function of sparsec.h, right and wrong; sanitizers are in the core, the library and the program.
+
+    Without them test_coverage does the same.
+    """
+    for flag in flags:
+        if flag.startswith("-fsanitize"):
+            needs_sanitizer(tmp_path, flag)
+    large = "-fsanitize=thread" not in flags
+    assert c_programs.every(tmp_path, *flags, large=large) == "ok\n"
+
+
+@pytest.mark.slow
+def test_under_valgrind(tmp_path):
+    needs("valgrind")
+    assert c_programs.every(tmp_path, "-O1", wrapper=VALGRIND, large=False, ROUNDS="20") == "ok\n"
+
+
+@pytest.mark.slow
+def test_many_threads_for_long(tmp_path):
+    """Eight threads with 10,000 inferences each, contexts of one model; every result is the serial one."""
+    assert c_programs.every(tmp_path, "-O2", ROUNDS="10000") == "ok\n"
+
+
+def test_cycles(tmp_path, request):
+    """Loading, running and freeing leaves nothing behind."""
+    count = 10_000 if request.config.getoption("--run-slow") else 200
+    model, program = c_programs.artifact(tmp_path, "-O2"), c_programs.program(tmp_path, "cycles", "-O2")
+    assert c_programs.ran(program, model, count) == "ok\n"
+
+
+def test_corpus(tmp_path):
+    """What fuzzing has found interesting, with sanitizers."""
+    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    needs_sanitizer(tmp_path, flags[1])
+    inputs = sorted(c_programs.CORPUS.iterdir())
+    said = c_programs.ran(c_programs.reader(tmp_path, *flags), *inputs)
+    assert said == f"{len(inputs)} inputs\n"
+
+
+def test_coverage(tmp_path):
+    needs("gcov")
+    found = c_programs.coverage(tmp_path)
+    assert {f"{source}" for source in (*build.CORE, *build.LIBRARY)} <= set(found)
+    lines, hit = (sum(column) for column in zip(*found.values(), strict=True))
+    assert hit >= 0.95 * lines, {source: counts for source, counts in found.items() if counts[0] > counts[1]}
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_size(tmp_path, machine):
+    """Core and library with zip, SHA-256, Ed25519 and threads, stripped, as one library."""
+    cc = build.zig(f"{machine}-linux-musl")
+    sources = sorted({build.SOURCES / source for source in (*build.CORE, *build.LIBRARY)})
+    (tmp_path / "plan.c").write_text('#include "core/plan.h"\nconst sparsec_plan sparsec_the_plan;\n')
+    command = [*cc, *build.FLAGS, f"-I{build.SOURCES}", "-shared", "-s", "-Wl,--gc-sections", "plan.c"]
+    subprocess.run([*command, *sources, "-o", "all.so"], cwd=tmp_path, check=True)
+    assert (tmp_path / "all.so").stat().st_size < 96_000
