@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from . import goals, kernels, plots, report, results, starts
+from .accuracy import page, store
 from .compiled import CompileFailed, compiled
 from .prune import VARIANTS
 from .rows import ENGINES, model_row, settings_of
@@ -114,6 +115,7 @@ def write_report(asked) -> None:
     found = results.load()
     report.write(found)
     plots.write(found)
+    page.write(store.load())
 
 
 if __name__ == "__main__":

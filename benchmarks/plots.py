@@ -1,5 +1,6 @@
 """Pictures, made from the JSON and nothing else; SVG without dates or random names, so that two compare."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from . import goals
@@ -13,14 +14,19 @@ COLOURS = {
 
 
 def write(found: dict, folder: Path = FOLDER) -> None:
+    for name, draw in (("models.svg", models), ("kernels.svg", kernels)):
+        save(draw, found, folder / name)
+
+
+def save(draw: Callable, found: dict, file: Path) -> None:
+    """Write what ``draw(found)`` gives, if anything."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams |= {"svg.hashsalt": "sparsec", "svg.fonttype": "none", "font.size": 9}
-    for name, draw in (("models.svg", models), ("kernels.svg", kernels)):
-        figure = draw(found)
-        if figure:
-            figure.savefig(folder / name, metadata={"Date": None}, bbox_inches="tight")
+    figure = draw(found)
+    if figure:
+        figure.savefig(file, metadata={"Date": None}, bbox_inches="tight")
 
 
 def models(found: dict):

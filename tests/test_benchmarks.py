@@ -14,6 +14,7 @@ if str(ROOT) not in sys.path:  # at the end, where it shadows nothing
     sys.path.append(str(ROOT))
 
 from benchmarks import goals, report, results  # noqa: E402
+from benchmarks.accuracy import page, store  # noqa: E402
 from benchmarks.prune import VARIANTS, Variant, prune  # noqa: E402
 from benchmarks.rows import compared, difference  # noqa: E402
 from benchmarks.turns import Child, EngineError, Entrant, by_turns, compete  # noqa: E402
@@ -237,3 +238,17 @@ def test_the_pages_are_made_from_the_results():
     found = json.loads((results.FOLDER / "results.json").read_text())
     for name, make in report.PAGES.items():
         assert (results.FOLDER / name).read_text() == make(found), "run python -m benchmarks report"
+
+
+def test_the_page_of_accuracies_is_made_from_the_results():
+    assert (results.FOLDER / "accuracy.md").read_text() == page.page(store.load()), (
+        "run python -m benchmarks report"
+    )
+
+
+def test_an_accuracy_measured_again_replaces_the_old_one(tmp_path):
+    file, key = tmp_path / "a.json", {"network": "mlp", "pattern": "2:4", "method": "search"}
+    for pruned, pattern in ((0.5, "2:4"), (0.9, "1:4"), (0.97, "2:4")):
+        store.add("digits", key | {"pattern": pattern, "dense": 0.98, "pruned": pruned}, file)
+    assert [(r["pattern"], r["pruned"]) for r in store.load(file)["digits"]] == [("1:4", 0.9), ("2:4", 0.97)]
+    assert "| search | 97.0 | 90.0 |" in page.page(store.load(file))

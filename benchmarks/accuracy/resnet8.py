@@ -1,6 +1,6 @@
 """How often MLPerf Tiny's ResNet-8 pruned with calibration data says what the dense one says, in one shot.
 
-    python benchmarks/accuracy/resnet8.py MODEL.onnx [--pattern 2:4] [--sweeps 1 3]
+    python -m benchmarks.accuracy.resnet8 MODEL.onnx [--pattern 2:4] [--sweeps 1 3]
 
 Inputs are 32x32 crops of scikit-learn's two photographs at several scales, their left halves to calibrate and
 their right halves for the score. The network was trained on single objects, which such crops seldom show: on
@@ -10,7 +10,6 @@ So agreement is told by how sure the dense model is. Results are added to
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +22,8 @@ from sklearn.datasets import load_sample_images
 from sparsec.compiler.ingest import form, load, opset
 from sparsec.compiler.prune import PruneRequest, prune_model
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "accuracy.json"
+from .store import add
+
 SIZE, STRIDE, SCALES, TEST = 32, 8, (1, 2, 3, 4, 6, 8), 1000
 SURE = (0.0, 0.5, 0.8, 0.95)  # the least confidence of the dense model
 
@@ -59,25 +59,26 @@ def main() -> None:
     form.infer(dense)
     wanted = outputs(dense, test)
     for sweeps in arguments.sweeps:
-        model, start = dense.clone(), time.perf_counter()
+        model, start = dense.clone(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "calibration.npz"
             np.savez(data, **{dense.graph.inputs[0].name: calibration})
             request = PruneRequest(arguments.pattern, "search", str(data), sweeps=sweeps)
             _, layers = prune_model(model, request, lambda line: None)
-        seconds = time.perf_counter() - start
-        record(
-            {
-                "pattern": arguments.pattern,
-                "sweeps": sweeps,
-                "images": arguments.images,
-                "agreement": agreement(outputs(model, test), wanted),
-                "median_confidence": round(float(np.median(wanted.max(axis=1))), 3),
-                "error": round(float(np.mean([layer["error_after"] for layer in layers])), 4),
-                "layers": len(layers),
-                "seconds": round(seconds),
-            }
-        )
+        seconds = time.process_time() - start
+        result = {
+            "pattern": arguments.pattern,
+            "sweeps": sweeps,
+            "images": arguments.images,
+            "agreement": agreement(outputs(model, test), wanted),
+            "median_confidence": round(float(np.median(wanted.max(axis=1))), 3),
+            "error": round(float(np.mean([layer["error_after"] for layer in layers])), 4),
+            "layers": len(layers),
+            "seconds": round(seconds),
+        }
+        add("resnet8", result)
+        equal = ", ".join(f"{100 * a['equal']:.1f} % at {a['sure']:.2f}" for a in result["agreement"])
+        print(f"{arguments.pattern}, {sweeps} sweeps: equal {equal}; {seconds:.0f} s", flush=True)
 
 
 def outputs(model: ir.Model, images: np.ndarray) -> np.ndarray:
@@ -92,19 +93,6 @@ def agreement(got: np.ndarray, wanted: np.ndarray) -> list[dict[str, float]]:
         {"sure": at, "images": int((sure >= at).sum()), "equal": round(float(same[sure >= at].mean()), 4)}
         for at in SURE
     ]
-
-
-def record(result: dict) -> None:
-    """Put `result` in the place of an older one of the same pattern, sweeps and images, and print it."""
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    key = ("pattern", "sweeps", "images")
-    kept = [r for r in found.get("resnet8", []) if [r[k] for k in key] != [result[k] for k in key]]
-    found["resnet8"] = sorted([*kept, result], key=lambda r: [r[k] for k in key])
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    cells = ", ".join(
-        f"{100 * a['equal']:.1f} % of {a['images']} at {a['sure']:.2f}" for a in result["agreement"]
-    )
-    print(f"{result['pattern']}, {result['sweeps']} sweeps: equal {cells}; {result['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

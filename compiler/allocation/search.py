@@ -55,6 +55,18 @@ class Allocated:
     plan: dict
 
 
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What is known before anything is chosen: the frontier in `space`, and how to go to a point of it.
+
+    `attempt(point)` prunes for real and judges on held-out samples; `seconds(model)` times a whole model.
+    """
+
+    space: "Space"
+    attempt: Callable[[Point], tuple[Allocated, Judgement]]
+    seconds: Callable[[ir.Model], float]
+
+
 def allocate(
     model: ir.Model,
     request: PruneRequest,
@@ -64,6 +76,31 @@ def allocate(
     log,
 ) -> Allocated:
     """Raises CompileError where no choice of patterns keeps the budget, naming the closest one."""
+    known = survey(model, request, patterns, metric, log)
+    space = known.space
+    point, made, judgement = _search(space, budget, known.attempt)
+    log("time the pruned model")
+    after = known.seconds(made.model)
+    plan = {
+        "patterns": {name: str(p) for name, p in space.patterns(point).items()},
+        "dense_ms": 1e3 * space.seconds,
+        "predicted_ms": 1e3 * space.seconds * space.latency(point),
+        "measured_ms": 1e3 * after,
+        "size": space.size(point),
+        "predicted_error": point.error**0.5,
+        "held_out": {"error": judgement.error, "cosine": judgement.cosine, "drop": judgement.drop},
+        "frontier": [
+            {"latency": space.latency(p), "size": space.size(p), "predicted_error": p.error**0.5}
+            for p in space.points
+        ],
+    }
+    return Allocated(made.model, made.findings, made.layers, plan)
+
+
+def survey(
+    model: ir.Model, request: PruneRequest, patterns: Sequence[Pattern], metric: str | None, log
+) -> Survey:
+    """Times and sensitivities of every layer in every pattern; `model` stays as it is."""
     batches = read_batches(request.calib, model)
     if len(batches) < 2:
         samples = len(next(iter(batches[0].values())))
@@ -80,12 +117,15 @@ def allocate(
     for value in model.graph.inputs:
         if isinstance(value.shape[0], int):
             shapes[value.name] = tuple(batches[0][value.name].shape)
+
+    def seconds(timed: ir.Model) -> float:
+        return model_seconds(timed, shapes, {n: a[: shapes[n][0]] for n, a in batches[0].items()})
+
     choices = _options(model, request, patterns, seen, shapes, log)
     if not choices:
         raise CompileError("no layer of the model can take one of the patterns; see `sparsec explain`")
     log("time the dense model")
-    dense_seconds = model_seconds(model, shapes, {n: a[: shapes[n][0]] for n, a in batches[0].items()})
-    space = _Space(choices, dense_seconds, _weight_bytes(model))
+    space = Space(choices, seconds(model), _weight_bytes(model))
     dense_outputs = _run(model, unseen)
 
     def attempt(point: Point) -> tuple[Allocated, Judgement]:
@@ -100,26 +140,10 @@ def allocate(
         log(f"on held-out data {judgement}")
         return Allocated(pruned, findings, reports, {}), judgement
 
-    point, made, judgement = _search(space, budget, attempt)
-    log("time the pruned model")
-    after = model_seconds(made.model, shapes, {n: a[: shapes[n][0]] for n, a in batches[0].items()})
-    plan = {
-        "patterns": {name: str(p) for name, p in space.patterns(point).items()},
-        "dense_ms": 1e3 * dense_seconds,
-        "predicted_ms": 1e3 * dense_seconds * space.latency(point),
-        "measured_ms": 1e3 * after,
-        "size": space.size(point),
-        "predicted_error": point.error**0.5,
-        "held_out": {"error": judgement.error, "cosine": judgement.cosine, "drop": judgement.drop},
-        "frontier": [
-            {"latency": space.latency(p), "size": space.size(p), "predicted_error": p.error**0.5}
-            for p in space.points
-        ],
-    }
-    return Allocated(made.model, made.findings, made.layers, plan)
+    return Survey(space, attempt, seconds)
 
 
-class _Space:
+class Space:
     """The frontier of a model, and what its points mean for the whole of it."""
 
     def __init__(
@@ -149,7 +173,7 @@ class _Space:
         return 1 - sum(options[0][2] - options[i][2] for options, i in picked) / self.bytes
 
 
-def _search(space: _Space, budget: Budget, attempt: Callable) -> tuple[Point, Allocated, Judgement]:
+def _search(space: Space, budget: Budget, attempt: Callable) -> tuple[Point, Allocated, Judgement]:
     gains = [p for p in space.points if space.patterns(p)]
     fitting = [
         p

@@ -1,0 +1,138 @@
+"""`benchmarks/results/accuracy.md` and `frontier.svg`, made from `accuracy.json` and nothing else."""
+
+import textwrap
+from pathlib import Path
+
+from .. import plots
+from ..report import table
+from .store import FILE
+
+MINILM = {
+    "all": "All 36 linear layers of the encoder",
+    "attention": "The 24 projections of attention alone, where every method has been run",
+}
+
+
+def write(found: dict, folder: Path = FILE.parent) -> None:
+    (folder / "accuracy.md").write_text(page(found))
+    plots.save(frontier_plot, found, folder / "frontier.svg")
+
+
+def page(found: dict) -> str:
+    lines = ["# Accuracy of pruned networks", ""]
+    lines += paragraph("Written by `python -m benchmarks report`. Nothing here was trained after pruning.")
+    return "\n".join([*lines, *minilm(found), *frontier(found), *digits(found), *resnet8(found)])
+
+
+def paragraph(text: str) -> list[str]:
+    return [*textwrap.wrap(text, 110), ""]
+
+
+def minilm(found: dict) -> list[str]:
+    lines = ["## all-MiniLM-L6-v2", ""]
+    lines += paragraph(
+        "Mean cosine between the sentence embeddings of the pruned and of the dense network on 500 texts, "
+        "pruned with 256 others; `-` behind a method: without least squares afterwards."
+    )
+    for layers, text in MINILM.items():
+        results = [r for r in found.get("minilm", []) if r["layers"] == layers]
+        if not results:
+            continue
+        patterns = sorted({r["pattern"] for r in results}, key=_pattern)
+        lines += [f"{text}:", "", *table(["method", *patterns])]
+        for method in sorted({r["method"] for r in results}):
+            cells = [_best(results, method, pattern) for pattern in patterns]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def _pattern(text: str) -> tuple:
+    """Fewer zeros first, then longer groups, then larger blocks."""
+    name, _, block = text.partition("x")
+    n, _, m = name.partition(":")
+    return (-int(n) / int(m), int(m), int(block or 1)) if m else (0, 0, 0)
+
+
+def _best(results: list[dict], method: str, pattern: str) -> str:
+    """Of several dampings the best."""
+    of = [r["cosine"] for r in results if (r["method"], r["pattern"]) == (method, pattern)]
+    return f"{max(of):.3f}" if of else "-"
+
+
+def frontier(found: dict) -> list[str]:
+    rows = found.get("frontier", [])
+    if not rows:
+        return []
+    lines = ["## Speed against accuracy", ""]
+    lines += paragraph(
+        "all-MiniLM-L6-v2 once more: a pattern for each layer out of those named, chosen for a latency. "
+        "*Speed* is that of the whole network over the dense one, both compiled by sparsec and run by turns "
+        "on one thread; *cosine* is on the 500 texts."
+    )
+    lines += [
+        "![](frontier.svg)",
+        "",
+        *table(["patterns", "asked latency", "speed", "cosine", "layers"]),
+    ]
+    for r in rows:
+        layers = ", ".join(f"{count} {pattern}" for pattern, count in r["layers"].items())
+        lines.append(
+            f"| {r['patterns']} | {r['latency']} | {r['speed']:.2f}x | {r['cosine']:.3f} | {layers} |"
+        )
+    return [*lines, ""]
+
+
+def frontier_plot(found: dict):
+    """Cosine over speed; dotted: at 1.2x the speed of dense at least 0.95 is asked."""
+    rows = sorted(found.get("frontier", []), key=lambda r: r["speed"])
+    if not rows:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2))
+    axes = figure.subplots()
+    axes.plot([1, *(r["speed"] for r in rows)], [1, *(r["cosine"] for r in rows)], "o-", color="#08519c")
+    axes.axvline(1.2, color="black", linewidth=0.5, linestyle=":")
+    axes.axhline(0.95, color="black", linewidth=0.5, linestyle=":")
+    axes.set_xlabel("speed over the dense network, compiled alike")
+    axes.set_ylabel("mean cosine to its embedding")
+    axes.set_title("all-MiniLM-L6-v2, one shot")
+    axes.grid(linewidth=0.3)
+    return figure
+
+
+def digits(found: dict) -> list[str]:
+    rows = found.get("digits", [])
+    if not rows:
+        return []
+    lines = ["## Handwritten digits", ""]
+    lines += paragraph("Share of 797 labels that are right, in percent; the networks have not seen them.")
+    for network in dict.fromkeys(r["network"] for r in rows):
+        own = [r for r in rows if r["network"] == network]
+        patterns = sorted({r["pattern"] for r in own}, key=_pattern)
+        lines += [f"`{network}`, dense {100 * own[0]['dense']:.1f}:", "", *table(["method", *patterns])]
+        for method in sorted({r["method"] for r in own}):
+            cells = {r["pattern"]: f"{100 * r['pruned']:.1f}" for r in own if r["method"] == method}
+            lines.append(f"| {method} | " + " | ".join(cells.get(p, "-") for p in patterns) + " |")
+        lines.append("")
+    return lines
+
+
+def resnet8(found: dict) -> list[str]:
+    rows = found.get("resnet8", [])
+    if not rows:
+        return []
+    sure = [a["sure"] for a in rows[0]["agreement"]]
+    lines = ["## MLPerf Tiny's ResNet-8", ""]
+    lines += paragraph(
+        "Share of 1,000 crops of photographs for which the pruned network gives the dense one's answer, in "
+        "percent, by how sure the dense one is at least; such crops seldom show what it was trained on, so "
+        f"on half of them it is less sure than {rows[0]['median_confidence']}. *Error* is the mean squared "
+        "error of a layer's output."
+    )
+    lines += table(["pattern", "sweeps", "images", *(f"sure {s:.2f}" for s in sure), "error"])
+    for r in rows:
+        cells = " | ".join(f"{100 * a['equal']:.1f}" for a in r["agreement"])
+        lines.append(f"| {r['pattern']} | {r['sweeps']} | {r['images']} | {cells} | {r['error']:.4f} |")
+    return [*lines, ""]
