@@ -80,6 +80,19 @@ def link_runner(
         shutil.copy(folder / "runner", out)
 
 
+def archive(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, level: str) -> bytes:
+    """The static library for programs without a loader: plan, kernels and core, without a system.
+
+    The arguments and errors are those of ``link``.  Who links it adds the weights as ``sparsec_weights``.
+    """
+    what = f"{level}.a"
+    with _failures(Path(what)), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
+        folder, cc = Path(name), build.zig(build.ZIG_STATIC[LEVEL_ARCHITECTURE[level]])
+        names = _write_model(plan, objects, workspace_size, folder, level, cc)
+        names += build.compile_sources(cc, build.BARE, folder, build.BARE_FLAGS)
+        return build.archive(what, names, folder).read_bytes()
+
+
 @contextmanager
 def _failures(out: Path):
     """A linker's failure as the error of a compilation."""
@@ -100,15 +113,28 @@ def _compile(
     cc: Sequence[str],
 ) -> list[str]:
     """Writes the plan's, the kernels' and the core's objects into ``folder``; their names in link order."""
+    names = _write_model(plan, objects, workspace_size, folder, level, cc)
+    for name, content in _core_objects(tuple(cc)).items():
+        names.append(name)
+        (folder / name).write_bytes(content)
+    return names
+
+
+def _write_model(
+    plan: Plan,
+    objects: Sequence[bytes | Path],
+    workspace_size: int,
+    folder: Path,
+    level: str,
+    cc: Sequence[str],
+) -> list[str]:
+    """Writes the plan's and the kernels' objects into ``folder``; their names in link order."""
     contents = [o if isinstance(o, bytes) else Path(o).read_bytes() for o in objects]
     _check_kernels(plan, contents)
     names = ["plan.o"]
     for i, content in enumerate(contents):
         names.append(f"kernels{i}.o")
         (folder / names[-1]).write_bytes(content)
-    for name, content in _core_objects(tuple(cc)).items():
-        names.append(name)
-        (folder / name).write_bytes(content)
     (folder / "plan.c").write_text(plan_source(plan, workspace_size, level))
     build.run(build.compile_command(cc, "plan.c", "plan.o"), folder)
     return names
@@ -119,7 +145,7 @@ def _core_objects(cc: tuple[str, ...]) -> dict[str, bytes]:
     """The core's objects, which are the same for every model and level of one compilation."""
     with tempfile.TemporaryDirectory(prefix="sparsec-") as name:
         folder = Path(name)
-        return {o: (folder / o).read_bytes() for o in build.compile_core(cc, folder)}
+        return {o: (folder / o).read_bytes() for o in build.compile_sources(cc, build.CORE, folder)}
 
 
 def _check_kernels(plan: Plan, contents: Sequence[bytes]) -> None:

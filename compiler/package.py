@@ -28,6 +28,11 @@ def library_member(level: str) -> str:
     return f"model.{level}.so"
 
 
+def archive_member(level: str) -> str:
+    """The name of the member that holds the static library of a CPU level: ``v3`` -> ``model.v3.a``."""
+    return f"model.{level}.a"
+
+
 def base_manifest(
     plan: Plan,
     *,

@@ -15,7 +15,7 @@ import tvm
 
 import sparsec
 from sparsec import passes
-from sparsec.compiler import check, emulator, native, package, reference
+from sparsec.compiler import check, emulator, native, package, reference, sample
 from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.choices import choose
 from sparsec.compiler.dump import Dump
@@ -86,6 +86,9 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
                 library = Path(folder) / f"{level}.so"
                 native.link(plans[level], [code], made.workspace_size, library, level)
                 members[package.library_member(level)] = library.read_bytes()
+                if request.exportable:
+                    library = native.archive(plans[level], [code], made.workspace_size, level)
+                    members[package.archive_member(level)] = library
         manifest = package.base_manifest(
             plan,
             sparsec_version=sparsec.__version__,
@@ -108,6 +111,10 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
                 source = changed or request.model
                 manifest["receipt"] = check.receipt(runs, source, feeds, bool(request.calib))
                 manifest["receipt"] |= emulator.remarks(levels, runs)
+        if request.exportable:
+            with stages("keep a sample"):
+                oracle = check.Oracle(changed or request.model, feeds)
+                members[sample.MEMBER] = sample.make(oracle, feeds, plan.inputs, plan.outputs)
         with stages("publish"):
             package.write_artifact(request.out, manifest, members)
 

@@ -148,11 +148,22 @@ def compare(ours: np.ndarray, reference: np.ndarray, spread: float = 0.0) -> Dif
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     if np.any(~same & ~(np.isfinite(a) & np.isfinite(b))):
         return Difference(float("inf"), 0.0, False)
-    scale = float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
     with np.errstate(invalid="ignore"):
         error = float(np.max(np.abs(a - b), initial=0.0, where=~same))
+    return Difference(error, scale_of(reference), error <= tolerance(reference, spread))
+
+
+def scale_of(reference: np.ndarray) -> float:
+    """The largest finite absolute value."""
+    b = reference.astype(np.float64)
+    return float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
+
+
+def tolerance(reference: np.ndarray, spread: float = 0.0) -> float:
+    """By how much a right result may differ from ``reference``, floats; ``spread`` as in ``compare``."""
+    scale = scale_of(reference)
     plain = HALF * (scale + 1) if reference.dtype == np.float16 else RELATIVE * scale + ABSOLUTE
-    return Difference(error, scale, error <= max(plain, widened(spread, scale)))
+    return max(plain, widened(spread, scale))
 
 
 def widened(spread: float, scale: float) -> float:

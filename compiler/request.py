@@ -32,6 +32,7 @@ class CompileRequest:
     ignores patterns.  ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.
+    ``exportable``: whether the artifact keeps what ``compiler/export`` makes device folders and programs of.
     """
 
     model: str
@@ -46,6 +47,7 @@ class CompileRequest:
     states: dict[str, str] = field(default_factory=dict)
     verify: bool = True
     dump_dir: str | None = None
+    exportable: bool = False
 
     def __post_init__(self):
         if self.sparsity not in SPARSITY:

@@ -20,12 +20,28 @@ SOURCES = Path(__file__).resolve().parent / "c"
 CORE = (
     "core/backend.c",
     "core/context.c",
-    "core/memory.c",
     "core/pool.c",
     "core/run.c",
     "core/state.c",
+    "core/system.c",
     "cpus.c",
 )
+# The core and the calls of sparsec.h for a model that is linked with its program: no threads, no system.
+BARE = (
+    "core/backend.c",
+    "core/bare.c",
+    "core/context.c",
+    "core/pool.c",
+    "core/run.c",
+    "core/state.c",
+    "lib/calls.c",
+    "lib/linked.c",
+)
+# Programs for devices: one that reads artifacts, one of a model that is linked with it, one for signatures.
+ARTIFACT_PROGRAM = ("tools/artifact.c", "tools/device.c", "tools/files.c", "tools/key.c", "tools/selftest.c")
+LINKED_PROGRAM = ("tools/linked.c", "tools/device.c", "tools/files.c", "tools/selftest.c", "lib/cpu.c")
+VERIFY_PROGRAM = ("tools/verify.c", "tools/files.c", "tools/key.c", "lib/ed25519.c", "lib/sha512.c")
+BARE_FLAGS = ("-Os", "-ffunction-sections", "-fdata-sections", "-DSPARSEC_BARE", "-DSPARSEC_NO_THREADS")
 RUNNER = "runner.c"
 LIBRARY = (
     "cpus.c",
@@ -47,6 +63,7 @@ LIBRARY = (
 FLAGS = (
     "-std=c11",
     "-O2",
+    "-g0",  # zig's default is to describe everything
     "-fPIC",
     "-fvisibility=hidden",
     "-ffp-contract=off",
@@ -130,14 +147,28 @@ def run(command: Sequence[str], folder: Path) -> str:
     return done.stderr
 
 
-def compile_core(cc: Sequence[str], folder: Path) -> list[str]:
-    """Compiles the core into ``folder``; returns the object files' names, in link order."""
+def compile_sources(
+    cc: Sequence[str], sources: Sequence[str], folder: Path, flags: Sequence[str] = ()
+) -> list[str]:
+    """Compiles ``sources`` of SOURCES into ``folder``; returns the objects' names, in link order."""
     objects = []
-    for source in CORE:
-        name = "core_" + Path(source).stem + ".o"
-        run(compile_command(cc, str(SOURCES / source), name), folder)
+    for source in sources:
+        name = source.removesuffix(".c").replace("/", "_") + ".o"
+        run([*compile_command(cc, str(SOURCES / source), name), *flags], folder)
         objects.append(name)
     return objects
+
+
+def archive(name: str, objects: Sequence[str], folder: Path) -> Path:
+    """Makes the static library ``name`` of object files in ``folder``; same objects, same bytes."""
+    (folder / name).unlink(missing_ok=True)
+    run([*archiver(), "rcsD", name, *objects], folder)
+    return folder / name
+
+
+def archiver() -> list[str]:
+    """The command that makes static libraries, of objects of any architecture."""
+    return [sys.executable, "-m", "ziglang", "ar"] if find_spec("ziglang") else ["ar"]
 
 
 def build_library(folder: Path, target: str = "") -> tuple[Path, Path]:
@@ -145,18 +176,16 @@ def build_library(folder: Path, target: str = "") -> tuple[Path, Path]:
 
     ``target``: an architecture, this machine's if empty.
     """
-    cc = compiler(target)
+    return make_library(compiler(target), folder)
+
+
+def make_library(cc: Sequence[str], folder: Path) -> tuple[Path, Path]:
+    """What ``build_library`` does, by the C compiler ``cc``."""
     folder.mkdir(parents=True, exist_ok=True)
-    objects = []
-    for source in LIBRARY:
-        name = "lib_" + Path(source).stem + ".o"
-        run(compile_command(cc, str(SOURCES / source), name), folder)
-        objects.append(name)
+    objects = compile_sources(cc, LIBRARY, folder)
     shared = ["-shared", "-Wl,-soname,libsparsec.so.0", "-Wl,-z,defs", "-Wl,--build-id=none", "-s"]
     run([*cc, *shared, "-o", "libsparsec.so", *objects, "-ldl", "-lpthread"], folder)
-    archive = ["ar"] if shutil.which("ar") else [sys.executable, "-m", "ziglang", "ar"]
-    (folder / "libsparsec.a").unlink(missing_ok=True)
-    run([*archive, "rcsD", "libsparsec.a", *objects], folder)
+    made = archive("libsparsec.a", objects, folder), folder / "libsparsec.so"
     for name in objects:
         (folder / name).unlink()
-    return folder / "libsparsec.a", folder / "libsparsec.so"
+    return made

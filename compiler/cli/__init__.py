@@ -13,6 +13,7 @@ from .bench import bench
 from .compile import compile_
 from .doctor import doctor
 from .explain import explain
+from .export import export
 from .failure import Program
 from .inspect import inspect
 from .passes import passes
@@ -31,6 +32,7 @@ COMMANDS = (
     explain,
     sparsify,
     tune,
+    export,
     sign,
     keygen,
     passes,

@@ -35,6 +35,11 @@ from . import options, text, work
     "--verify/--no-verify", default=True, help="Compare with ONNX Runtime before publishing (the default)."
 )
 @click.option("--dump-dir", type=options.PATH, metavar="D", help="Write the model after every stage into D.")
+@click.option(
+    "--exportable",
+    is_flag=True,
+    help="Keep objects to link and a checked sample in the artifact, for `sparsec export`.",
+)
 @options.as_json
 def compile_(
     model: Path,
@@ -49,6 +54,7 @@ def compile_(
     choices: Path | None,
     verify: bool,
     dump_dir: Path | None,
+    exportable: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL.onnx to one verified file."""
@@ -67,6 +73,7 @@ def compile_(
         states=options.unique(states, "--state"),
         verify=verify,
         dump_dir=str(dump_dir) if dump_dir else None,
+        exportable=exportable,
     )
     report = work.do("compile", request.to_json())
     if as_json:

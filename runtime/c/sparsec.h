@@ -108,6 +108,11 @@ SPARSEC_API sparsec_status sparsec_open_fd(int fd, const sparsec_allocator *allo
 SPARSEC_API sparsec_status sparsec_open_memory(const void *data, size_t size, const sparsec_allocator *allocator,
                                                sparsec_model **model, sparsec_error *error);
 
+// The model that is linked with the program, which `sparsec export --static` makes a library of: it is always
+// open.  That library has the functions that open and close no more, starts no thread, and asks no system for
+// memory: contexts come from sparsec_context_create_in alone, and one at a time runs.
+SPARSEC_API sparsec_model *sparsec_linked_model(void);
+
 // Frees the model; its contexts must have been freed before.  NULL is allowed.
 SPARSEC_API void sparsec_close(sparsec_model *model);
 

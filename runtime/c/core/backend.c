@@ -4,7 +4,11 @@
 
 #include "core.h"
 
+#ifdef SPARSEC_BARE
+static worker *current; // a system without threads has no storage of theirs
+#else
 static _Thread_local worker *current;
+#endif
 
 worker *current_worker(void) { return current; }
 

@@ -1,8 +1,6 @@
 // context.c - the memory of one inference, laid out once; the caller's buffers that take its place
 
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core.h"
 
@@ -94,22 +92,8 @@ static void fill_arguments(context *c, const char *weights, char *arena) {
 
 // Section: life
 
-int default_threads(int *threads) {
-    const char *setting = getenv("SPARSEC_NUM_THREADS");
-    if (!setting || !*setting) {
-        *threads = usable_cpus();
-        if (*threads > MAX_THREADS) *threads = MAX_THREADS;
-        return 0;
-    }
-    char *end;
-    long value = strtol(setting, &end, 10);
-    if (*end || value < 1 || value > MAX_THREADS) return -1;
-    *threads = (int)value;
-    return 0;
-}
-
 uint64_t core_context_size(int threads) {
-    if ((!threads && default_threads(&threads)) || threads < 1 || threads > MAX_THREADS) return 0;
+    if ((!threads && default_threads(&threads, 0)) || threads < 1 || threads > MAX_THREADS) return 0;
     context sizing;
     char *arena;
     return lay_out(&sizing, 0, threads, &arena);
@@ -117,9 +101,8 @@ uint64_t core_context_size(int threads) {
 
 sparsec_status core_create_in(const void *weights, int threads, const sparsec_allocator *allocator,
                               sparsec_context **out, sparsec_error *error) {
-    if (!threads && default_threads(&threads))
-        return fail(error, SPARSEC_E_INPUT, "SPARSEC_NUM_THREADS must be a number from 1 to %d, found '%.40s'",
-                    MAX_THREADS, getenv("SPARSEC_NUM_THREADS"));
+    sparsec_status rc = threads ? SPARSEC_OK : default_threads(&threads, error);
+    if (rc) return rc;
     if (threads < 1 || threads > MAX_THREADS)
         return fail(error, SPARSEC_E_INPUT, "threads must be from 1 to %d, or 0 for the default, found %d", MAX_THREADS,
                     threads);
@@ -136,7 +119,7 @@ sparsec_status core_create_in(const void *weights, int threads, const sparsec_al
     c->allocator = *allocator;
     c->size = size;
     c->thread_count = threads;
-    c->owner = getpid();
+    c->owner = process_id();
     fill_arguments(c, weights, arena);
     core_restore(&c->head, 0, 0, 0);
     set_current_worker(current_worker()); // so that libc makes the slot now and not in the first run
@@ -156,7 +139,7 @@ sparsec_status core_create(const void *weights, int threads, sparsec_context **o
 void core_destroy(sparsec_context *context_) {
     context *c = (context *)context_;
     if (!c) return;
-    if (c->owner == getpid()) pool_stop(c->pool); // a forked child has the memory, not the threads
+    if (c->owner == process_id()) pool_stop(c->pool); // a forked child has the memory, not the threads
     sparsec_allocator allocator = c->allocator;
     allocator.release(allocator.user, c, c->size);
 }

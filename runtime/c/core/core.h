@@ -6,7 +6,6 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "../cpus.h"
 #include "../error.h"
 #include "plan.h"
 
@@ -43,9 +42,12 @@ int pool_launch(struct pool *pool, tvm_task *task, void *closure, int tasks);
 // One task on one thread, its workspace given back at the end.
 int worker_call(worker *w, tvm_task *task, void *closure, int index, int tasks);
 
-// The number of threads that 0 stands for: SPARSEC_NUM_THREADS if set, else usable_cpus().  Nonzero if
-// the variable is not an allowed number.
-int default_threads(int *threads);
+// The number of threads that 0 stands for: SPARSEC_NUM_THREADS if set, else usable_cpus().
+// SPARSEC_E_INPUT if the variable is not an allowed number.
+sparsec_status default_threads(int *threads, sparsec_error *error);
+
+int process_id(void);
+double now(void); // seconds
 
 // The worker that the calling thread is; NULL outside run.
 worker *current_worker(void);

@@ -1,8 +1,6 @@
 // run.c - one inference: the caller's buffers, the loop over the plan's steps, the states that it leaves
 
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "core.h"
 #include "floats.h"
@@ -23,12 +21,6 @@ static sparsec_status bring_inputs(context *c, sparsec_error *error) {
         if (data != p->active) aim(c, p, data);
     }
     return SPARSEC_OK;
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 // The index of the step that failed, or step_count.
@@ -88,7 +80,7 @@ void context_leave(context *c) { atomic_flag_clear(&c->running); }
 sparsec_status core_run(sparsec_context *context_, const void *const *inputs, void *const *outputs, double *seconds,
                         sparsec_error *error) {
     context *c = (context *)context_;
-    if (c->pool && c->owner != getpid())
+    if (c->pool && c->owner != process_id())
         return fail(error, SPARSEC_E_RUN, "the context was made before fork and its threads stayed in the parent; "
                                           "create another one here");
     sparsec_status rc = context_enter(c, error);

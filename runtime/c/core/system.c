@@ -1,8 +1,14 @@
-// memory.c - contexts' memory from the system: anonymous pages, huge ones where there are enough of them
+// system.c - what the core asks the system for: memory, CPUs, process, time; bare.c is for systems without
 
+#include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 
+#include "../cpus.h"
 #include "core.h"
+
+// Section: contexts' memory: anonymous pages, huge ones where there are enough of them
 
 static uint64_t extent(uint64_t bytes) {
     uint64_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : 1;
@@ -29,3 +35,29 @@ static void unmap_pages(void *user, void *memory, size_t bytes) {
 }
 
 const sparsec_allocator system_memory = {map_pages, unmap_pages, 0};
+
+// Section: threads, process, time
+
+sparsec_status default_threads(int *threads, sparsec_error *error) {
+    const char *setting = getenv("SPARSEC_NUM_THREADS");
+    if (!setting || !*setting) {
+        *threads = usable_cpus();
+        if (*threads > MAX_THREADS) *threads = MAX_THREADS;
+        return SPARSEC_OK;
+    }
+    char *end;
+    long value = strtol(setting, &end, 10);
+    if (*end || value < 1 || value > MAX_THREADS)
+        return fail(error, SPARSEC_E_INPUT, "SPARSEC_NUM_THREADS must be a number from 1 to %d, found '%.40s'",
+                    MAX_THREADS, setting);
+    *threads = (int)value;
+    return SPARSEC_OK;
+}
+
+int process_id(void) { return getpid(); }
+
+double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}

@@ -1,0 +1,165 @@
+#!/bin/sh
+# install.sh - install the folder that this script lies in beside the versions that are there, or go back
+#
+#     sh install.sh [--prefix DIR] [--require-signature KEY.pub] [--after COMMAND]
+#     sh install.sh [--prefix DIR] [--after COMMAND] --rollback
+#     sh install.sh [--prefix DIR] --status
+#
+#     DIR/releases/ID   versions; ID is the beginning of the hash of their SHA256SUMS
+#     DIR/current       link to the version in use, changed by one rename
+#     DIR/previous      link to the one before
+#     DIR/incoming/ID   what is being copied here; a whole one moves to releases
+#
+# COMMAND runs after each change of `current`, for example to restart a service.  If it fails, the change is
+# taken back.  A key in DIR/require-signature.pub is required of every folder.
+#
+# Exit status: 0 done, 1 refused and nothing changed, 2 wrong usage, 3 installed and taken back, 4 another
+# installation is at work.  POSIX shell, as BusyBox has it, with sha256sum, flock and mv -T.
+
+set -u
+umask 022
+name=@NAME@
+here=$(cd -- "$(dirname -- "$0")" && pwd) || exit 1
+prefix=/opt/sparsec/$name
+[ "$(id -u)" = 0 ] || prefix=${HOME:-/tmp}/sparsec/$name
+key= after= action=install
+
+say() { echo "$name: $*"; }
+die() { status=$1; shift; echo "$name: $*" >&2; exit "$status"; }
+
+while [ $# -gt 0 ]; do
+    case $1 in
+    --prefix | --require-signature | --after)
+        [ $# -gt 1 ] || die 2 "$1 needs a value"
+        case $1 in --prefix) prefix=$2 ;; --after) after=$2 ;; *) key=$2 ;; esac
+        shift
+        ;;
+    --rollback) action=rollback ;;
+    --status) action=status ;;
+    *) die 2 "unknown option $1; see the head of install.sh" ;;
+    esac
+    shift
+done
+case $prefix in /*) ;; *) die 2 "--prefix must be an absolute path, found $prefix" ;; esac
+[ -z "$key" ] || [ -r "$key" ] || die 1 "cannot read the key $key"
+
+# The version that a link names; nothing if there is no such link or version.
+version() { [ -d "$prefix/$1/." ] && basename -- "$(readlink "$prefix/$1")"; }
+
+# Makes a link by one rename: whoever looks sees the old one or the new one.
+point() { ln -sfn "releases/$2" "$prefix/.$1.$$" && mv -Tf "$prefix/.$1.$$" "$prefix/$1"; }
+
+status() {
+    say "current $(version current || echo none), previous $(version previous || echo none)"
+}
+
+cleanup() { rm -f "$prefix/.current.$$" "$prefix/.previous.$$" "$prefix/.probe.$$"; }
+
+prepare() {
+    mkdir -p "$prefix/releases" "$prefix/incoming" || die 1 "cannot make folders in $prefix"
+    exec 9>"$prefix/lock" || die 1 "cannot write in $prefix"
+    flock -n 9 || die 4 "another installation is at work in $prefix"
+    trap cleanup EXIT
+    trap 'exit 1' HUP INT TERM
+    ln -sfn . "$prefix/.probe.$$" && mv -Tf "$prefix/.probe.$$" "$prefix/.probe" && rm -f "$prefix/.probe" ||
+        die 1 "cannot rename links in $prefix: it needs space, and an mv that knows -T (BusyBox 1.33 or newer)"
+}
+
+# Every file listed, and no other, has the hash that is listed.
+check_files() {
+    [ -f "$1/SHA256SUMS" ] || die 1 "$1 has no SHA256SUMS: it was not copied whole"
+    wrong=$(cd -- "$1" && sha256sum -c SHA256SUMS 2>&1 | grep -v ': OK$' | head -n 1)
+    [ -z "$wrong" ] || die 1 "damaged: $wrong"
+    found=$(cd -- "$1" && find . -type f ! -path ./SHA256SUMS ! -path ./SHA256SUMS.sig | wc -l)
+    [ "$found" -eq "$(wc -l <"$1/SHA256SUMS")" ] || die 1 "there are files that SHA256SUMS does not list"
+    [ -z "$(find "$1" ! -type f ! -type d)" ] || die 1 "there is something that is neither a file nor a folder"
+}
+
+# By the program of the version in use, which is trusted, where there is one.
+check_signature() {
+    verify=$prefix/current/bin/sparsec-verify
+    [ -x "$verify" ] || verify=$1/bin/sparsec-verify
+    for trusted in "$key" "$prefix/require-signature.pub"; do
+        [ -n "$trusted" ] && [ -e "$trusted" ] || continue
+        said=$("$verify" "$1/SHA256SUMS" "$trusted" 2>&1) || die 1 "refused: $said"
+    done
+}
+
+# Moves what was copied to `incoming`, or copies what lies elsewhere, to releases/$id.
+place() {
+    case $1 in
+    "$prefix/incoming/"*) mv -Tf "$1" "$prefix/releases/$id" || die 1 "cannot move to $prefix/releases/$id" ;;
+    *)
+        rm -rf "$prefix/incoming/$id"
+        if ! cp -R "$1" "$prefix/incoming/$id" || ! mv -T "$prefix/incoming/$id" "$prefix/releases/$id"; then
+            rm -rf "$prefix/incoming/$id"
+            die 1 "cannot copy to $prefix"
+        fi
+        check_files "$prefix/releases/$id"
+        ;;
+    esac
+}
+
+# Makes releases/$1 current; if COMMAND then fails, what was current before is it again.
+switch() {
+    before=$(version current)
+    if [ -n "$before" ]; then point previous "$before" || die 1 "cannot change $prefix/previous"; fi
+    point current "$1" || die 1 "cannot change $prefix/current"
+    sync
+    [ -n "$after" ] || return 0
+    sh -c "$after" 9>&- && return 0
+    if [ -n "$before" ]; then
+        point current "$before"
+        sh -c "$after" 9>&- || say "the command fails with the version before, too" >&2
+        die 3 "'$after' failed: back to $before"
+    fi
+    rm -f "$prefix/current"
+    die 3 "'$after' failed: there is no version before, so none is in use now"
+}
+
+# Removes versions that no link names, and copies that were never finished.
+prune() {
+    for path in "$prefix"/releases/* "$prefix"/incoming/*; do
+        case ${path##*/} in "$(version current)" | "$(version previous)") continue ;; esac
+        case $path in
+        "$prefix"/incoming/*) [ -n "$(find "$path" -prune -mtime +0)" ] || continue ;; # being copied, maybe
+        esac
+        rm -rf "$path"
+    done
+}
+
+install() {
+    check_files "$here"
+    check_signature "$here"
+    id=$(sha256sum <"$here/SHA256SUMS" | cut -c 1-16)
+    target=$prefix/releases/$id
+    if [ "$id" = "$(version current)" ]; then
+        (check_files "$target") && sh "$target/selftest" || die 1 "$id is in use already, and it is not right"
+        case $here in "$prefix/incoming/"*) rm -rf "$here" ;; esac
+        say "$id is in use already"
+        return
+    fi
+    [ "$id" = "$(version previous)" ] && (check_files "$target") 2>/dev/null || { rm -rf "$target" && place "$here"; }
+    sync
+    if ! sh "$target/selftest"; then
+        [ "$id" = "$(version previous)" ] || rm -rf "$target"
+        die 1 "the self-test of $id failed: $(version current || echo 'no version') stays in use"
+    fi
+    switch "$id"
+    prune
+    case $here in "$prefix/incoming/"*) rm -rf "$here" ;; esac
+    say "installed $id"
+}
+
+rollback() {
+    back=$(version previous) || die 1 "there is no previous version in $prefix"
+    [ "$back" != "$(version current)" ] || die 1 "the previous version $back is in use already"
+    (check_files "$prefix/releases/$back") && sh "$prefix/releases/$back/selftest" ||
+        die 1 "the previous version $back is not right: $(version current) stays in use"
+    switch "$back"
+    say "rolled back to $back"
+}
+
+if [ "$action" = status ]; then status; exit 0; fi
+prepare
+"$action"

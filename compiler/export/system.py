@@ -1,0 +1,31 @@
+"""What a system installs by its own means: a Debian package with a systemd unit, and a container image."""
+
+from . import debian, oci, programs, texts
+from .folder import header
+from .publish import File, with_sums
+from .source import Source
+
+# The oldest glibc that the programs of the device folder load on, see build.ZIG_TARGETS.
+_GLIBC = {"x86_64": "2.28", "aarch64": "2.17", "armv7": "2.17", "riscv64": "2.27"}
+
+
+def system_folder(source: Source) -> dict[str, File]:
+    """The package, the unit and the image of ``source``, by path."""
+    made = programs.runtime(source.device.architecture)
+    program, _ = programs.linked(source)
+    unit = texts.plain("model.service", NAME=source.name)
+    installed = {
+        f"usr/lib/sparsec/{source.name}/model.sparsec": File(source.artifact),
+        f"usr/lib/sparsec/{source.name}/bin/sparsec-device": File(made["sparsec-device"], program=True),
+        f"usr/lib/sparsec/{source.name}/selftest": texts.script("selftest-artifact.sh"),
+        f"usr/lib/sparsec/{source.name}/lib/libsparsec.a": File(made["libsparsec.a"]),
+        f"usr/lib/sparsec/{source.name}/include/sparsec.h": header(),
+        f"usr/lib/systemd/system/sparsec-{source.name}.service": unit,
+        f"usr/share/doc/sparsec-{source.name}/copyright": texts.plain("copyright"),
+    }
+    depends = f"libc6 (>= {_GLIBC[source.device.architecture]})"
+    name, package = debian.package(source, installed, depends)
+    image = oci.image(source, {source.name: File(program, program=True)}, [f"/{source.name}"])
+    return with_sums(
+        {name: File(package), f"{source.name}.oci.tar": File(image), f"sparsec-{source.name}.service": unit}
+    )

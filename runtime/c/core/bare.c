@@ -1,0 +1,19 @@
+// bare.c - instead of system.c where there is no system: the caller gives the memory, one thread runs
+//
+// Profiles are zeros, since nobody tells the time.
+
+#include "core.h"
+
+static void *no_memory(void *user, size_t bytes, size_t alignment) {
+    return (void)user, (void)bytes, (void)alignment, (void *)0;
+}
+
+static void release(void *user, void *memory, size_t bytes) { (void)user, (void)memory, (void)bytes; }
+
+const sparsec_allocator system_memory = {no_memory, release, 0};
+
+sparsec_status default_threads(int *threads, sparsec_error *error) { return (void)error, *threads = 1, SPARSEC_OK; }
+
+int process_id(void) { return 0; }
+
+double now(void) { return 0; }
