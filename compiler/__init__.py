@@ -9,7 +9,7 @@ def compile_file(model, out, **options) -> dict:
 
     ``options`` are the fields of ``sparsec.compiler.request.CompileRequest``: ``target``, ``passes``,
     ``shapes``, ``dims``, ``sparsity``, ``calib``, ``choices``, ``verify``, ``dump_dir``, ``exportable``.
-    Raises ``sparsec.runtime.SparsecError`` or ``sparsec.passes.PassError`` with one line that says what to do.
+    Raises ``sparsec.runtime.SparsecError`` or ``sparsec.passes.PassError``; its one line says what to do.
     """
     from sparsec.compiler.pipeline import compile_model  # here, so that the command line starts without TVM
     from sparsec.compiler.request import CompileRequest

@@ -113,8 +113,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
                 manifest["receipt"] |= emulator.remarks(levels, runs)
         if request.exportable:
             with stages("keep a sample"):
-                oracle = check.Oracle(changed or request.model, feeds)
-                members[sample.MEMBER] = sample.make(oracle, feeds, plan.inputs, plan.outputs)
+                members[sample.MEMBER] = sample.make(changed or request.model, feeds, plan)
         with stages("publish"):
             package.write_artifact(request.out, manifest, members)
 

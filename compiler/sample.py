@@ -4,28 +4,26 @@
 error (0 where values must be equal); the data of each input; the data of each output.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from . import reference
 from .check import Oracle
-from .plan import Port
+from .plan import Plan
 
 MEMBER = "sample.bin"
 
 
-def make(
-    oracle: Oracle, feeds: Mapping[str, np.ndarray], inputs: Sequence[Port], outputs: Sequence[Port]
-) -> bytes:
-    """The sample of a model with these ports, ``oracle`` and its ``feeds``."""
-    expected = [np.ascontiguousarray(oracle.expected[port.name]) for port in outputs]
-    limits = [
-        allowed(array, oracle.spread.get(port.name, 0.0))
-        for port, array in zip(outputs, expected, strict=True)
-    ]
-    values = [np.ascontiguousarray(feeds[port.name], port.dtype) for port in inputs] + expected
-    return np.array(limits, "<f8").tobytes() + b"".join(value.tobytes() for value in values)
+def make(model: str | bytes, feeds: Mapping[str, np.ndarray], plan: Plan) -> bytes:
+    """The sample of ``model``, a path or serialised, with ``plan``: the first run of a new context on ``feeds``."""
+    new = {state.port.name: np.zeros_like(feeds[state.port.name]) for state in plan.states}
+    oracle = Oracle(model, {**feeds, **new})
+    expected = {port.name: np.ascontiguousarray(oracle.expected[port.name]) for port in plan.outputs}
+    limits = [allowed(array, oracle.spread.get(name, 0.0)) for name, array in expected.items()]
+    given = [np.ascontiguousarray(feeds[port.name], port.dtype) for port in plan.inputs]
+    data = [array.tobytes() for array in (*given, *expected.values())]
+    return np.array(limits, "<f8").tobytes() + b"".join(data)
 
 
 def allowed(expected: np.ndarray, spread: float) -> float:

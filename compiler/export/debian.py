@@ -22,7 +22,7 @@ def package(source: Source, files: Mapping[str, File], depends: str) -> tuple[st
         Architecture: {source.device.debian}
         Maintainer: {name} <root@localhost>
         Installed-Size: {-(-size // 1024)}
-        {depends and f"Depends: {depends}"}
+        Depends: {depends}
         Section: science
         Priority: optional
         Description: the neural network {source.name}, compiled by sparsec
@@ -30,7 +30,7 @@ def package(source: Source, files: Mapping[str, File], depends: str) -> tuple[st
          with the output of ONNX Runtime.  Made from the ONNX file with the SHA-256
          {source.contents.manifest.raw["source_sha256"]}.
         """
-    ).replace("\n\n", "\n")
+    )
     sums = "".join(f"{hashlib.md5(f.data).hexdigest()}  {path}\n" for path, f in sorted(files.items()))
     members = {"control": File(control.encode()), "md5sums": File(sums.encode())}
     content = ar(

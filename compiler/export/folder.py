@@ -22,7 +22,7 @@ def device_folder(source: Source) -> dict[str, File]:
         "selftest": texts.script("selftest-artifact.sh"),
         "model.sparsec": File(source.artifact),
         "bin/sparsec-device": File(made["sparsec-device"], program=True),
-        "bin/sparsec-verify": File(made["sparsec-verify"], program=True),
+        "bin/sparsec-verify": File(programs.verifier(source.device.architecture), program=True),
         "lib/libsparsec.a": File(made["libsparsec.a"]),
         "lib/libsparsec.so": File(made["libsparsec.so"], program=True),
         "include/sparsec.h": header(),

@@ -9,6 +9,16 @@ from sparsec.runtime import build
 
 from .source import Source
 
+GLIBC = "2.28"
+"""The oldest glibc that programs for devices load on; 2.27 was the first with ``memfd_create``."""
+
+DEVICE_TARGETS = {
+    "x86_64": f"x86_64-linux-gnu.{GLIBC}",
+    "aarch64": f"aarch64-linux-gnu.{GLIBC}",
+    "armv7": f"arm-linux-gnueabihf.{GLIBC}",
+    "riscv64": f"riscv64-linux-gnu.{GLIBC}",
+}
+
 # Programs on devices are small rather than fast: the kernels are what takes time.
 _FLAGS = (
     "-Os",
@@ -17,7 +27,7 @@ _FLAGS = (
     "-fno-unwind-tables",
     "-fno-asynchronous-unwind-tables",
 )
-_LINK = ("-s", "-Wl,--gc-sections")
+_LINK = ("-Os", "-s", "-Wl,--gc-sections")  # zig builds its libc the same way
 
 # Weights and sample in read-only data; who does not use the sample does not get it.
 _DATA = """
@@ -39,9 +49,9 @@ sparsec_sample_end:
 
 @cache
 def runtime(architecture: str) -> dict[str, bytes]:
-    """The library for C users and ``sparsec-device``, for glibc, and ``sparsec-verify``, for any Linux."""
+    """The library for C users and ``sparsec-device``, for glibc."""
     with tempfile.TemporaryDirectory(prefix="sparsec-") as name:
-        folder, cc = Path(name), build.zig(build.ZIG_TARGETS[architecture])
+        folder, cc = Path(name), build.zig(DEVICE_TARGETS[architecture])
         archive, shared = build.make_library(cc, folder)
         objects = build.compile_sources(cc, build.ARTIFACT_PROGRAM, folder, _FLAGS)
         libraries = ["libsparsec.a", "-ldl", "-lpthread", "-lm"]
@@ -50,8 +60,14 @@ def runtime(architecture: str) -> dict[str, bytes]:
             "libsparsec.a": archive.read_bytes(),
             "libsparsec.so": shared.read_bytes(),
             "sparsec-device": (folder / "sparsec-device").read_bytes(),
-            "sparsec-verify": _static(architecture, build.VERIFY_PROGRAM, (), folder),
         }
+
+
+@cache
+def verifier(architecture: str) -> bytes:
+    """``sparsec-verify``, which runs on any Linux."""
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as name:
+        return _static(architecture, build.VERIFY_PROGRAM, (), Path(name))
 
 
 def linked(source: Source) -> tuple[bytes, bytes]:

@@ -9,7 +9,7 @@ from .source import Source
 def static_folder(source: Source) -> dict[str, File]:
     """The files of the static form of ``source``, by path."""
     program, archive = programs.linked(source)
-    verify = programs.runtime(source.device.architecture)["sparsec-verify"]
+    verify = programs.verifier(source.device.architecture)
     return with_sums(
         {
             "README.md": texts.readme("static", source),

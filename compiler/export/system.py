@@ -5,9 +5,6 @@ from .folder import header
 from .publish import File, with_sums
 from .source import Source
 
-# The oldest glibc that the programs of the device folder load on, see build.ZIG_TARGETS.
-_GLIBC = {"x86_64": "2.28", "aarch64": "2.17", "armv7": "2.17", "riscv64": "2.27"}
-
 
 def system_folder(source: Source) -> dict[str, File]:
     """The package, the unit and the image of ``source``, by path."""
@@ -23,8 +20,7 @@ def system_folder(source: Source) -> dict[str, File]:
         f"usr/lib/systemd/system/sparsec-{source.name}.service": unit,
         f"usr/share/doc/sparsec-{source.name}/copyright": texts.plain("copyright"),
     }
-    depends = f"libc6 (>= {_GLIBC[source.device.architecture]})"
-    name, package = debian.package(source, installed, depends)
+    name, package = debian.package(source, installed, f"libc6 (>= {programs.GLIBC})")
     image = oci.image(source, {source.name: File(program, program=True)}, [f"/{source.name}"])
     return with_sums(
         {name: File(package), f"{source.name}.oci.tar": File(image), f"sparsec-{source.name}.service": unit}

@@ -120,6 +120,7 @@ switch() {
 # Removes versions that no link names, and copies that were never finished.
 prune() {
     for path in "$prefix"/releases/* "$prefix"/incoming/*; do
+        [ -e "$path" ] || continue
         case ${path##*/} in "$(version current)" | "$(version previous)") continue ;; esac
         case $path in
         "$prefix"/incoming/*) [ -n "$(find "$path" -prune -mtime +0)" ] || continue ;; # being copied, maybe
