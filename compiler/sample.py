@@ -16,7 +16,7 @@ MEMBER = "sample.bin"
 
 
 def make(model: str | bytes, feeds: Mapping[str, np.ndarray], plan: Plan) -> bytes:
-    """The sample of ``model``, a path or serialised: the first run of a new context of ``plan`` on ``feeds``."""
+    """The sample of ``model``, a path or serialised: a new context's first run on ``feeds``."""
     new = {state.port.name: np.zeros_like(feeds[state.port.name]) for state in plan.states}
     oracle = Oracle(model, {**feeds, **new})
     expected = {port.name: np.ascontiguousarray(oracle.expected[port.name]) for port in plan.outputs}

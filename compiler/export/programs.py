@@ -9,16 +9,6 @@ from sparsec.runtime import build
 
 from .source import Source
 
-GLIBC = "2.28"
-"""The oldest glibc that programs for devices load on; 2.27 was the first with ``memfd_create``."""
-
-DEVICE_TARGETS = {
-    "x86_64": f"x86_64-linux-gnu.{GLIBC}",
-    "aarch64": f"aarch64-linux-gnu.{GLIBC}",
-    "armv7": f"arm-linux-gnueabihf.{GLIBC}",
-    "riscv64": f"riscv64-linux-gnu.{GLIBC}",
-}
-
 # Programs on devices are small rather than fast: the kernels are what takes time.
 _FLAGS = (
     "-Os",
@@ -51,7 +41,7 @@ sparsec_sample_end:
 def runtime(architecture: str) -> dict[str, bytes]:
     """The library for C users and ``sparsec-device``, for glibc."""
     with tempfile.TemporaryDirectory(prefix="sparsec-") as name:
-        folder, cc = Path(name), build.zig(DEVICE_TARGETS[architecture])
+        folder, cc = Path(name), build.zig(build.ZIG_TARGETS[architecture])
         archive, shared = build.make_library(cc, folder)
         objects = build.compile_sources(cc, build.ARTIFACT_PROGRAM, folder, _FLAGS)
         libraries = ["libsparsec.a", "-ldl", "-lpthread", "-lm"]

@@ -1,5 +1,7 @@
 """What a system installs by its own means: a Debian package with a systemd unit, and a container image."""
 
+from sparsec.runtime import build
+
 from . import debian, oci, programs, texts
 from .folder import header
 from .publish import File, with_sums
@@ -20,7 +22,10 @@ def system_folder(source: Source) -> dict[str, File]:
         f"usr/lib/systemd/system/sparsec-{source.name}.service": unit,
         f"usr/share/doc/sparsec-{source.name}/copyright": texts.plain("copyright"),
     }
-    name, package = debian.package(source, installed, f"libc6 (>= {programs.GLIBC})")
+    glibc = build.ZIG_TARGETS[source.device.architecture].partition(".")[
+        2
+    ]  # the oldest that programs load on
+    name, package = debian.package(source, installed, f"libc6 (>= {glibc})")
     image = oci.image(source, {source.name: File(program, program=True)}, [f"/{source.name}"])
     return with_sums(
         {name: File(package), f"{source.name}.oci.tar": File(image), f"sparsec-{source.name}.service": unit}

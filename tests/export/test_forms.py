@@ -81,8 +81,9 @@ def test_static_program(artifact, exported, network, feeds, ort_run, tmp_path, t
     """It runs in an empty root, so it needs no file, no loader and no library."""
     folder = exported("static", target)
     level = {"x86:v2": "v2", "arm": "neon", "riscv64": "rv64gc"}[target]
-    prefix = [emulator.emulator(level)] if emulator.emulator(level) else []
-    check_program([*prefix, folder / "bin/tiny-net"], feeds, ort_run(network, feeds), tmp_path)
+    check_program(
+        [*(emulator.emulator(level) or []), folder / "bin/tiny-net"], feeds, ort_run(network, feeds), tmp_path
+    )
     program = (folder / "bin/tiny-net").read_bytes()
     assert b"ld-linux" not in program and b"ld-musl" not in program
     runtime = len(program) - len(contents.read(artifact(target)).members["weights.bin"])
