@@ -13,7 +13,7 @@ MODELS := $(VENV)/.installed-models
 BENCH  := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench bench-quick deepsparse docs clean
+.PHONY: help setup demo test test-full lint format bench bench-quick deepsparse coverage-c fuzz docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -74,6 +74,12 @@ bench-quick: $(BENCH)  ## a subset of the benchmarks (5 minutes)
 deepsparse: $(SETUP)  ## install DeepSparse for the benchmarks, in an environment of its own
 	@test -x .venv-deepsparse/bin/python || $(PYTHON) -m venv .venv-deepsparse
 	@.venv-deepsparse/bin/python -m pip install -qq deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1
+
+coverage-c: $(TEST)  ## lines of the C runtime that its tests run (gcov)
+	@$(BIN)/python tests/runtime/c/c_programs.py coverage
+
+fuzz: $(TEST)  ## fuzz the artifact reader until it is stopped, or ARGS=-max_total_time=60 (clang)
+	@$(BIN)/python tests/runtime/c/c_programs.py fuzz $(ARGS)
 
 docs: $(TEST)  ## write the pages that are made from tables in the code
 	@$(BIN)/python -m sparsec.passes.ops > docs/operators.md

@@ -95,3 +95,15 @@ def test_size(tmp_path, machine):
     command = [*cc, *build.FLAGS, f"-I{build.SOURCES}", "-shared", "-s", "-Wl,--gc-sections", "plan.c"]
     subprocess.run([*command, *sources, "-o", "all.so"], cwd=tmp_path, check=True)
     assert (tmp_path / "all.so").stat().st_size < 96_000
+
+
+def test_wrapper_for_cplusplus(tmp_path):
+    """sparsec.hpp without a warning, and what it does."""
+    needs("c++")
+    model, library = c_programs.artifact(tmp_path, "-O1"), build.build_library(tmp_path)[0]
+    flags = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Werror"]
+    command = ["c++", *flags, f"-I{build.SOURCES}", Path(__file__).resolve().parent / "c/wrapper.cpp"]
+    subprocess.run([*command, "-std=c++20", "-fsyntax-only"], check=True)
+    linked = ["-std=c++11", library, "-ldl", "-lpthread", "-o", tmp_path / "wrapper"]
+    subprocess.run([*command, *linked], check=True)
+    assert c_programs.ran(tmp_path / "wrapper", model) == "ok\n"
