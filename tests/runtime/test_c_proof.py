@@ -1,5 +1,6 @@
 """The C core under sanitizers and Valgrind, its coverage, its size; it leaves nothing behind."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,14 @@ def test_size(tmp_path, machine):
     command = [*cc, *build.FLAGS, f"-I{build.SOURCES}", "-shared", "-s", "-Wl,--gc-sections", "plan.c"]
     subprocess.run([*command, *sources, "-o", "all.so"], cwd=tmp_path, check=True)
     assert (tmp_path / "all.so").stat().st_size < 96_000
+
+
+def test_memory(tmp_path):
+    """At its peak a process needs the weights, which are the file's pages, the arena, and 8 MiB at most."""
+    model = c_programs.artifact(tmp_path, "-O2", **{"extra.bin": bytes(20 << 20)})
+    found = json.loads(c_programs.ran(c_programs.program(tmp_path, "start", "-O2"), model, 2))
+    arena = 3 << 20
+    assert model.stat().st_size < found["peak_bytes"] < model.stat().st_size + arena + (8 << 20)
 
 
 def test_wrapper_for_cplusplus(tmp_path):

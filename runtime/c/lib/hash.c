@@ -3,7 +3,6 @@
 // A large member has a hash for each MiB in the manifest, so that no CPU waits for what another one hashes.
 
 #include <stdatomic.h>
-#include <sys/mman.h>
 
 #include "lib.h"
 
@@ -102,10 +101,6 @@ static void *work(void *argument) {
         while (count < 2 && next_piece(&w, pieces + count)) count += w.index > first;
         uint8_t digests[2][32];
         if (!count) return 0;
-#ifdef MADV_POPULATE_READ // reading ahead in one go, where the pages are a file's
-        for (int i = 0; i < count; i++)
-            if (pieces[i].data.size == PIECE) madvise((void *)pieces[i].data.data, PIECE, MADV_POPULATE_READ);
-#endif
         if (count == 2)
             sha256_two(j->code, (const span[]){pieces[0].data, pieces[1].data}, digests);
         else

@@ -1,7 +1,9 @@
 """The C programs of the tests: built with any flags, on a model whose code is C as well.
 
-python tests/runtime/c/c_programs.py coverage            line coverage of the C sources, by gcov
-python tests/runtime/c/c_programs.py fuzz [OPTION ...]   libFuzzer on the artifact reader, for ever by default
+Usage: python tests/runtime/c/c_programs.py ...
+  coverage                  line coverage of the C sources, by gcov
+  fuzz [OPTION ...]         libFuzzer on the artifact reader, for ever by default
+  start ARTIFACT THREADS    the parts of a cold start in milliseconds, five times
 """
 
 import json
@@ -182,5 +184,10 @@ if __name__ == "__main__":
             sys.exit(print_coverage())
         case ["fuzz", *options]:
             sys.exit(fuzz(options))
+        case ["start", model, threads]:
+            with tempfile.TemporaryDirectory(prefix="sparsec-start-") as name:
+                start = program(Path(name), "start", "-O2")
+                for _ in range(5):
+                    print(ran(start, model, threads), end="")
         case _:
             sys.exit(__doc__)
