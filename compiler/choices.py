@@ -62,10 +62,10 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
     }
     if request.choices:
         given, tiles = _read(request.choices, nodes)
-        why = [_finding(nodes[name], kernel, "as given by --choices") for name, kernel in given.items()]
+        why = [finding(nodes[name], kernel, "as given by --choices") for name, kernel in given.items()]
         return Choices(given, why, tiles=tiles)
     if request.sparsity == "off":
-        why = [_finding(node, "dense", "sparsity is off") for node in nodes.values()]
+        why = [finding(node, "dense", "sparsity is off") for node in nodes.values()]
         return Choices(dict.fromkeys(nodes, "dense"), why)
     level = next(iter(runnable(levels)), None)
     permute = LEVELS[level or levels[0]].permute
@@ -83,7 +83,7 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
         reason = f"{how}: sparse {sparse / dense:.2f}x the time of dense"
         found.kernels[name] = kernel
         advice = _advice(node, dense, how) if kernel == "dense" else ""
-        found.findings.append(_finding(node, kernel, reason + advice))
+        found.findings.append(finding(node, kernel, reason + advice))
         found.layers.update({to_text(Candidate(kernel).spec(spec)): to_text(spec) for spec in specs})
         if kernel == "dense":
             slower.append(f"{name} ({pattern_text(node)}, {reason})")
@@ -108,7 +108,8 @@ def _advice(node: ir.Node, dense: float, how: str) -> str:
     return ""
 
 
-def _finding(node: ir.Node, kernel: str, reason: str) -> Finding:
+def finding(node: ir.Node, kernel: str, reason: str) -> Finding:
+    """What was decided for ``node``."""
     outcome = "applied" if kernel == "sparse" else "declined"
     return Finding("choose", node.name, outcome, reason, pattern_text(node), kernel)
 

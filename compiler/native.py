@@ -16,22 +16,14 @@ from pathlib import Path
 
 from sparsec.runtime import build
 from sparsec.runtime.cpu import LEVEL_ARCHITECTURE
-from sparsec.runtime.manifest import DTYPES
 
 from . import elf
+from .c_tables import DLPACK, Dims, c_string, port, table
 from .errors import CompileError
-from .plan import ALIGN, Plan, Port, TensorRef
+from .plan import ALIGN, Plan, TensorRef
 
-# dtype -> DLPack's type code and bits
-_DLPACK = {
-    "bool": (6, 8),
-    "bfloat16": (4, 16),
-    **{f"float{bits}": (2, bits) for bits in (16, 32, 64)},
-    **{f"int{bits}": (0, bits) for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": (1, bits) for bits in (8, 16, 32, 64)},
-}
 _SPACES = ("input", "output", "past", "present", "weight", "arena")
-_SYSTEM_LIBRARIES = re.compile(r"(libc|libm|libpthread|ld-linux-[a-z0-9-]+)\.so\.\d+")
+_SYSTEM_LIBRARIES = re.compile(r"(libc|libm|libdl|libpthread|ld-linux-[a-z0-9-]+)\.so\.\d+")
 _LINK = (
     "-shared",
     "-Wl,--build-id=none",
@@ -54,14 +46,10 @@ def link(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, out: 
     Same arguments and same compiler, same bytes.  Raises CompileError (one line) if there is no
     compiler, if a kernel is missing, or if a kernel needs a symbol that no device has.
     """
-    with _failures(out), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
+    with failures(out), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
         folder, cc = Path(name), build.compiler(LEVEL_ARCHITECTURE[level])
         names = _compile(plan, objects, workspace_size, folder, level, cc)
-        (folder / "exports.map").write_text("{ global: sparsec_module_v1; local: *; };\n")
-        build.run([*cc, *_LINK, "-o", "model.so", *names, "-lm", "-lpthread"], folder)
-        content = (folder / "model.so").read_bytes()
-        _check_library(content)
-        Path(out).write_bytes(content)
+        Path(out).write_bytes(link_objects(cc, names, ["-lm", "-lpthread"], folder))
 
 
 def link_runner(
@@ -72,7 +60,7 @@ def link_runner(
     The arguments and errors are those of ``link``.  The kernels are the library's; the core is compiled for
     musl's libc, the static one that ziglang has, whose types are other ones than glibc's on 32-bit machines.
     """
-    with _failures(out), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
+    with failures(out), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
         folder, cc = Path(name), build.zig(build.ZIG_STATIC[LEVEL_ARCHITECTURE[level]])
         names = _compile(plan, objects, workspace_size, folder, level, cc)
         build.run(build.compile_command(cc, str(build.SOURCES / build.RUNNER), "runner.o"), folder)
@@ -86,15 +74,32 @@ def archive(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, le
     The arguments and errors are those of ``link``.  Who links it adds the weights as ``sparsec_weights``.
     """
     what = f"{level}.a"
-    with _failures(Path(what)), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
+    with failures(Path(what)), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
         folder, cc = Path(name), build.zig(build.ZIG_STATIC[LEVEL_ARCHITECTURE[level]])
         names = _write_model(plan, objects, workspace_size, folder, level, cc)
         names += build.compile_sources(cc, build.BARE, folder, build.BARE_FLAGS)
         return build.archive(what, names, folder).read_bytes()
 
 
+def link_objects(
+    cc: Sequence[str],
+    names: Sequence[str],
+    libraries: Sequence[str],
+    folder: Path,
+    exports: Sequence[str] = ("sparsec_module_v1",),
+) -> bytes:
+    """The shared library of the objects ``names`` in ``folder``, which exports ``exports`` and nothing
+    else.
+    """
+    (folder / "exports.map").write_text(f"{{ global: {'; '.join(exports)}; local: *; }};\n")
+    build.run([*cc, *_LINK, "-o", "model.so", *names, *libraries], folder)
+    content = (folder / "model.so").read_bytes()
+    _check_library(content, exports)
+    return content
+
+
 @contextmanager
-def _failures(out: Path):
+def failures(out: Path):
     """A linker's failure as the error of a compilation."""
     try:
         yield
@@ -162,16 +167,16 @@ def _check_kernels(plan: Plan, contents: Sequence[bytes]) -> None:
             )
 
 
-def _check_library(data: bytes) -> None:
+def _check_library(data: bytes, exports: Sequence[str] = ("sparsec_module_v1",)) -> None:
     found = elf.symbols(data)
-    if found.defined != {"sparsec_module_v1"}:
-        extra = ", ".join(sorted(found.defined - {"sparsec_module_v1"}))
+    if found.defined != set(exports):
+        extra = ", ".join(sorted(found.defined - set(exports)))
         what = f"also {extra}" if extra else "nothing"
-        raise CompileError(f"the linked library must export sparsec_module_v1 alone, found {what}")
+        raise CompileError(f"the linked library must export {' and '.join(exports)} alone, found {what}")
     for library in found.needed:
         if _SYSTEM_LIBRARIES.fullmatch(library) is None:
             raise CompileError(
-                f"the linked library needs {library}; only libc, libm and libpthread are on devices"
+                f"the linked library needs {library}; only libc, libm, libdl and libpthread are on devices"
             )
 
 
@@ -192,7 +197,7 @@ def _blame(text: str) -> str:
 
 def plan_source(plan: Plan, workspace_size: int, level: str) -> str:
     """The plan as C: constant tables with the layout of runtime/c/core/plan.h."""
-    dims = _Dims()
+    dims = Dims()
     steps, args = [], []
     for step in plan.steps:
         if re.fullmatch(r"[A-Za-z_]\w*", step.symbol, re.ASCII) is None:
@@ -204,7 +209,7 @@ def plan_source(plan: Plan, workspace_size: int, level: str) -> str:
         )
         args += [_arg(plan, ref, dims) for ref in step.args]
     ports = {"inputs": plan.inputs, "outputs": plan.outputs, "states": [s.port for s in plan.states]}
-    tables = {name: [_port(p, dims) for p in group] for name, group in ports.items()}
+    tables = {name: [port(p, dims) for p in group] for name, group in ports.items()}
     kernels = sorted({step.symbol for step in plan.steps})
     sizes = (
         len(plan.inputs),
@@ -221,11 +226,11 @@ def plan_source(plan: Plan, workspace_size: int, level: str) -> str:
         *(f"extern tvm_kernel __tvm_ffi_{k};" for k in kernels),
         "",
         "// for each shape its extents, then its strides, in elements",
-        *_table("int64_t", "dims", dims.lines),
-        *(line for name, rows in tables.items() for line in _table("sparsec_tensor", name, rows)),
+        *table("int64_t", "dims", dims.lines),
+        *(line for name, rows in tables.items() for line in table("sparsec_tensor", name, rows)),
         "// offset or index, first dim, axes, space, {DLPack type code, bits, lanes}",
-        *_table("sparsec_arg", "args", args),
-        *_table("sparsec_step", "steps", steps),
+        *table("sparsec_arg", "args", args),
+        *table("sparsec_step", "steps", steps),
         "const sparsec_plan sparsec_the_plan = {",
         f"    {{SPARSEC_MODULE_ABI, {', '.join(map(str, sizes))},",
         f"     {c_string(level)}, inputs, outputs, SPARSEC_CORE, {len(plan.states)}, states}},",
@@ -235,30 +240,12 @@ def plan_source(plan: Plan, workspace_size: int, level: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Dims:
-    """The table of distinct shapes; ``at`` gives the index of a shape's first extent."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._places: dict[tuple[int, ...], int] = {}
-        self._next = 0
-
-    def at(self, shape: tuple[int, ...]) -> int:
-        if shape not in self._places:
-            strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
-            self._places[shape] = self._next
-            self._next += 2 * len(shape)
-            if shape:
-                self.lines.append("    " + ", ".join(map(str, [*shape, *strides])) + ",")
-        return self._places[shape]
-
-
-def _arg(plan: Plan, ref: TensorRef, dims: _Dims) -> str:
-    if ref.dtype not in _DLPACK:
+def _arg(plan: Plan, ref: TensorRef, dims: Dims) -> str:
+    if ref.dtype not in DLPACK:
         raise CompileError(
             f"a kernel takes dtype {ref.dtype!r}, which the runtime does not know; use a wider type"
         )
-    code, bits = _DLPACK[ref.dtype]
+    code, bits = DLPACK[ref.dtype]
     end = ref.where + prod(ref.shape) * bits // 8
     limits = {
         "input": len(plan.inputs),
@@ -275,27 +262,3 @@ def _arg(plan: Plan, ref: TensorRef, dims: _Dims) -> str:
         )
     place = f"{ref.where}, {dims.at(ref.shape)}, {len(ref.shape)}, SPARSEC_{ref.space.upper()}"
     return f"    {{{place}, {{{code}, {bits}, 1}}}},"
-
-
-def _port(port: Port, dims: _Dims) -> str:
-    if port.dtype not in DTYPES:
-        raise CompileError(
-            f"{port.name!r} has dtype {port.dtype!r}; a model's border takes {', '.join(sorted(DTYPES))}"
-        )
-    size = prod(port.shape) * _DLPACK[port.dtype][1] // 8
-    name, at = c_string(port.name), dims.at(port.shape)
-    return f'    {{{name}, "{port.dtype}", {len(port.shape)}, dims + {at}, {size}}},'
-
-
-def _table(kind: str, name: str, rows: Sequence[str]) -> list[str]:
-    if not rows:  # C has no empty arrays
-        return [f"static const {kind} {name}[1];", ""]
-    return [f"static const {kind} {name}[] = {{", *rows, "};", ""]
-
-
-def c_string(text: str) -> str:
-    """``text`` as a C string literal; bytes that are not plain ASCII, and ``?`` (trigraphs), in octal."""
-    if "\0" in text:
-        raise CompileError(f"the name {text!r} has a zero byte, which C strings cannot hold; rename it")
-    plain = set(range(0x20, 0x7F)) - set(b'"\\?')
-    return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'

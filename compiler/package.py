@@ -46,6 +46,7 @@ def base_manifest(
     tiles: Mapping | None = None,
     receipt: Mapping | None = None,
     packings: Sequence[Sequence[str]] = (),
+    machines: Mapping[str, str] = LEVEL_ARCHITECTURE,
 ) -> dict:
     """The manifest of an artifact, all but its ``members``, which ``write_artifact`` fills in.
 
@@ -57,9 +58,10 @@ def base_manifest(
     ``--choices`` replays, with ``tiles``: CPU level -> kernel -> panels.  ``receipt``: the comparison
     with ONNX Runtime: ``input`` (kind and seed), ``tolerance``, ``max_error`` (output name -> largest
     error).  ``packings``: the levels by the packed weights that they share; told where there are several.
+    ``machines``: level -> the architecture that its library is for.
     """
     states = [{**_port(state.port), "output": state.output} for state in plan.states]
-    machines = {level: LEVEL_ARCHITECTURE[level] for level in libraries}
+    machines = {level: machines[level] for level in libraries}
     fat = len(set(machines.values())) > 1  # each library names its own, so a loader of one refuses the file
     return {
         "format": FORMAT,

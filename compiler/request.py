@@ -17,6 +17,8 @@ TARGETS = {
     "riscv64": ("rv64gc",),
     "riscv64:rvv": ("rv64gcv",),
 }
+GPUS = ("sm_80", "sm_87", "sm_89", "sm_90")
+"""What ``cuda`` means, oldest first; ``cuda:sm_87`` is one of them."""
 SPARSITY = ("auto", "require", "off")
 
 
@@ -26,13 +28,15 @@ class CompileRequest:
 
     ``target``: ``x86`` (levels v3 and v4 in one file), ``x86:v2``, ``x86:v3``, ``x86:v4``, ``arm`` (aarch64
     with NEON), ``armv7`` (32-bit with NEON), ``riscv64`` (scalar), ``riscv64:rvv`` (vectors), ``native`` (the
-    best level of this machine), or several of them with commas between, in one file.  ``passes``: the
+    best level of this machine), or several of them with commas between, in one file; ``cuda`` is the GPU
+    architectures ``GPUS`` in one file, ``cuda:sm_87`` one of them.  ``passes``: the
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
     ignores patterns.  ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.
     ``exportable``: whether the artifact keeps what ``compiler/export`` makes device folders and programs of.
+    ``keep_source``: put the CUDA C of GPU kernels into the artifact.
     """
 
     model: str
@@ -48,6 +52,7 @@ class CompileRequest:
     verify: bool = True
     dump_dir: str | None = None
     exportable: bool = False
+    keep_source: bool = False
 
     def __post_init__(self):
         if self.sparsity not in SPARSITY:
@@ -74,6 +79,28 @@ def cpu_levels(target: str) -> tuple[str, ...]:
     worst_first = list(cpu.LEVEL_FEATURES)
     key = lambda v: (machines.index(cpu.LEVEL_ARCHITECTURE[v]), -worst_first.index(v))  # noqa: E731
     return tuple(sorted(set(levels), key=key))
+
+
+def gpu_names(target: str) -> tuple[str, ...]:
+    """The GPU architectures of ``target``, oldest first; none for CPUs.
+
+    Raises CompileError for one that is not known, and for GPUs and CPUs in one file.
+    """
+    parts = target.split(",")
+    wanted: set[str] = set()
+    for part in parts:
+        kind, _, name = part.partition(":")
+        if kind != "cuda":
+            continue
+        if name and name not in GPUS:
+            known = ", ".join(f"cuda:{known}" for known in GPUS)
+            raise CompileError(
+                f"unknown GPU architecture '{name}' in target '{target}'; choose of cuda, {known}"
+            )
+        wanted |= {name} if name else set(GPUS)
+    if wanted and not all(part.partition(":")[0] == "cuda" for part in parts):
+        raise CompileError(f"target '{target}': GPUs and CPUs do not go into one file; compile twice")
+    return tuple(name for name in GPUS if name in wanted)
 
 
 def runnable(levels: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import container, cpu, signature
 from .errors import ArtifactError, SparsecError, TargetError
-from .manifest import MAX_BYTES, WEIGHTS, Library, Manifest, parse
+from .manifest import KERNELS, MAX_BYTES, WEIGHTS, Library, Manifest, parse
 
 _CHUNK = 1 << 18  # bytes: half of a common L2 cache
 
@@ -24,12 +24,14 @@ class Artifact:
     """An open artifact whose every byte has been checked.
 
     ``manifest``; ``library``, the best one that this CPU can run; ``code``, its bytes;
-    ``weights``, the address of the mapped weights (0 if there are none).
+    ``weights``, the address of the mapped weights (0 if there are none); ``kernels``, the code for
+    GPUs (empty if there is none).
     """
 
     manifest: Manifest
     library: Library
     code: bytes
+    kernels: bytes
     weights: int
 
     def __init__(self, path: str | os.PathLike, key: bytes | None = None):
@@ -38,7 +40,7 @@ class Artifact:
         ``key``: the 32 bytes of the public key that must have signed it; None: none has to.
         """
         self.path = os.fspath(path)
-        self.code = b""
+        self.code = self.kernels = b""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as e:
@@ -87,6 +89,9 @@ class Artifact:
             if m.name == self.library.member:
                 self.code = read(m.offset, m.size)
                 digest = hashlib.sha256(self.code)
+            elif m.name == KERNELS and self.manifest.gpu:
+                self.kernels = read(m.offset, m.size)
+                digest = hashlib.sha256(self.kernels)
             else:
                 digest = _hash(fd, m)
             if digest.hexdigest() != self.manifest.hashes[m.name]:

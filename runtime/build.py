@@ -26,6 +26,8 @@ CORE = (
     "core/system.c",
     "cpus.c",
 )
+#: Of libraries for GPUs, instead of CORE.
+CUDA = ("cuda/context.c", "cuda/driver.c", "cuda/resident.c")
 # The core and the calls of sparsec.h for a model that is linked with its program: no threads, no system.
 BARE = (
     "core/backend.c",

@@ -9,11 +9,12 @@ import fcntl
 import os
 from collections.abc import Sequence
 
-from .errors import ArtifactError, InputError, RunError
+from .errors import ArtifactError, InputError, RunError, TargetError
 from .manifest import Manifest, TensorInfo
 
 ABI = 2  # the newest; a library of ABI 1 lacks the fields from ``context_size`` on
-_INPUT_KIND = 4  # SPARSEC_E_INPUT
+GPU_ABI = 1
+_KINDS = {1: ArtifactError, 3: TargetError, 4: InputError}  # of enum sparsec_status
 
 _Pointer = ctypes.c_void_p
 _Status = ctypes.c_int
@@ -72,6 +73,21 @@ class Module(ctypes.Structure):
     ]
 
 
+class Gpu(ctypes.Structure):
+    """What a library for GPUs exports beside its module (runtime/c/gpu.h)."""
+
+    _fields_ = [
+        ("abi", ctypes.c_uint32),
+        (
+            "create",
+            ctypes.CFUNCTYPE(
+                _Status, _Pointer, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(_Pointer), _ErrorPointer
+            ),
+        ),
+        ("stream", ctypes.CFUNCTYPE(_Pointer, _Pointer)),
+    ]
+
+
 def load_code(code: bytes) -> tuple[ctypes.CDLL, int]:
     """Load a library from memory that nobody can change any more: (library, descriptor).
 
@@ -100,18 +116,20 @@ class Code:
     The garbage collector may finalise a library before its contexts, so neither side trusts the
     order: whoever comes last unloads.
 
-    ``weights`` is the address of the weights (0 if there are none), which ``keep`` keeps mapped.
-    The library must describe the very model that ``manifest`` does.
+    ``weights`` is the address of the weights (0 if there are none), which ``keep`` keeps mapped;
+    ``kernels`` is the code for GPUs, empty for a model that runs on CPUs.  The library must describe the
+    very model that ``manifest`` does.
     """
 
-    def __init__(self, code: bytes, weights: int, keep: object, manifest: Manifest):
-        self.module = None
+    def __init__(self, code: bytes, weights: int, keep: object, manifest: Manifest, kernels: bytes = b""):
+        self.module = self.gpu = None
         self._library, self._fd = load_code(code)
-        self._weights, self._keep = weights, keep
+        self._weights, self._kernels, self._keep = weights, kernels, keep
         self._live: set[int] = set()
         self._doomed = False
         try:
             self.module = self._entry()
+            self.gpu = self._gpu_entry() if kernels else None
             sides = (manifest.inputs, manifest.outputs, manifest.states)
             wanted = (manifest.weights_size, *map(_described, sides))
             if _tables(self.module) != wanted:
@@ -132,10 +150,27 @@ class Code:
             )
         return module
 
-    def create(self, threads: int) -> int:
-        """A new context's address; ``threads`` as in sparsec.h, 0 for the default."""
+    def _gpu_entry(self) -> Gpu:
+        entry = getattr(self._library, "sparsec_gpu_v1", None)
+        if entry is None:
+            raise ArtifactError("the artifact's library does not export sparsec_gpu_v1")
+        entry.restype = ctypes.POINTER(Gpu)
+        gpu = entry().contents
+        if gpu.abi != GPU_ABI:
+            raise ArtifactError(
+                f"the artifact's library has GPU ABI {gpu.abi}, this runtime speaks ABI {GPU_ABI}"
+            )
+        return gpu
+
+    def create(self, threads: int, device: int = 0) -> int:
+        """A new context's address; ``threads`` as in sparsec.h, 0 for the default; on GPU ``device``."""
         context, error = _Pointer(), Error()
-        if self.module.create(self._weights or None, threads, ctypes.byref(context), ctypes.byref(error)):
+        made = ctypes.byref(context), ctypes.byref(error)
+        if self.gpu:
+            failed = self.gpu.create(self._weights or None, self._kernels, device, *made)
+        else:
+            failed = self.module.create(self._weights or None, threads, *made)
+        if failed:
             raise to_exception(error)
         self._live.add(context.value)
         return context.value
@@ -155,7 +190,7 @@ class Code:
         """Make no more contexts; unload now, or with the last of those that there are."""
         self._doomed = True
         if self._fd >= 0 and not self._live:
-            self.module = self._keep = None
+            self.module = self.gpu = self._keep = None
             _ctypes.dlclose(self._library._handle)
             os.close(self._fd)
             self._fd = -1
@@ -187,7 +222,7 @@ def _tables(module: Module) -> tuple:
 
 def to_exception(error: Error) -> Exception:
     """The exception that says what the core said."""
-    kind = InputError if error.kind == _INPUT_KIND else RunError
+    kind = _KINDS.get(error.kind, RunError)
     return kind(error.message.decode(errors="replace"))
 
 

@@ -15,6 +15,7 @@ from .errors import ArtifactError, FormatError
 
 FORMAT = 1
 WEIGHTS = "weights.bin"
+KERNELS = "kernels.fatbin"
 MAX_BYTES = 64 << 20
 PIECE = 1 << 20  # bytes of a member that have a hash of their own
 # what may cross the model's border, NumPy's names
@@ -47,7 +48,10 @@ class Library:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The fields that a loader uses, and ``raw``, the whole manifest as it was written."""
+    """The fields that a loader uses, and ``raw``, the whole manifest as it was written.
+
+    ``gpu``: the libraries run the kernels of KERNELS on an NVIDIA GPU.
+    """
 
     raw: Mapping
     system: str
@@ -57,6 +61,7 @@ class Manifest:
     states: tuple[TensorInfo, ...]
     weights_size: int
     hashes: Mapping[str, str]
+    gpu: bool = False
 
 
 def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
@@ -85,12 +90,15 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
         states=_tensors(raw, "states") if "states" in raw else (),
         weights_size=_get(raw, "weights_size", int),
         hashes=_hashes(_get(raw, "members", dict), members),
+        gpu="gpu" in raw,
     )
     if not manifest.libraries:
         raise _bad("libraries", "at least one library")
     for name in [item.member for item in manifest.libraries]:
         if name not in manifest.hashes:
             raise _bad("libraries", f"a member named {name!r}")
+    if manifest.gpu and KERNELS not in manifest.hashes:
+        raise _bad("gpu", f"there only with a member named {KERNELS!r}")
     sizes = {m.name: m.size for m in members}
     if sizes.get(WEIGHTS, 0) != manifest.weights_size:
         raise _bad("weights_size", f"the size of {WEIGHTS}")

@@ -25,28 +25,31 @@ def load(
     path: str | os.PathLike,
     *,
     threads: int | None = None,
+    device: int | None = None,
     require_signature: bytes | str | os.PathLike | None = None,
 ) -> "Model":
     """Load the artifact at ``path``.
 
     Every byte is checked before anything is executed.  ``threads``: how many threads work on one
     inference; None means the environment variable SPARSEC_NUM_THREADS or, without one, the CPUs
-    that the affinity mask and the cgroup's quota leave to this process.  ``require_signature``: an
+    that the affinity mask and the cgroup's quota leave to this process.  ``device``: the GPU to run on,
+    counted from 0, which None means, too; for models that are made for GPUs.  ``require_signature``: an
     Ed25519 public key, as 32 bytes or the path of a PEM file, that must have signed the artifact.
 
     Raises ArtifactError for damaged or unreadable bytes, FormatError for something that is not an
     artifact or is of a newer format, TargetError if this machine is not the artifact's target,
     SignatureError where a required signature is missing or wrong, and InputError for a wrong
-    ``threads`` or key.  All are SparsecError.
+    ``threads``, ``device`` or key.  All are SparsecError.
     """
-    return Model(path, threads=threads, require_signature=require_signature)
+    return Model(path, threads=threads, device=device, require_signature=require_signature)
 
 
 class Model:
     """A loaded model: ``model(x)`` or ``model({"name": array})`` runs it once.
 
     Attributes: ``inputs``, ``outputs`` and ``states`` (tuples of TensorInfo: name, dtype, shape, dims),
-    ``manifest`` (a dict, see docs/artifact-format.md), ``level`` (the CPU level in use), ``path``.
+    ``manifest`` (a dict, see docs/artifact-format.md), ``level`` (the CPU level in use, or "cuda-" and the host),
+    ``device`` (the GPU's number, None on CPUs), ``path``.
 
     Calls of the model itself take turns.  For several at once give each thread its own
     ``model.context()``: contexts share code and weights, and the GIL is released while they run.
@@ -60,6 +63,7 @@ class Model:
         path: str | os.PathLike,
         *,
         threads: int | None = None,
+        device: int | None = None,
         require_signature: bytes | str | os.PathLike | None = None,
     ):
         key = None if require_signature is None else public_key(require_signature)
@@ -72,11 +76,16 @@ class Model:
         self.states: tuple[TensorInfo, ...] = manifest.states
         self.level: str = artifact.library.level
         self._threads = threads
+        if device is not None and not manifest.gpu:
+            raise InputError(f"{self.path!r}: device={device!r}: the model runs on CPUs; compile it for cuda")
+        if device is not None and (not isinstance(device, int) or isinstance(device, bool)):
+            raise InputError(f"device must be a GPU's number or None, found {device!r}")
+        self.device: int | None = (device or 0) if manifest.gpu else None
         try:
-            self._code = Code(artifact.code, artifact.weights, artifact, manifest)
+            self._code = Code(artifact.code, artifact.weights, artifact, manifest, artifact.kernels)
         except SparsecError as e:
             raise type(e)(f"{self.path!r}: {e}") from None
-        artifact.code = b""  # the library is a copy
+        artifact.code = artifact.kernels = b""  # the library is a copy
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self._default = self._made(threads)
         self._workers: Workers | None = None
@@ -98,7 +107,7 @@ class Model:
     def _made(self, threads: int | None) -> "Context":
         if self._code.closed:
             raise RunError(f"{self.path!r} is closed; load it again")
-        context = Context(self._code, self.inputs, self.outputs, self.states, threads)
+        context = Context(self._code, self.inputs, self.outputs, self.states, threads, self.device)
         self._contexts.add(context)
         return context
 
@@ -191,13 +200,14 @@ class Context:
         outputs: Sequence[TensorInfo],
         states: Sequence[TensorInfo],
         threads: int | None,
+        device: int | None = None,
     ):
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise InputError(f"threads must be a positive integer or None, found {threads!r}")
         self._code, self._inputs, self._outputs, self._states = code, inputs, outputs, states
         self._module = code.module
         self._results = arrays.Recycler(outputs)
-        self._handle = code.create(min(threads or 0, 2**31 - 1))
+        self._handle = code.create(min(threads or 0, 2**31 - 1), device or 0)
         self._lock = threading.Lock()
         self.process = os.getpid()
         self.threads: int = self._module.threads(self._handle)

@@ -56,7 +56,7 @@ def _copy(x: tir.Buffer, source: Strided, y: tir.Buffer, start: int, shape, step
 
             return tir.vector_loop(parts.width, lane)
 
-        return tir.loop("part", parts.count, part)
+        return tir.loop("part", parts.count, part, independent=True)
 
     return vector.spread(tuple(n for n, _, _ in outer), prod(shape), row)
 

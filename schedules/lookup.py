@@ -26,7 +26,7 @@ def checked_index(shape: tuple[int, ...], dtype: str, sizes: tuple[int, ...], wh
             return _check(index, checked, at, sizes[0], who)
         return tir.seq([_check(index, checked, [*at, tir.i64(c)], size, who) for c, size in enumerate(sizes)])
 
-    func = tirx.PrimFunc([index, checked], tir.loop("i", prod(lead), one))
+    func = tirx.PrimFunc([index, checked], tir.loop("i", prod(lead), one, independent=True))
     return func.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True, tir.OP_PATTERN: tir.OPAQUE})
 
 

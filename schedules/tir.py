@@ -13,6 +13,8 @@ from tvm.s_tir.stmt import SBlock, SBlockRealize
 
 NOALIAS = "tirx.noalias"
 SCHEDULED = "tirx.is_scheduled"
+#: Loop annotation: its steps may run in any order, or at once.
+INDEPENDENT = "sparsec.independent"
 OP_PATTERN = "op_pattern"
 OUT_ELEMWISE_FUSABLE = 4
 OPAQUE = 8
@@ -53,10 +55,18 @@ def nothing() -> Stmt:
     return tirx.Evaluate(i32(0))
 
 
-def loop(name: str, extent, body: Callable[[Expr], Stmt], kind: str = "SERIAL", start=0) -> Stmt:
+def loop(
+    name: str,
+    extent,
+    body: Callable[[Expr], Stmt],
+    kind: str = "SERIAL",
+    start=0,
+    independent: bool = False,
+) -> Stmt:
     """``for name in kind(start, start + extent): body(name)``; a serial loop of one step is its body.
 
     The loop itself starts at 0: TVM drops the start of a loop whose extent it finds to be 1.
+    ``independent``: the steps need no order; a target with threads to spare may take one for each.
     """
     start = i64(start) if isinstance(start, int) else start
     if kind == "SERIAL" and isinstance(extent, int) and extent == 1:
@@ -64,7 +74,8 @@ def loop(name: str, extent, body: Callable[[Expr], Stmt], kind: str = "SERIAL", 
     index = var(name)
     extent = i64(extent) if isinstance(extent, int) else extent
     at = index if isinstance(start, tirx.IntImm) and int(start.value) == 0 else index + start
-    return tirx.For(index, i64(0), extent, getattr(tirx.ForKind, kind), body(at))
+    notes = {INDEPENDENT: True} if independent else None
+    return tirx.For(index, i64(0), extent, getattr(tirx.ForKind, kind), body(at), annotations=notes)
 
 
 def vector_loop(lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:

@@ -97,6 +97,8 @@ def spread(extents: tuple[int, ...], work: int, body: Callable[[list], tir.Stmt]
     def inner(rest, indices):
         if not rest:
             return body(indices)
-        return tir.loop(f"i{len(indices)}", rest[0], lambda i: inner(rest[1:], [*indices, i]))
+        return tir.loop(
+            f"i{len(indices)}", rest[0], lambda i: inner(rest[1:], [*indices, i]), independent=True
+        )
 
     return inner(extents, [])

@@ -40,6 +40,7 @@ from . import options, text, work
     is_flag=True,
     help="Keep objects to link and a checked sample in the artifact, for `sparsec export`.",
 )
+@click.option("--keep-source", is_flag=True, help="Put the CUDA C of GPU kernels into the artifact, too.")
 @options.as_json
 def compile_(
     model: Path,
@@ -55,6 +56,7 @@ def compile_(
     verify: bool,
     dump_dir: Path | None,
     exportable: bool,
+    keep_source: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL.onnx to one verified file."""
@@ -74,6 +76,7 @@ def compile_(
         verify=verify,
         dump_dir=str(dump_dir) if dump_dir else None,
         exportable=exportable,
+        keep_source=keep_source,
     )
     report = work.do("compile", request.to_json())
     if as_json:
@@ -127,6 +130,7 @@ def accuracy(receipt: dict) -> list[str]:
         return ["error    not compared with ONNX Runtime (--no-verify)"]
     allowed = receipt["tolerance"]["relative"]
     how = ", under QEMU" if receipt.get("emulated") else ""
+    how += f", kernels of CPU level {receipt['stand_in']} in their place" if receipt.get("stand_in") else ""
     lines = [
         f"error    {found['max_rel_to_scale']:.1e} of {text.visible(name)}'s scale, against ONNX Runtime "
         f"({receipt['input']}; allowed {allowed:.0e}{how})"

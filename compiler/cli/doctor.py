@@ -26,19 +26,23 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report.  ``without`` says what is disabled when ``ok`` is false."""
+    """One line of the report.  ``without`` says what is disabled when ``ok`` is false.
+
+    What only some people need is ``optional``: without it the machine is no less well.
+    """
 
     name: str
     found: str
     ok: bool
     without: str
+    optional: bool = False
 
 
 @click.command()
 @options.as_json
 def doctor(as_json: bool) -> None:
     """Say what this machine can build and run."""
-    checks = [python(), *map(package, PACKAGES), linker(), cpu(), memory()]
+    checks = [python(), *map(package, PACKAGES), linker(), cuda(), gpu(), cpu(), memory()]
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks], indent=1))
         return
@@ -48,7 +52,7 @@ def doctor(as_json: bool) -> None:
         click.echo(f"{mark}  {check.name:<{columns}}  {check.found}")
         if not check.ok:
             click.echo(f"    {'':<{columns}}  disabled without it: {check.without}")
-    missing = sum(not check.ok for check in checks)
+    missing = sum(not (check.ok or check.optional) for check in checks)
     click.echo()
     click.echo(
         "This machine can compile and run." if not missing else f"{text.count(missing, 'part')} missing."
@@ -80,6 +84,32 @@ def linker() -> Check:
     except build.BuildError as error:
         return Check("linker", str(error), False, "compile")
     return Check("linker", " ".join(command), True, "compile")
+
+
+def cuda() -> Check:
+    """The CUDA compiler that ``compile --target cuda`` would take."""
+    from sparsec.compiler.cuda.toolchain import toolchain
+    from sparsec.compiler.errors import CompileError
+
+    try:
+        return Check("cuda", str(toolchain()), True, "compile --target cuda", optional=True)
+    except CompileError as error:
+        return Check("cuda", str(error), False, "compile --target cuda", optional=True)
+
+
+def gpu() -> Check:
+    """NVIDIA's driver, which running models on GPUs needs."""
+    import ctypes
+
+    without = "running artifacts for GPUs"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Check("gpu", "no NVIDIA driver", False, without, optional=True)
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return Check("gpu", "the NVIDIA driver finds no GPU", False, without, optional=True)
+    return Check("gpu", text.count(count.value, "NVIDIA GPU"), True, without, optional=True)
 
 
 def cpu() -> Check:

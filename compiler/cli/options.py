@@ -9,6 +9,7 @@ from .failure import Failure
 
 #: Those of sparsec.compiler.request.
 TARGETS = ("x86", "x86:v2", "x86:v3", "x86:v4", "arm", "armv7", "riscv64", "riscv64:rvv", "native")
+TARGETS += ("cuda", "cuda:sm_80", "cuda:sm_87", "cuda:sm_89", "cuda:sm_90")
 
 
 class Target(click.Choice):

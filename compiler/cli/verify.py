@@ -51,9 +51,9 @@ def compare(request: dict, log) -> dict:
 
     from sparsec import passes
     from sparsec.compiler import check, reference
+    from sparsec.compiler.front import ports
     from sparsec.compiler.ingest import ingest
     from sparsec.compiler.locate import first_divergence
-    from sparsec.compiler.pipeline import ports
     from sparsec.runtime import load
 
     data = Path(request["model"]).read_bytes()

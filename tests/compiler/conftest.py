@@ -71,10 +71,10 @@ def run_graph(tmp_path_factory):
     """
     from sparsec import passes
     from sparsec.compiler.channels_last import channels_last
+    from sparsec.compiler.front import ports
     from sparsec.compiler.ingest import ingest
     from sparsec.compiler.lower import lower
     from sparsec.compiler.objects import build_library
-    from sparsec.compiler.pipeline import ports
     from sparsec.compiler.planner import make_plan
     from sparsec.compiler.request import native_level
     from sparsec.compiler.to_relax import Importer
