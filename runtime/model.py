@@ -48,8 +48,8 @@ class Model:
     """A loaded model: ``model(x)`` or ``model({"name": array})`` runs it once.
 
     Attributes: ``inputs``, ``outputs`` and ``states`` (tuples of TensorInfo: name, dtype, shape, dims),
-    ``manifest`` (a dict, see docs/artifact-format.md), ``level`` (the CPU level in use, or "cuda-" and the host),
-    ``device`` (the GPU's number, None on CPUs), ``path``.
+    ``manifest`` (a dict, see docs/artifact-format.md), ``level`` (the CPU level in use, or "cuda-" and the
+    host), ``device`` (the GPU's number, None on CPUs), ``path``.
 
     Calls of the model itself take turns.  For several at once give each thread its own
     ``model.context()``: contexts share code and weights, and the GIL is released while they run.
