@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sparsec.compiler.cli import COMMANDS, options
-from sparsec.compiler.request import TARGETS
+from sparsec.compiler.request import GPUS, TARGETS
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
@@ -93,7 +93,8 @@ def test_shapes_dims_and_files_are_read():
 
 
 def test_the_targets_are_those_of_the_compiler():
-    assert set(options.TARGETS) == {*TARGETS, "native"}
+    gpus = {"cuda", *(f"cuda:{name}" for name in GPUS)}
+    assert set(options.TARGETS) == {*TARGETS, *gpus, "native"}
 
 
 def test_help_loads_nothing_heavy():
