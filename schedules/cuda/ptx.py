@@ -87,6 +87,22 @@ def barrier() -> tir.Stmt:
     return tirx.Evaluate(T.tvm_storage_sync("shared"))
 
 
+def shuffle_xor(value: tir.Expr, by: int) -> tir.Expr:
+    """What the lane has whose number differs in the bits ``by``; all lanes of the warp take part."""
+    return T.tvm_warp_shuffle_xor(tirx.const(0xFFFFFFFF, "uint32"), value, by, WARP, WARP)
+
+
+def put_shared(to: tir.Buffer, word, value: tir.Expr) -> tir.Stmt:
+    """``to[word] = value``, out of sight of TVM, which would have a barrier where a ``while`` allows none."""
+    return tirx.Evaluate(T.ptx["st.shared.f32"](tirx.address_of(tir.load(to, word)), value))
+
+
+def get_shared(to: tir.Buffer, source: tir.Buffer, word) -> tir.Stmt:
+    """``to[0] = source[word]``; see ``put_shared``."""
+    address = tirx.address_of(tir.load(source, word))
+    return tirx.Evaluate(T.ptx["ld.shared.f32"](tir.load(to, tir.i64(0)), address))
+
+
 def copy_async(to: tir.Buffer, word, source: tir.Buffer, index: list, valid=None, size: int = 16) -> tir.Stmt:
     """16 or 4 bytes from global memory to ``to[word]``; zeros where ``valid`` does not hold."""
     operands = [tirx.address_of(tir.load(to, word)), tirx.address_of(tir.load(source, *index)), size]

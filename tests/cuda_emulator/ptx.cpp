@@ -174,6 +174,18 @@ void cp_async_wait(unsigned groups_left) {
     list.erase(list.begin(), list.begin() + landed);
 }
 
+float load_shared(uint32_t address) {
+    float value;
+    access(shared_at(address), sizeof value, kRead, current->thread);
+    memcpy(&value, shared_at(address), sizeof value);
+    return value;
+}
+
+void store_shared(uint32_t address, float value) {
+    access(shared_at(address), sizeof value, kWrite, current->thread);
+    memcpy(shared_at(address), &value, sizeof value);
+}
+
 void ldmatrix(uint32_t* r, int matrices, bool transposed, uint32_t address) {
     if (current->lane < matrices * 8 && (address % 16 || address + 16 > kMaxShared))
         fail("ldmatrix: a row at shared byte %u: not a multiple of 16 within shared memory", address);

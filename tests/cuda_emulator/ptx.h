@@ -8,6 +8,8 @@ namespace emu {
 void cp_async(uint32_t to, const void* from, unsigned bytes, unsigned source_bytes);
 void cp_async_commit();
 void cp_async_wait(unsigned groups_left);
+float load_shared(uint32_t address);
+void store_shared(uint32_t address, float value);
 void ldmatrix(uint32_t* r, int matrices, bool transposed, uint32_t address);
 void mma(const char* what, Act act, float* const d[4], const uint32_t* a, const uint32_t (&b)[2], const float* c);
 void mma(const char* what, Act act, float* const d[4], const uint32_t* a, const uint32_t (&b)[4], const float* c,
@@ -32,6 +34,11 @@ inline void ptx_cp_async_wait_all() {
     emu::cp_async_commit();
     emu::cp_async_wait(0);
 }
+
+// Section: plain accesses
+
+inline void ptx_ld_shared_f32(float& to, uint32_t address) { to = emu::load_shared(address); }
+inline void ptx_st_shared_f32(uint32_t address, float value) { emu::store_shared(address, value); }
 
 // Section: ldmatrix
 

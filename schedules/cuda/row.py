@@ -1,0 +1,174 @@
+"""One row in the hands of a warp, or of a block where it is long.
+
+A thread has every 32nd (or 256th, or 1024th) vector of the row, in registers unless the row is very long.
+What is folded is exchanged by shuffles, and between warps through shared memory, so that all threads of a
+row get the same number, bit for bit: loops that end by it end together.
+"""
+
+import math
+from collections.abc import Callable
+
+from tvm import tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.cuda import ptx
+from sparsec.schedules.cuda.target import THREADS, WARP
+
+#: Elements of a row that a thread keeps in registers, which leaves as many for the rest.
+_KEPT = 32
+#: The longest row of a warp; the threads of a block for longer ones: the first that can keep the row.
+_WARP_ROW = WARP * _KEPT
+_BLOCKS = (256, 1024)
+#: Numbers that a row may have.
+_NUMBERS = 5
+
+
+class Number:
+    """A float32 that every thread of the row has."""
+
+    def __init__(self, name: str):
+        self.buffer = ptx.registers(name, 1, "float32")
+
+    @property
+    def value(self) -> tir.Expr:
+        return tir.load(self.buffer, tir.i64(0))
+
+    def set(self, value: tir.Expr) -> tir.Stmt:
+        return tirx.BufferStore(self.buffer, value, [tir.i64(0)])
+
+
+class Row:
+    """The row at hand of ``x`` and ``y``, which are cut into rows at ``axis``.
+
+    ``threads`` work on it and have ``count`` elements each, ``width`` neighbours at a time, in registers
+    where ``kept``.  The methods give statements, to be used within ``kernel``.
+    """
+
+    def __init__(self, x: tir.Buffer, y: tir.Buffer, axis: int, threads: int, width: int):
+        shape = tir.shape_of(x)
+        self.x, self.y, self.lead, self.inner = x, y, shape[:axis], shape[axis:]
+        self.extent, self.threads, self.width = math.prod(self.inner), threads, width
+        self.count = -(-self.extent // (threads * width)) * width
+        self.kept = self.count <= _KEPT
+        self.values = ptx.registers("values", self.count if self.kept else width, "float32")
+        self.exchanged = tirx.decl_buffer([tir.i64(_NUMBERS * WARP)], "float32", "exchanged", scope="shared")
+        self.numbers: list[Number] = []
+
+    @staticmethod
+    def of(x: tir.Buffer, y: tir.Buffer, axis: int) -> "Row":
+        """By as few threads as can keep it."""
+        extent = math.prod(tir.shape_of(x)[axis:])
+        fitting = [threads for threads in _BLOCKS if extent <= threads * _KEPT]
+        threads = WARP if extent <= _WARP_ROW else (fitting or _BLOCKS[-1:])[0]
+        return Row(x, y, axis, threads, 4 if tir.shape_of(x)[-1] % 4 == 0 else 1)
+
+    def kernel(self, steps: Callable[[], list[tir.Stmt]]) -> tir.Stmt:
+        """``steps()`` for every row; warps that have one each come in blocks of several."""
+        count, side = math.prod(self.lead), max(1, THREADS // self.threads if self.threads == WARP else 1)
+
+        def block(index, thread):
+            row = index * side + thread // self.threads
+            self.thread, self.warp = thread % self.threads, thread // WARP
+            self.at = tir.unflatten(row, self.lead)
+            body = tir.seq([*([self._read_all()] if self.kept else []), *steps()])
+            buffers = [
+                self.values,
+                *(n.buffer for n in self.numbers),
+                *([self.exchanged] if self.threads > WARP else []),
+            ]
+            return tir.seq([*tir.alloc(buffers), ptx.when(row < count if count % side else None, body)])
+
+        return ptx.grid((-(-count // side),), self.threads * side, block)
+
+    def number(self, name: str) -> Number:
+        self.numbers.append(Number(name))
+        return self.numbers[-1]
+
+    def fold(self, number: Number, neutral: float, join: Callable, element: Callable) -> list[tir.Stmt]:
+        """Sets ``number`` to ``element(x)`` of all elements of the row, joined."""
+        gather = self._each(lambda x, _: number.set(join(number.value, element(x))))
+        return [number.set(tir.f32(neutral)), gather, *self._exchange(number, join)]
+
+    def change(self, element: Callable) -> tir.Stmt | None:
+        """Puts ``element(x)`` in the place of every element that is kept; None where none is."""
+        if not self.kept:
+            return None
+
+        def store(i):
+            return tirx.BufferStore(self.values, element(tir.load(self.values, i)), [i])
+
+        return ptx.unrolled("i", self.count, store)
+
+    def write(self, value: Callable) -> tir.Stmt:
+        """Stores ``value(x, index)`` of all elements, ``index`` being the place in the row."""
+
+        def store(x, index):
+            return tirx.BufferStore(self.y, value(x, index), [*self.at, *index])
+
+        return self._each(store, vector=True)
+
+    # ---- elements ---------------------------------------------------------------------------------------
+
+    def _each(self, body: Callable, vector: bool = False) -> tir.Stmt:
+        """``body(x, index)`` for the elements of this thread, one by one or as vectors."""
+
+        def some(group):
+            held = group if self.kept else tir.i64(0)
+
+            def lane(v):
+                return body(tir.load(self.values, held * self.width + v), self._index(group, v))
+
+            own = tir.vector_loop(self.width, lane) if vector else ptx.unrolled("v", self.width, lane)
+            return ptx.when(
+                self._exists(group), own if self.kept else tir.seq([self._read(group, held), own])
+            )
+
+        groups = self.count // self.width
+        return ptx.unrolled("group", groups, some) if self.kept else tir.loop("group", groups, some)
+
+    def _read_all(self) -> tir.Stmt:
+        def some(group):
+            return ptx.when(self._exists(group), self._read(group, group))
+
+        return ptx.unrolled("group", self.count // self.width, some)
+
+    def _read(self, group, held) -> tir.Stmt:
+        def lane(v):
+            value = tir.load(self.x, *self.at, *self._index(group, v))
+            return tirx.BufferStore(self.values, value, [held * self.width + v])
+
+        return tir.vector_loop(self.width, lane)
+
+    def _index(self, group, v) -> list:
+        return tir.unflatten((group * self.threads + self.thread) * self.width + v, self.inner)
+
+    def _exists(self, group):
+        if self.count * self.threads == self.extent:
+            return None
+        return (group * self.threads + self.thread) * self.width < self.extent
+
+    # ---- numbers ----------------------------------------------------------------------------------------
+
+    def _exchange(self, number: Number, join: Callable) -> list[tir.Stmt]:
+        """Joins what the threads of the row have, for all of them in the same order."""
+        if self.threads == WARP:
+            return self._butterfly(number, join, WARP)
+        # Each number has its own place: another one's barrier is between two exchanges of the same.
+        place = self.numbers.index(number) * WARP
+        warps, lane = self.threads // WARP, self.thread % WARP
+        keep = ptx.put_shared(self.exchanged, self.warp + place, number.value)
+        return [
+            *self._butterfly(number, join, WARP),
+            tirx.IfThenElse(lane < 1, keep, None),
+            ptx.barrier(),
+            ptx.get_shared(number.buffer, self.exchanged, lane % warps + place),
+            *self._butterfly(number, join, warps),
+        ]
+
+    def _butterfly(self, number: Number, join: Callable, lanes: int) -> list[tir.Stmt]:
+        stmts = []
+        while lanes > 1:
+            lanes //= 2
+            other = ptx.shuffle_xor(number.value, lanes)
+            stmts.append(number.set(join(number.value, other)))
+        return stmts

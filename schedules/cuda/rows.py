@@ -1,0 +1,111 @@
+"""What works on whole rows: softmax, sparsemax, normalisations.
+
+Sparsemax is Michelot's iteration, as in ``schedules/sparsemax``: the elements above tau only get fewer, and
+when none was lost tau is exact.  A NaN is above everything, and makes tau NaN.
+"""
+
+import math
+
+from tvm import tirx
+
+from sparsec.schedules import rows, tir
+from sparsec.schedules.cuda import ptx
+from sparsec.schedules.cuda.row import Row
+from sparsec.schedules.cuda.target import Gpu
+
+_ONE, _ZERO = tir.f32(1.0), tir.f32(0.0)
+
+
+def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
+    """The kernel of a row operator along the last axes; None for other functions, axes, and empty tensors."""
+    if not rows.is_op(func, *_OPS):
+        return None
+    steps, normalises = _OPS[str(func.attrs[rows.OP])]
+    shape, axis = tir.shape_of(func.params[0]), int(func.attrs["sparsec.axis"])
+    if 0 in shape or not normalises and math.prod(shape[axis + 1 :]) > 1:
+        return None
+    row = Row.of(func.params[0], func.params[-1], axis)
+    made = ptx.narrow(
+        tirx.PrimFunc(func.params, row.kernel(lambda: steps(row, func)), func.ret_type, func.attrs)
+    )
+    return made.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
+
+
+def _add(a, b):
+    return a + b
+
+
+def _softmax(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
+    top, total = row.number("top"), row.number("total")
+    log = rows.is_op(func, "log_softmax")
+    find_top = row.fold(top, float("-inf"), tirx.Max, lambda x: x)
+    if log:
+        add_up = row.fold(total, 0.0, _add, lambda x: tirx.exp(x - top.value))
+        return [*find_top, *add_up, row.write(lambda x, _: x - top.value - tirx.log(total.value))]
+    # Where the row is kept its exponentials take its place, and none is computed twice.
+    change = row.change(lambda x: tirx.exp(x - top.value))
+    if change is None:
+        add_up = row.fold(total, 0.0, _add, lambda x: tirx.exp(x - top.value))
+        return [*find_top, *add_up, row.write(lambda x, _: tirx.exp(x - top.value) / total.value)]
+    return [
+        *find_top,
+        change,
+        *row.fold(total, 0.0, _add, lambda e: e),
+        row.write(lambda e, _: e / total.value),
+    ]
+
+
+def _sparsemax(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
+    names = ("top", "total", "count", "before", "tau")
+    top, total, count, before, tau = (row.number(name) for name in names)
+
+    def above(x, value):
+        return tirx.Select(x - top.value <= tau.value, _ZERO, value)
+
+    step = [
+        before.set(count.value),
+        *row.fold(total, 0.0, _add, lambda x: above(x, x - top.value)),
+        *row.fold(count, 0.0, _add, lambda x: above(x, _ONE)),
+        tau.set((total.value - _ONE) / count.value),
+    ]
+    return [
+        *row.fold(top, float("-inf"), tirx.Max, lambda x: x),
+        tau.set(tir.f32(-1.0)),
+        count.set(tir.f32(float("inf"))),
+        before.set(tir.f32(float("inf"))),
+        *step,
+        tirx.While(count.value < before.value, tir.seq(step)),
+        row.write(lambda x, _: tirx.Max(x - top.value - tau.value, _ZERO)),
+    ]
+
+
+def _normalise(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
+    mean, power = row.number("mean"), row.number("power")
+    _, scale, *bias, _ = func.params
+    eps, count = tir.f32(float(func.attrs["sparsec.eps"])), tir.f32(row.extent)
+    centre = rows.is_op(func, "layer_norm")
+
+    def centred(x):
+        return x - mean.value if centre else x
+
+    def value(x, index):
+        scaled = centred(x) * power.value * tir.load(scale, *index)
+        return scaled + tir.load(bias[0], *index) if bias else scaled
+
+    find_mean = [*row.fold(mean, 0.0, _add, lambda x: x), mean.set(mean.value / count)] if centre else []
+    return [
+        *find_mean,
+        *row.fold(power, 0.0, _add, lambda x: centred(x) * centred(x)),
+        power.set(_ONE / tirx.sqrt(power.value / count + eps)),
+        row.write(value),
+    ]
+
+
+#: Operator -> the statements of a row, and whether the row goes over all axes from the given one on.
+_OPS = {
+    "softmax": (_softmax, False),
+    "log_softmax": (_softmax, False),
+    "sparsemax": (_sparsemax, False),
+    "layer_norm": (_normalise, True),
+    "rms_norm": (_normalise, True),
+}

@@ -1,0 +1,94 @@
+"""Row kernels under the emulator: every thread order, accesses checked, rows of a warp and of a block."""
+
+import numpy as np
+import pytest
+import torch
+
+from sparsec.schedules import layer_norm, softmax, sparsemax
+from sparsec.schedules.cuda.row import Row
+from sparsec.schedules.cuda.rows import rule
+
+# A warp with rows to spare, tails, several elements each; a block; a block that reads its row again.
+SHAPES = [(3, 1), (9, 31), (2, 5, 129), (8, 256), (2, 1500), (1, 33000)]
+
+
+def ids(shape):
+    return "x".join(map(str, shape))
+
+
+def torch_sparsemax(x):
+    """By sorting (Martins and Astudillo 2016, algorithm 1), in float64."""
+    x = x - x.amax(-1, keepdim=True)
+    z = torch.sort(x, dim=-1, descending=True).values
+    rank = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+    support = (1 + rank * z > z.cumsum(-1)).sum(-1, keepdim=True)
+    tau = (torch.gather(z.cumsum(-1), -1, support - 1) - 1) / support
+    return torch.clamp(x - tau, min=0)
+
+
+PROJECTIONS = {
+    "softmax": (softmax.softmax, lambda x: torch.softmax(x, -1)),
+    "log_softmax": (softmax.log_softmax, lambda x: torch.log_softmax(x, -1)),
+    "sparsemax": (sparsemax.sparsemax, torch_sparsemax),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=ids)
+@pytest.mark.parametrize("op", PROJECTIONS)
+def test_projections(run_emulated, assert_close, gpu, op, shape):
+    definition, oracle = PROJECTIONS[op]
+    x = (np.random.default_rng(0).standard_normal(shape) * 2).astype(np.float32)
+    want = oracle(torch.from_numpy(x.astype(np.float64))).numpy()
+    for y in run_emulated(rule(definition(shape), gpu), [x], (shape, np.float32), checked=shape == (2, 1500)):
+        assert_close(y, want)
+
+
+@pytest.mark.parametrize("x", [[[1.0, 1.0, 1.0, 1.0]], [[0.0, 5.0, 0.0, 0.0]], [[-1e30, 0.0, 0.25, 1e30]]])
+def test_sparsemax_of_ties_and_extremes(run_emulated, assert_close, gpu, x):
+    x = np.array(x, np.float32)
+    want = torch_sparsemax(torch.from_numpy(x.astype(np.float64))).numpy()
+    for y in run_emulated(rule(sparsemax.sparsemax(x.shape), gpu), [x], (x.shape, np.float32), checked=False):
+        assert_close(y, want)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape, axis", [((7, 33), 1), ((2, 3, 5, 8), 2), ((2, 2048), -1)])
+def test_layer_norm(run_emulated, assert_close, gpu, shape, axis, bias):
+    rng = np.random.default_rng(0)
+    inner = shape[axis:]
+    # A large offset costs no digits.
+    x = (rng.standard_normal(shape) + 100).astype(np.float32)
+    scale, shift = rng.standard_normal((2, *inner)).astype(np.float32)
+    func = rule(layer_norm.layer_norm(shape, axis, 1e-5, bias), gpu)
+    double = [torch.from_numpy(a.astype(np.float64)) for a in (x, scale, shift)]
+    want = torch.nn.functional.layer_norm(
+        double[0], inner, double[1], double[2] if bias else None, 1e-5
+    ).numpy()
+    inputs = [x, scale, shift] if bias else [x, scale]
+    for y in run_emulated(func, inputs, (shape, np.float32), checked=bias):
+        assert_close(y, want)
+
+
+def test_rms_norm(run_emulated, assert_close, gpu):
+    rng = np.random.default_rng(0)
+    x, scale = rng.standard_normal((5, 72)).astype(np.float32), rng.standard_normal(72).astype(np.float32)
+    want = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * scale
+    func = rule(layer_norm.rms_norm(x.shape, 1, 1e-6), gpu)
+    for y in run_emulated(func, [x, scale], (x.shape, np.float32), checked=False):
+        assert_close(y, want)
+
+
+def test_rows_are_kept_in_registers_where_they_fit():
+    import tvm
+
+    rows = {}
+    for extent in (1024, 8192, 32768, 32772):
+        x = tvm.tirx.decl_buffer((2, extent), "float32")
+        row = Row.of(x, x, 1)
+        rows[extent] = row.threads, row.kept
+    assert rows == {1024: (32, True), 8192: (256, True), 32768: (1024, True), 32772: (1024, False)}
+
+
+def test_what_is_left_to_other_rules(gpu):
+    assert rule(softmax.softmax((4, 5, 6), 1), gpu) is None
+    assert rule(softmax.softmax((0, 5)), gpu) is None
