@@ -13,7 +13,13 @@ from sparsec.runtime import build
 sys.path.append(str(Path(__file__).resolve().parent / "c"))
 import c_programs
 
-VALGRIND = ("valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=all")
+VALGRIND = (
+    "valgrind",
+    "--quiet",
+    "--error-exitcode=9",
+    "--leak-check=full",
+    "--errors-for-leak-kinds=definite",
+)
 
 
 def needs(*tools):

@@ -177,3 +177,12 @@ def test_resolved():
 def test_refused(asked, text):
     with pytest.raises(CompileError, match=text):
         resolve(asked, INPUTS, OUTPUTS)
+
+
+@pytest.mark.slow
+@pytest.mark.qemu("aarch64")
+def test_on_another_machine(source, tmp_path):
+    """The runner for emulators sets states and gives them back, so that they are compared like outputs."""
+    request = CompileRequest(str(source), str(tmp_path / "a"), target="arm", states={"past_*": "present_*"})
+    receipt = compile_model(request)["receipt"]
+    assert receipt["emulated"] == ["neon"] and "present_cache" in receipt["max_error"]

@@ -110,7 +110,7 @@ sparsec_status core_create_in(const void *weights, int threads, const sparsec_al
         return fail(error, SPARSEC_E_INPUT, "weights must be aligned to %d bytes", TVM_ALIGNMENT);
     if (!allocator) allocator = &system_memory;
     uint64_t size = core_context_size(threads);
-    context *c = allocator->allocate(allocator->user, size, TVM_ALIGNMENT);
+    context *c = size == (size_t)size ? allocator->allocate(allocator->user, (size_t)size, TVM_ALIGNMENT) : 0;
     if (!c)
         return fail(error, SPARSEC_E_RUN, "no memory for a context: %llu bytes are needed", (unsigned long long)size);
     char *arena;
