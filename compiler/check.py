@@ -15,8 +15,8 @@ from sparsec.runtime import Model, load
 class Oracle:
     """ONNX Runtime's outputs of ``model`` (a path or serialised) on ``feeds``, computed when asked for."""
 
-    def __init__(self, model: str | bytes, feeds: Mapping[str, np.ndarray]):
-        self.model, self.feeds = model, feeds
+    def __init__(self, model: str | bytes, feeds: Mapping[str, np.ndarray], precision: str = "fp32"):
+        self.model, self.feeds, self.precision = model, feeds, precision
 
     @cached_property
     def expected(self) -> dict[str, np.ndarray]:
@@ -24,6 +24,8 @@ class Oracle:
 
     @cached_property
     def unoptimised(self) -> dict[str, np.ndarray]:
+        if self.precision != "fp32":
+            return reference.run_reference(reference.rounded(self.model), self.feeds)
         return reference.run_reference(self.model, self.feeds, optimised=False)
 
     @cached_property
@@ -45,13 +47,14 @@ class Oracle:
         return {name: self._difference(name, found[name]) for name in self.expected}
 
     def _difference(self, name: str, array: np.ndarray) -> Difference:
-        plain = reference.compare(array, self.expected[name])
+        plain = reference.compare(array, self.expected[name], precision=self.precision)
         if plain.within:
             return plain
-        literal = reference.compare(array, self.unoptimised[name])
-        if literal.within or name not in self.spread:
-            return literal
-        return reference.compare(array, self.expected[name], self.spread[name])
+        if self.precision == "fp32":
+            literal = reference.compare(array, self.unoptimised[name])
+            if literal.within or name not in self.spread:
+                return literal
+        return reference.compare(array, self.expected[name], self.spread[name], self.precision)
 
     def require(self, found: Mapping[str, np.ndarray], what: str) -> dict[str, Difference]:
         """The differences, all of them within; else CompileError, which says that ``what`` is wrong."""
@@ -92,12 +95,13 @@ def receipt(
     model: str | bytes,
     feeds: Mapping[str, np.ndarray],
     calibrated: bool,
+    precision: str = "fp32",
 ) -> dict:
     """What the manifest says of an artifact against ONNX Runtime; ``runs`` has a run for each CPU level.
 
     Raises CompileError for the first output that is not within.
     """
-    oracle = Oracle(model, feeds)
+    oracle = Oracle(model, feeds, precision)
     worst: dict[str, Difference] = {}
     for level, run in runs.items():
         differences = oracle.require(run(feeds), f"the kernels for {level}")
@@ -106,7 +110,7 @@ def receipt(
                 worst[name] = difference
     return {
         "input": "calibration data" if calibrated else f"random, seed {reference.SEED}",
-        "tolerance": {"relative": reference.RELATIVE, "absolute": reference.ABSOLUTE},
+        "tolerance": {"relative": reference.TOLERANCE[precision], "absolute": reference.ABSOLUTE},
         "levels": list(runs),
         "reference_spread": oracle.spread if "spread" in vars(oracle) else {},
         "max_error": {name: difference.to_json() for name, difference in worst.items()},

@@ -44,6 +44,7 @@ def base_manifest(
     layers: Iterable[Mapping] = (),
     choices: Mapping | None = None,
     tiles: Mapping | None = None,
+    precision: str = "fp32",
     receipt: Mapping | None = None,
     packings: Sequence[Sequence[str]] = (),
     machines: Mapping[str, str] = LEVEL_ARCHITECTURE,
@@ -55,7 +56,8 @@ def base_manifest(
     (``LEVEL_FEATURES`` has those of v2, v3, v4), best level first: a loader takes the first that
     the CPU can run.  ``passes``: the pass pipeline as text.  ``layers``: one dict per layer with
     ``name``, ``op``, ``pattern``, ``kernel``, ``dense_bytes``, ``packed_bytes``.  ``choices``: what
-    ``--choices`` replays, with ``tiles``: CPU level -> kernel -> panels.  ``receipt``: the comparison
+    ``--choices`` replays, with ``tiles``: CPU level -> kernel -> panels.  ``precision``: left out
+    where it is fp32; then layers have a ``precision`` of their own.  ``receipt``: the comparison
     with ONNX Runtime: ``input`` (kind and seed), ``tolerance``, ``max_error`` (output name -> largest
     error).  ``packings``: the levels by the packed weights that they share; told where there are several.
     ``machines``: level -> the architecture that its library is for.
@@ -88,6 +90,7 @@ def base_manifest(
         "layers": [dict(layer) for layer in layers],
         "choices": dict(choices or {}),
         "tiles": dict(tiles or {}),
+        **({"precision": precision} if precision != "fp32" else {}),
         "receipt": dict(receipt or {}),
     }
 

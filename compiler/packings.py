@@ -5,7 +5,7 @@ models have one packing for all levels, whatever their architectures.
 """
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -40,10 +40,15 @@ def groups(model: ir.Model, kernels: Mapping[str, str], levels: tuple[str, ...])
     return parts
 
 
-def import_model(model: ir.Model, kernels: Mapping[str, str], levels: tuple[str, ...]) -> dict:
+def import_model(
+    model: ir.Model,
+    kernels: Mapping[str, str],
+    levels: tuple[str, ...],
+    narrow: Set[ir.Value] = frozenset(),
+) -> dict:
     """``{levels: importer that has run}`` for each packing; the first one's ``layers`` describe the model."""
     made = {
-        part: Importer(model, kernels, permute=LEVELS[part[0]].permute)
+        part: Importer(model, kernels, permute=LEVELS[part[0]].permute, narrow=narrow)
         for part in groups(model, kernels, levels)
     }
     return {part: (importer.run(), importer.labels, importer.layers) for part, importer in made.items()}

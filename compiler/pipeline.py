@@ -10,7 +10,7 @@ import tvm
 
 import sparsec
 from sparsec import passes
-from sparsec.compiler import check, emulator, native, package, sample
+from sparsec.compiler import check, emulator, native, package, precision, sample
 from sparsec.compiler.choices import choose
 from sparsec.compiler.dump import Dump
 from sparsec.compiler.front import Stages, read_model
@@ -36,17 +36,19 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         return road.compile_model(request, log=log)
     stages = Stages(log)
     dump = Dump(request.dump_dir)
-    levels = cpu_levels(request.target)
+    levels = cpu_levels(request.target, request.precision)
     pipeline = passes.parse_pipeline(request.passes)
 
     source = read_model(request, pipeline, stages, dump, log)
     model, inputs, outputs, findings = source.model, source.inputs, source.outputs, source.findings
     states = resolve(request.states, inputs, outputs)
     with stages("choose kernels"):
+        findings += precision.assign(model, request.precision, levels)
         choices = choose(model, request, levels)
         findings += choices.findings
     with stages("lower to kernels"):
-        imported = import_model(model, choices.kernels, levels)
+        narrow = precision.narrow(model, choices.kernels)
+        imported = import_model(model, choices.kernels, levels, narrow)
         layers = next(iter(imported.values()))[2]
         source.model = None
         del model  # from here on the weights are in the modules, and soon in the plans alone
@@ -82,6 +84,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
             layers=layers,
             choices=choices.kernels,
             tiles=tiles,
+            precision=request.precision,
         )
         if request.verify:
             with stages("check against ONNX Runtime"):
@@ -89,11 +92,13 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
                 trials = package.write_trials(Path(folder), manifest, members, runnable(levels))
                 runs = {level: partial(check.run_artifact, trial) for level, trial in trials.items()}
                 runs |= emulator.runs(plans, objects, Path(folder))
-                manifest["receipt"] = check.receipt(runs, source.meant, source.feeds, bool(request.calib))
+                manifest["receipt"] = check.receipt(
+                    runs, source.meant, source.feeds, bool(request.calib), request.precision
+                )
                 manifest["receipt"] |= emulator.remarks(levels, runs)
         if request.exportable:
             with stages("keep a sample"):
-                members[sample.MEMBER] = sample.make(source.meant, source.feeds, plan)
+                members[sample.MEMBER] = sample.make(source.meant, source.feeds, plan, request.precision)
         with stages("publish"):
             package.write_artifact(request.out, manifest, members)
 
@@ -108,6 +113,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         "findings": [finding.to_json() for finding in findings],
         "choices": choices.kernels,
         "tiles": tiles,
+        "precision": request.precision,
         "receipt": manifest["receipt"],
         "packings": [list(packing.levels) for packing in packings],
         "kernels": dict(Counter(built[0][0].rules.values())),

@@ -1,9 +1,10 @@
 """The check against ONNX Runtime: inputs to run on, the reference's outputs, and how far ours are.
 
 Tolerance (docs/architecture.md, "Numbers"): per float output ``max|a-b| <= 1e-5 * max|b| + 1e-6``
-with NaN where the reference has NaN; integers and booleans are equal.  A deep network may amplify the
-rounding of float32 beyond that in any engine.  Then ONNX Runtime is run once more without its graph
-optimisations: ``SPREAD`` times the distance of its two results is the tolerance, and the receipt says so.
+with NaN where the reference has NaN; integers and booleans are equal.  At a lower precision the tolerance
+is that of ``TOLERANCE``, and what is no float may differ.  A deep network may amplify rounding beyond that in
+any engine.  Then ONNX Runtime is run once more, without its graph optimisations or with operands rounded to
+the lower precision: ``SPREAD`` times the distance of its two results is the tolerance; the receipt says so.
 """
 
 import zipfile
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -18,10 +20,14 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.plan import Port
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
+#: RELATIVE by precision.  bfloat16 has 8 bits: a rounding is 2^-9 of a value, and layers add theirs up.
+TOLERANCE = {"fp32": RELATIVE, "bf16": 2e-2}
 HALF = 2e-3  # for float16, relative and absolute: two units in the last place
 SPREAD = 4.0
-MAX_SPREAD = 1e-3  # relative to the scale; a model that amplifies rounding further cannot be checked
+MAX_SPREAD = {"fp32": 1e-3, "bf16": 0.5}  # of the scale; beyond, the model only amplifies its rounding
 SEED = 0
+#: What ``rounded`` rounds the first two inputs of.
+PRODUCTS = ("MatMul", "Gemm", "Conv", "NMMatMul", "NMGemm", "NMConv")
 
 
 @dataclass(frozen=True)
@@ -134,15 +140,20 @@ def run_reference(
     return dict(zip(names, results, strict=True))
 
 
-def compare(ours: np.ndarray, reference: np.ndarray, spread: float = 0.0) -> Difference:
+def compare(
+    ours: np.ndarray, reference: np.ndarray, spread: float = 0.0, precision: str = "fp32"
+) -> Difference:
     """How far ``ours`` is from ``reference``; unequal shapes, dtypes or NaN places are never within.
 
-    ``spread`` is the distance of the reference to itself when it rounds differently.
+    ``spread`` is the distance of the reference to itself when it rounds differently.  At a lower
+    ``precision`` integers are not asked to be equal: they were decided by values that were rounded.
     """
     if ours.shape != reference.shape or ours.dtype != reference.dtype:
         return Difference(float("inf"), 0.0, False)
     if reference.dtype.kind != "f":
         equal = bool(np.array_equal(ours, reference))
+        if precision != "fp32":
+            return Difference(float(np.mean(ours != reference)), 1.0, True)
         return Difference(0.0 if equal else float("inf"), 1.0, equal)
     a, b = ours.astype(np.float64), reference.astype(np.float64)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
@@ -150,7 +161,7 @@ def compare(ours: np.ndarray, reference: np.ndarray, spread: float = 0.0) -> Dif
         return Difference(float("inf"), 0.0, False)
     with np.errstate(invalid="ignore"):
         error = float(np.max(np.abs(a - b), initial=0.0, where=~same))
-    return Difference(error, scale_of(reference), error <= tolerance(reference, spread))
+    return Difference(error, scale_of(reference), error <= tolerance(reference, spread, precision))
 
 
 def scale_of(reference: np.ndarray) -> float:
@@ -159,13 +170,30 @@ def scale_of(reference: np.ndarray) -> float:
     return float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
 
 
-def tolerance(reference: np.ndarray, spread: float = 0.0) -> float:
-    """By how much a right result may differ from ``reference``, floats; ``spread`` as in ``compare``."""
+def tolerance(reference: np.ndarray, spread: float = 0.0, precision: str = "fp32") -> float:
+    """By how much a right result may differ from ``reference``, floats; the rest as in ``compare``."""
     scale = scale_of(reference)
-    plain = HALF * (scale + 1) if reference.dtype == np.float16 else RELATIVE * scale + ABSOLUTE
-    return max(plain, widened(spread, scale))
+    plain = HALF * (scale + 1) if reference.dtype == np.float16 else TOLERANCE[precision] * scale + ABSOLUTE
+    return max(plain, widened(spread, scale, precision))
 
 
-def widened(spread: float, scale: float) -> float:
+def widened(spread: float, scale: float, precision: str = "fp32") -> float:
     """The tolerance that the reference's own ``spread`` justifies, at most ``MAX_SPREAD`` of the scale."""
-    return min(SPREAD * spread, MAX_SPREAD * scale) if np.isfinite(spread) else 0.0
+    return min(SPREAD * spread, MAX_SPREAD[precision] * scale) if np.isfinite(spread) else 0.0
+
+
+def rounded(model: str | bytes) -> bytes:
+    """``model`` with the operands of every matrix product and convolution rounded to bfloat16."""
+    proto = onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)
+    nodes = []
+    for count, node in enumerate(proto.graph.node):
+        if node.op_type in PRODUCTS:
+            for i in (0, 1):
+                names = [node.input[i], *(f"{node.input[i]}/{count}/{i}/{kind}" for kind in ("bf16", "fp32"))]
+                for a, b, to in zip(names, names[1:], ("BFLOAT16", "FLOAT"), strict=False):
+                    nodes.append(onnx.helper.make_node("Cast", [a], [b], to=getattr(onnx.TensorProto, to)))
+                node.input[i] = names[-1]
+        nodes.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto.SerializeToString()

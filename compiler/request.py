@@ -20,6 +20,9 @@ TARGETS = {
 GPUS = ("sm_80", "sm_87", "sm_89", "sm_90")
 """What ``cuda`` means, oldest first; ``cuda:sm_87`` is one of them."""
 SPARSITY = ("auto", "require", "off")
+PRECISIONS = ("fp32", "bf16")
+#: Levels that only artifacts of a lower precision have.
+LOW_PRECISION = ("v4bf16",)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class CompileRequest:
     architectures ``GPUS`` in one file, ``cuda:sm_87`` one of them.  ``passes``: the
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
-    ignores patterns.  ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
+    ignores patterns.  ``precision``: ``bf16`` lets layers compute in bfloat16, see ``precision.py``.
+    ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.
     ``exportable``: whether the artifact keeps what ``compiler/export`` makes device folders and programs of.
@@ -46,6 +50,7 @@ class CompileRequest:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dims: dict[str, int] = field(default_factory=dict)
     sparsity: str = "auto"
+    precision: str = "fp32"
     calib: str | None = None
     choices: str | None = None
     states: dict[str, str] = field(default_factory=dict)
@@ -57,6 +62,10 @@ class CompileRequest:
     def __post_init__(self):
         if self.sparsity not in SPARSITY:
             raise CompileError(f"sparsity must be one of {', '.join(SPARSITY)}, found '{self.sparsity}'")
+        if self.precision not in PRECISIONS:
+            raise CompileError(f"precision must be one of {', '.join(PRECISIONS)}, found '{self.precision}'")
+        if self.precision != "fp32" and gpu_names(self.target):
+            raise CompileError(f"precision {self.precision} is for CPUs; compile for '{self.target}' in fp32")
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
@@ -67,14 +76,19 @@ class CompileRequest:
         return cls(**{**data, "shapes": shapes})
 
 
-def cpu_levels(target: str) -> tuple[str, ...]:
-    """The CPU levels of ``target``, each once: by architecture as they are named, then best first."""
+def cpu_levels(target: str, precision: str = "fp32") -> tuple[str, ...]:
+    """The CPU levels of ``target``, each once: by architecture as they are named, then best first.
+
+    A ``precision`` below fp32 adds the levels that have instructions for it to ``x86`` and to ``native``.
+    """
     levels: list[str] = []
     for name in target.split(","):
         if name not in TARGETS and name != "native":
             known = ", ".join([*TARGETS, "native"])
             raise CompileError(f"unknown target '{name}'; choose of {known}, several with commas between")
-        levels += (native_level(),) if name == "native" else TARGETS[name]
+        levels += (native_level(precision),) if name == "native" else TARGETS[name]
+        if name == "x86" and precision != "fp32":
+            levels += LOW_PRECISION
     machines = list(dict.fromkeys(cpu.LEVEL_ARCHITECTURE[level] for level in levels))
     worst_first = list(cpu.LEVEL_FEATURES)
     key = lambda v: (machines.index(cpu.LEVEL_ARCHITECTURE[v]), -worst_first.index(v))  # noqa: E731
@@ -109,9 +123,9 @@ def runnable(levels: Iterable[str]) -> list[str]:
     return [level for level in levels if level in here]
 
 
-def native_level() -> str:
-    """The best level that this machine runs."""
-    runs = cpu.levels()
+def native_level(precision: str = "fp32") -> str:
+    """The best level that this machine runs at ``precision``."""
+    runs = [level for level in cpu.levels() if precision != "fp32" or level not in LOW_PRECISION]
     if not runs:
         raise CompileError(
             f"target 'native': this machine's CPU ({cpu.architecture()}) runs no level; name a target"

@@ -15,19 +15,19 @@ from .plan import Plan
 MEMBER = "sample.bin"
 
 
-def make(model: str | bytes, feeds: Mapping[str, np.ndarray], plan: Plan) -> bytes:
+def make(model: str | bytes, feeds: Mapping[str, np.ndarray], plan: Plan, precision: str = "fp32") -> bytes:
     """The sample of ``model``, a path or serialised: a new context's first run on ``feeds``."""
     new = {state.port.name: np.zeros_like(feeds[state.port.name]) for state in plan.states}
-    oracle = Oracle(model, {**feeds, **new})
+    oracle = Oracle(model, {**feeds, **new}, precision)
     expected = {port.name: np.ascontiguousarray(oracle.expected[port.name]) for port in plan.outputs}
-    limits = [allowed(array, oracle.spread.get(name, 0.0)) for name, array in expected.items()]
+    limits = [allowed(array, oracle.spread.get(name, 0.0), precision) for name, array in expected.items()]
     given = [np.ascontiguousarray(feeds[port.name], port.dtype) for port in plan.inputs]
     data = [array.tobytes() for array in (*given, *expected.values())]
     return np.array(limits, "<f8").tobytes() + b"".join(data)
 
 
-def allowed(expected: np.ndarray, spread: float) -> float:
+def allowed(expected: np.ndarray, spread: float, precision: str = "fp32") -> float:
     """The tolerance of ``reference.compare`` as one number."""
     if expected.dtype.kind != "f":
-        return 0.0
-    return reference.tolerance(expected, spread)
+        return 0.0 if precision == "fp32" else float("inf")
+    return reference.tolerance(expected, spread, precision)

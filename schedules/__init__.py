@@ -14,6 +14,7 @@ from tvm import tirx
 from sparsec.schedules import (
     attention_kernel,
     contraction_rule,
+    elements,
     fallback,
     hoist,
     layer_norm,
@@ -56,5 +57,6 @@ def _schedule_one(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     for name, rule in RULES:
         scheduled = rule(func, cpu)
         if scheduled is not None:
-            return hoist.hoist(scheduled, cpu.name).with_attr(RULE, name)
+            hoisted = hoist.hoist(scheduled, cpu.name)
+            return elements.imported(hoisted, cpu).with_attr(RULE, name)
     return func.with_attr(RULE, "unscheduled")

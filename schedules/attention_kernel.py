@@ -94,11 +94,11 @@ class _Kernel:
 
     def task(self, start, count: int) -> tir.Stmt:
         spec = self.spec
-        keys = scratch("keys", panels(spec.n), spec.d, PANEL)
+        keys = tir.scratch("keys", panels(spec.n), spec.d, PANEL)
         # An odd number of cache lines apart, rows share no sets of the cache.
         stride = (panels(spec.n) | 1) * PANEL
-        scores = scratch("scores", self.block, stride)
-        factor = scratch("factor", self.block)
+        scores = tir.scratch("scores", self.block, stride)
+        factor = tir.scratch("factor", self.block)
 
         def one(i):
             first = start(i)
@@ -307,8 +307,3 @@ class _Kernel:
             for off, lanes in pieces(width, tile.lanes)
         ]
         return tir.seq([*tile.allocate(), *tile.zero(), tir.loop("j", spec.n, step), *stores])
-
-
-def scratch(name: str, *shape: int) -> tir.Buffer:
-    """Memory of the calling thread of any size."""
-    return tirx.decl_buffer([tir.i64(extent) for extent in shape], "float32", name=name)

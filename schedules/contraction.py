@@ -26,14 +26,14 @@ from sparsec.schedules.batch_matmul import BatchMatmul
 from sparsec.schedules.contraction_conv import Conv
 from sparsec.schedules.contraction_spec import (
     ANNOTATION,
+    Words,
     anchor,
     check_weight,
     placeholder,
-    reduce_axis,
-    stored_channel,
     strips_sum,
 )
 from sparsec.schedules.depthwise import Depthwise
+from sparsec.schedules.elements import FLOAT32, Element, element
 from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, shapes, unpack
 from sparsec.schedules.layout_strips import Strips, strips_of
 
@@ -47,6 +47,12 @@ class Gemm:
     n: int
     pattern: Pattern = DENSE
     permute: bool = True
+    precision: str = FLOAT32.name
+
+    @property
+    def kind(self) -> Element:
+        """What is stored and multiplied at this precision."""
+        return element(self.precision, "strips" if self.strips else self.pattern.form(self.k))
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -65,7 +71,7 @@ class Gemm:
         """Shape and dtype of each packed array."""
         if self.strips:
             return self.strips.args()
-        return shapes(self.pattern, self.n, (), self.k)
+        return self.kind.args(shapes(self.pattern, self.n, (), self.k))
 
     def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Packs ``weight [n, k]``; ``kept`` (bool, same shape) marks the kept positions, else non-zeros."""
@@ -73,19 +79,20 @@ class Gemm:
         kept = None if kept is None else kept[:, None]
         if self.strips:
             return self.strips.pack(weight[:, None], kept)
-        arrays = pack(self.pattern, weight[:, None], kept)
+        arrays = self.kind.pack(pack(self.pattern, weight[:, None], kept))
         return tuple(a.reshape(shape) for a, (shape, _) in zip(arrays, self.weight_args(), strict=True))
 
     def unpack(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """The dense weight ``[n, k]`` of packed arrays."""
         if self.strips:
             return self.strips.unpack(arrays)[:, 0]
+        arrays = self.kind.unpack(arrays, self.pattern.kept(self.k))
         arrays = tuple(a.reshape(a.shape[0], 1, *a.shape[1:]) for a in arrays)
         return unpack(self.pattern, arrays, self.n, self.k)[:, 0]
 
     def prim_func(self) -> tirx.PrimFunc:
         """The unscheduled function ``(X, W, [I, [S]], Y)``."""
-        x = placeholder(self.x_shape, "float32", "X")
+        x = placeholder(self.x_shape, self.kind.activation, "X")
         weights = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WIS", strict=False)]
         if self.strips:
             return anchor(
@@ -94,12 +101,12 @@ class Gemm:
                 self.y_shape,
                 lambda *i: strips_sum(self.strips, weights, i[-1], lambda _, c: x[(*i[:-1], c)]),
             )
-        k = reduce_axis(self.pattern.kept(self.k), "k")
+        words = Words(self.kind, self.pattern, self.k)
 
         def value(*i):
             panel, lane = i[-1] // PANEL, i[-1] % PANEL
-            channel = stored_channel(self.pattern, weights, panel, lane, (), k.var, self.k)
-            return te.sum(x[(*i[:-1], channel)] * weights[0][panel, k, lane], axis=[k])
+            channel = words.channel(weights, panel, lane, ())
+            return te.sum(words.product(x[(*i[:-1], channel)], weights[0], panel, lane, ()), axis=words.axes)
 
         return anchor(self, [x, *weights], self.y_shape, value)
 
@@ -117,11 +124,26 @@ def conv(
     pads: tuple[int, int, int, int] = (0, 0, 0, 0),
     groups: int = 1,
     pattern: Pattern = DENSE,
+    precision: str = FLOAT32.name,
 ) -> "Conv | Depthwise":
     """The spec of a convolution: ``Depthwise`` where each group reads one channel, else ``Conv``."""
     if groups == in_c and groups > 1:
         return Depthwise(batch, in_h, in_w, in_c, out_c, k_h, k_w, strides, dilations, pads)
-    return Conv(batch, in_h, in_w, in_c, out_c, k_h, k_w, strides, dilations, pads, groups, pattern)
+    return Conv(
+        batch,
+        in_h,
+        in_w,
+        in_c,
+        out_c,
+        k_h,
+        k_w,
+        strides,
+        dilations,
+        pads,
+        groups,
+        pattern,
+        precision=precision,
+    )
 
 
 def packed_for(spec, permute: bool):

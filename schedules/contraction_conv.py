@@ -8,13 +8,14 @@ from tvm import te, tirx
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_spec import (
     Image,
+    Words,
     anchor,
     check_weight,
     placeholder,
     reduce_axis,
-    stored_channel,
     strips_sum,
 )
+from sparsec.schedules.elements import FLOAT32, Element, element
 from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, panels, shapes, unpack
 from sparsec.schedules.layout_strips import Strips, strips_of
 
@@ -31,6 +32,7 @@ class Conv(Image):
     groups: int = 1
     pattern: Pattern = DENSE
     permute: bool = True
+    precision: str = FLOAT32.name
 
     def __post_init__(self):
         if self.in_c % self.groups or self.out_c % self.groups:
@@ -43,6 +45,11 @@ class Conv(Image):
                 f"Conv: required a window within the padded input, found an output of "
                 f"{self.out_h}x{self.out_w}; correct the kernel, dilations or pads"
             )
+
+    @property
+    def kind(self) -> Element:
+        """What is stored and multiplied at this precision."""
+        return element(self.precision, "strips" if self.strips else self.packed.form(self.depth))
 
     @property
     def pointwise(self) -> bool:
@@ -84,7 +91,7 @@ class Conv(Image):
         """Shape and dtype of each packed array."""
         if self.strips:
             return self.strips.args()
-        return shapes(self.packed, self._padded_out, (self.k_h, self.k_w), self.depth)
+        return self.kind.args(shapes(self.packed, self._padded_out, (self.k_h, self.k_w), self.depth))
 
     @property
     def _padded_out(self) -> int:
@@ -97,7 +104,7 @@ class Conv(Image):
         kept = None if kept is None else self._pad_groups(kept)
         if self.strips:
             return self.strips.pack(flat, kept)
-        arrays = pack(self.packed, flat, kept)
+        arrays = self.kind.pack(pack(self.packed, flat, kept))
         return tuple(a.reshape(shape) for a, (shape, _) in zip(arrays, self.weight_args(), strict=True))
 
     def _pad_groups(self, weight: np.ndarray) -> np.ndarray:
@@ -111,6 +118,7 @@ class Conv(Image):
         if self.strips:
             flat = self.strips.unpack(arrays)
         else:
+            arrays = self.kind.unpack(arrays, self.packed.kept(self.depth))
             arrays = tuple(a.reshape(a.shape[0], taps, *a.shape[3:]) for a in arrays)
             flat = unpack(self.packed, arrays, self._padded_out, self.depth)
         flat = flat.reshape(self.groups, -1, taps, self.depth)[:, : self.out_c // self.groups]
@@ -118,7 +126,7 @@ class Conv(Image):
 
     def prim_func(self) -> tirx.PrimFunc:
         """The unscheduled function ``(X, W, [I, [S]], Y)``."""
-        x = placeholder(self.x_shape, "float32", "X")
+        x = placeholder(self.x_shape, self.kind.activation, "X")
         weights = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WIS", strict=False)]
         own = self.out_c // self.groups
 
@@ -129,7 +137,7 @@ class Conv(Image):
             if not any(self.pads):
                 return value
             bounds = [ih >= 0, ih < self.in_h, iw >= 0, iw < self.in_w]
-            return tirx.if_then_else(tirx.all(*bounds), value, tir.f32(0.0))
+            return tirx.if_then_else(tirx.all(*bounds), value, tirx.const(0, self.kind.activation))
 
         def in_group(o):
             return (o // own, o % own) if self.groups > 1 else (tir.i64(0), o)
@@ -146,9 +154,9 @@ class Conv(Image):
             group, inside = in_group(o)
             panel, lane = group * self.group_panels + inside // PANEL, inside % PANEL
             kh, kw = reduce_axis(self.k_h, "kh"), reduce_axis(self.k_w, "kw")
-            k = reduce_axis(self.packed.kept(self.depth), "k")
-            channel = stored_channel(self.packed, weights, panel, lane, (kh.var, kw.var), k.var, self.depth)
-            value = activation(b, i, j, group, kh.var, kw.var, channel)
-            return te.sum(value * weights[0][panel, kh, kw, k, lane], axis=[kh, kw, k])
+            words, taps = Words(self.kind, self.packed, self.depth), (kh.var, kw.var)
+            value = activation(b, i, j, group, *taps, words.channel(weights, panel, lane, taps))
+            product = words.product(value, weights[0], panel, lane, taps)
+            return te.sum(product, axis=[kh, kw, *words.axes])
 
         return anchor(self, [x, *weights], self.y_shape, by_strips if self.strips else by_panels)

@@ -82,8 +82,8 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
     def part_body(part) -> tir.Stmt:
         repeats = part[1]
         tasks = spec.groups * repeats
-        weights = spec.out_c * spec.k_h * spec.k_w * spec.depth
-        blocks = row_blocks(cpu, math.prod(spec.x_shape), weights, tasks, rows)
+        weights = spec.kind.words(spec.out_c * spec.k_h * spec.k_w * spec.depth)
+        blocks = row_blocks(cpu, spec.kind.words(math.prod(spec.x_shape)), weights, tasks, rows)
 
         def task(t):
             block, rest = tirx.floordiv(t, tir.i64(tasks)), tirx.floormod(t, tir.i64(tasks))

@@ -51,7 +51,7 @@ def gemm_body(
         )
 
     def part(first, repeats, group, columns) -> tir.Stmt:
-        depth = reduce.depth
+        depth = reduce.element.words(reduce.depth)
         blocks = row_blocks(cpu, rows * depth, depth * out, repeats, -(-rows // TASK_ROWS))
 
         def task(t):

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sparsec.schedules.contraction_tile import even_split
+from sparsec.schedules.elements import DOT_FEATURE
 from sparsec.schedules.layout import PANEL, Pattern
 from sparsec.schedules.target import LINE, Cpu
 
@@ -24,13 +25,17 @@ NARROW = 8
 
 @dataclass(frozen=True)
 class TilePlan:
-    """A tile spans ``panels``; its rows lie ``stride`` activations apart; ``single``: taps of one channel."""
+    """A tile spans ``panels``; its rows lie ``stride`` activations apart; ``single``: taps of one channel.
+
+    ``parts_held``: registers that a vector of weights fills once it is taken apart.
+    """
 
     cpu: Cpu
     form: str
     panels: int
     stride: int
     single: bool = False
+    parts_held: int = 1
 
     def width(self, columns: int) -> int:
         """Columns that a tile of ``columns`` accumulates, in whole vectors."""
@@ -49,8 +54,9 @@ class TilePlan:
         if self.form == "lanes":
             rows = (self.cpu.registers - 2 * vectors - 3) // vectors
         else:
-            weights_held = (self.cpu.registers - 1 - vectors) // vectors
-            broadcasts_held = (self.cpu.registers - 1) // (vectors + 1)
+            whole, parts = self.parts_held > 1, self.parts_held  # and a word, before it is taken apart
+            weights_held = (self.cpu.registers - whole - parts * (1 + vectors)) // vectors
+            broadcasts_held = (self.cpu.registers - whole - parts) // (vectors + parts)
             rows = broadcasts_held if self.single else max(weights_held, min(broadcasts_held, vectors))
         sets = (
             CACHE_SETS // math.gcd(self.stride // LINE, CACHE_SETS) if self.stride % LINE == 0 else CACHE_SETS
@@ -98,7 +104,8 @@ def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool) -> f
 class Extent:
     """What is cut: ``rows``, ``stride`` activations apart, by ``count`` panels that hold ``columns``.
 
-    Each value is a sum over ``depth`` channels of ``taps``; ``written`` values are stored in all.
+    Each value is a sum over ``depth`` channels of ``taps``, ``group`` of them in a word of 32 bits, which
+    ``stride`` counts as well; ``written`` values are stored in all.
     """
 
     pattern: Pattern
@@ -109,11 +116,12 @@ class Extent:
     count: int
     taps: int = 1
     written: int = 0
+    group: int = 1
 
     @property
     def steps(self) -> int:
-        """Multiply-adds of one value."""
-        return self.taps * self.pattern.kept(self.depth)
+        """Multiply-adds of one value: words, where those are taken at once."""
+        return self.taps * -(-self.pattern.kept(self.depth) // self.group)
 
 
 def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
@@ -137,7 +145,8 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
             continue
         if panels > max(1, extent.count) or vectors_in(cpu, panels * PANEL) * 2 > cpu.registers:
             continue
-        plans.append(TilePlan(cpu, form, panels, extent.stride, single))
+        parts = 1 if DOT_FEATURE in cpu.features else extent.group
+        plans.append(TilePlan(cpu, form, panels, extent.stride, single, parts))
     return sorted(((cost(plan), plan) for plan in plans), key=lambda found: found[0])
 
 

@@ -4,6 +4,7 @@ Every step also fetches weights that are wanted next, so that a layer whose weig
 one whose weights are in the cache: hardware prefetchers stop at a page and start anew at a panel.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ from tvm import tirx
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
 from sparsec.schedules.contraction_tile import Tile
+from sparsec.schedules.elements import FLOAT32, Element
 from sparsec.schedules.layout import PANEL, WINDOW, Pattern
+from sparsec.schedules.target import Cpu
 
 #: How many slots ahead the weights of a single row are fetched: what memory delivers during its latency.
 STREAM_AHEAD = 16
@@ -20,12 +23,17 @@ STREAM_AHEAD = 16
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a contraction reads: activations ``x``, packed ``weights``, ``depth`` channels of ``pattern``."""
+    """What a contraction reads: activations ``x``, packed ``weights``, ``depth`` channels of ``pattern``.
 
+    A step takes a *word* of the ``element``: one channel, or neighbours along the reduction together.
+    """
+
+    cpu: Cpu
     x: tir.Buffer
     weights: list[tir.Buffer]
     pattern: Pattern
     depth: int
+    element: Element = FLOAT32
 
     def over_channels(self, tile: Tile, panel, tap: list, at: Callable, chosen=None) -> list[tir.Stmt]:
         """Adds one tap to the rows ``chosen`` of ``tile`` (default all).
@@ -33,18 +41,26 @@ class Reduction:
         ``panel`` is the tile's first panel, ``tap`` the coordinates of the tap in the packed arrays,
         ``at(r, c)`` the coordinates in ``x`` of row ``r`` and input channel ``c``.
         """
-        pattern, stored = self.pattern, self.pattern.kept(self.depth)
+        pattern, stored, group = self.pattern, self.pattern.kept(self.depth), self.element.group
 
         def step(slot, make: Callable, *args) -> tir.Stmt:
             return tir.seq([*self._fetch(tile, panel, tap, slot), make(slot, *args)])
 
-        def dense(slot, channel):
-            return tile.multiply_add(
-                lambda r, v: tirx.BufferLoad(self.x, at(r, channel)),
+        def dense(slot, channels, neighbours=False):
+            return self._multiply_add(
+                tile,
+                lambda r, v: self.element.word(self.x, [at(r, c) for c in channels], neighbours),
                 self._weight(tile, panel, tap, slot),
-                span=tile.columns,
-                chosen=chosen,
+                tile.columns,
+                chosen,
             )
+
+        def picked(slot, channel):
+            if group == 1:
+                return dense(slot, [channel(slot)])
+            names = [tirx.Var(f"c{part}", "int64") for part in range(group)]
+            binds = [tirx.Bind(n, channel(slot * group + part)) for part, n in enumerate(names)]
+            return tir.seq([*binds, dense(slot, names)])
 
         def gathered(slot):
             return self._gather(tile, panel, tap, at, chosen, slot)
@@ -54,18 +70,23 @@ class Reduction:
 
         match pattern.form(self.depth):
             case "dense":
-                return [tir.loop("k", stored, lambda k: step(k, dense, k))]
+                whole = self.depth // group
+                loops = [tir.loop("k", whole, lambda k: step(k, dense, [k * group], True))] if whole else []
+                if self.depth % group:
+                    last = tir.i64(self.depth - 1)
+                    loops.append(step(tir.i64(whole), dense, [last] * group))
+                return loops
             case "shared":
                 block = tirx.floordiv(panel, tir.i64(pattern.block // PANEL))
                 kept = lambda slot: tir.load(self.weights[1], block, *tap, slot).astype("int64")  # noqa: E731
-                return [tir.loop("k", stored, lambda slot: step(slot, dense, kept(slot)))]
+                return [tir.loop("k", self.element.words(stored), lambda slot: step(slot, picked, kept))]
             case "gather":
                 return [tir.loop("k", stored, lambda slot: step(slot, gathered))]
         slots = pattern.slots(self.depth)
         loops = [tir.loop("k", slots, lambda slot: step(slot, permuted))]
         if stored > slots:
             rest, skip = stored - slots, self.depth - stored
-            loops.append(tir.loop("k", rest, lambda k: step(k, dense, k + skip), start=slots))
+            loops.append(tir.loop("k", rest, lambda k: step(k, dense, [k + skip]), start=slots))
         return loops
 
     def _fetch(self, tile: Tile, panel, tap: list, slot) -> list[tir.Stmt]:
@@ -87,9 +108,16 @@ class Reduction:
 
     def _weight(self, tile: Tile, panel, tap: list, slot) -> Callable:
         values = self.weights[0]
-        return lambda v: tir.vector_load(
-            values, panel + v // PANEL, *tap, slot, tir.i64(v % PANEL), lanes=tile.lanes
-        )
+
+        def weight(v):
+            index = [panel + v // PANEL, *tap, slot, tir.i64(v % PANEL)]
+            return self.element.weight_vector(tir.vector_load(values, *index, lanes=tile.lanes))
+
+        return weight
+
+    def _multiply_add(self, tile: Tile, x: Callable, w: Callable, span: int, chosen) -> tir.Stmt:
+        product = functools.partial(self.element.multiply_add, self.cpu)
+        return tile.multiply_add(x, w, span, chosen, product)
 
     def _gather(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:
         def channel(v):

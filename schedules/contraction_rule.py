@@ -5,7 +5,7 @@ import math
 import tvm_ffi
 from tvm import ir, tirx
 
-from sparsec.schedules import tir
+from sparsec.schedules import access, tir
 from sparsec.schedules.batch_matmul_kernel import batch_matmul_body
 from sparsec.schedules.contraction import BatchMatmul, Conv, Gemm, find_anchor
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
@@ -15,6 +15,7 @@ from sparsec.schedules.contraction_kernel_strips import Rows, strips_body
 from sparsec.schedules.contraction_pixels import pixel
 from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile_plans
 from sparsec.schedules.contraction_reduce import Reduction
+from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.depthwise_kernel import depthwise_body
 from sparsec.schedules.layout import DENSE, panels
 from sparsec.schedules.target import Cpu
@@ -35,10 +36,10 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         groups, own = (1, spec.n) if isinstance(spec, Gemm) else (spec.groups, spec.out_c // spec.groups)
         body = strips_body(cpu, spec.strips, groups, own, _rows(spec), x, weights, epilogue)
     elif isinstance(spec, Gemm):
-        reduce = Reduction(x, weights, spec.pattern, spec.k)
+        reduce = Reduction(cpu, x, weights, spec.pattern, spec.k, spec.kind)
         body = gemm_body(cpu, spec.lead, spec.n, [], reduce, epilogue, plan)
     elif isinstance(spec, Conv):
-        reduce = Reduction(x, weights, spec.packed, spec.depth)
+        reduce = Reduction(cpu, x, weights, spec.packed, spec.depth, spec.kind)
         if spec.pointwise:
             tap = [tir.i64(0), tir.i64(0)]
             body = gemm_body(cpu, spec.x_shape[:-1], spec.out_c, tap, reduce, epilogue, plan)
@@ -58,14 +59,16 @@ def extent(spec) -> Extent | None:
         return None
     if isinstance(spec, Gemm):
         rows = math.prod(spec.lead)
-        return Extent(spec.pattern, spec.k, spec.k, rows, spec.n, panels(spec.n), written=rows * spec.n)
+        stride, written, group = spec.k // spec.kind.group, rows * spec.n, spec.kind.group
+        return Extent(spec.pattern, spec.k, stride, rows, spec.n, panels(spec.n), 1, written, group)
     if isinstance(spec, BatchMatmul):
         return Extent(DENSE, spec.k, spec.k, spec.m, spec.n, panels(spec.n))
     if isinstance(spec, Conv):
         rows = math.prod(spec.y_shape[:-1]) if spec.pointwise else spec.out_w
-        stride, own = spec.in_c * spec.strides[1], spec.out_c // spec.groups
+        group, own = spec.kind.group, spec.out_c // spec.groups
+        stride = spec.in_c * spec.strides[1] // group
         taps, written = spec.k_h * spec.k_w, math.prod(spec.y_shape)
-        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels, taps, written)
+        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels, taps, written, group)
     return None
 
 
@@ -100,7 +103,7 @@ def _parts(func: tirx.PrimFunc) -> tuple[object, tir.Buffer, list[tir.Buffer], E
     if found is None:
         return "no contraction in the function"
     spec, block = found
-    x, weights = operands(block)
+    x, weights = operands(spec, block)
     for buffer in (x, *weights):
         if not any(buffer.same_as(p) for p in func.params):
             return f"operand {buffer.name} of the contraction is computed in the same function"
@@ -112,7 +115,7 @@ def _parts(func: tirx.PrimFunc) -> tuple[object, tir.Buffer, list[tir.Buffer], E
     return spec, x, weights, epilogue
 
 
-def operands(block: tir.Block) -> tuple[tir.Buffer, list[tir.Buffer]]:
+def operands(spec, block: tir.Block) -> tuple[tir.Buffer, list[tir.Buffer]]:
     """The buffers of an anchor: X and [W, I, S].
 
     They are read off ``Y = Y + X[..., I[...]] * W[...]``; strips read ``X[..., I[S[...]]]``, conditionally.
@@ -127,5 +130,7 @@ def operands(block: tir.Block) -> tuple[tir.Buffer, list[tir.Buffer]]:
             read.append(node.source)
 
     tvm_ffi.structural_walk(product.a, (tir.TensorLoad, visit), order="pre")
-    (x,) = (buffer for buffer in read if tir.dtype_of(buffer) == "float32")
-    return x, [product.b.source, *(buffer for buffer in read if not buffer.same_as(x))]
+    activation = kind_of(spec).activation
+    (x,) = (buffer for buffer in read if tir.dtype_of(buffer) == activation)
+    values = access.collect(product.b, tir.TensorLoad)[-1].source  # those in its index come before
+    return x, [values, *(buffer for buffer in read if not buffer.same_as(x))]

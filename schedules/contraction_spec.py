@@ -8,6 +8,7 @@ import numpy as np
 from tvm import te, tirx
 
 from sparsec.schedules import tir
+from sparsec.schedules.elements import FLOAT32, Element
 from sparsec.schedules.layout import BITS, PANEL, PER_WORD, WINDOW, Pattern
 from sparsec.schedules.layout_strips import Strips
 
@@ -49,7 +50,16 @@ class Image:
 
 
 def to_text(spec) -> str:
-    return json.dumps({"kind": type(spec).__name__, **dataclasses.asdict(spec)})
+    """The spec as JSON.  Of float32 nothing is said: texts are keys, and were so before there was more."""
+    fields = {"kind": type(spec).__name__, **dataclasses.asdict(spec)}
+    if fields.get("precision") == FLOAT32.name:
+        del fields["precision"]
+    return json.dumps(fields)
+
+
+def kind_of(spec) -> Element:
+    """The element of any contraction; those without a choice are float32."""
+    return getattr(spec, "kind", FLOAT32)
 
 
 def placeholder(shape: tuple[int, ...], dtype: str, name: str):
@@ -92,6 +102,31 @@ def stored_channel(pattern: Pattern, weights: list, panel, lane, taps: tuple, sl
     if covered == channels:
         return inside
     return tirx.Select(slot < slots, inside, slot - slots + covered)
+
+
+class Words:
+    """The reduction over the words that a pattern stores of ``channels`` inputs, as definitions write it."""
+
+    def __init__(self, element: Element, pattern: Pattern, channels: int):
+        self.element, self.pattern, self.channels = element, pattern, channels
+        self.word = reduce_axis(element.words(pattern.kept(channels)), "k")
+        self.axes = [self.word]
+        if element.group > 1:
+            self.axes.append(reduce_axis(element.group, "part"))
+
+    def channel(self, weights: list, panel, lane, taps: tuple):
+        """The input channel that the current value multiplies."""
+        if self.element.group == 1:
+            return stored_channel(self.pattern, weights, panel, lane, taps, self.word.var, self.channels)
+        slot = self.word.var * self.element.group + self.axes[1].var
+        channel = stored_channel(self.pattern, weights, panel, lane, taps, slot, self.channels)
+        return channel if len(weights) > 1 else tirx.min(channel, tir.i64(self.channels - 1))
+
+    def product(self, x, values, panel, lane, taps: tuple):
+        """``x``, as stored, times the current value of the packed ``values``."""
+        part = self.axes[1].var if self.element.group > 1 else None
+        weight = self.element.weight_value(values[(panel, *taps, self.word.var, lane)], part)
+        return self.element.activation_value(x) * weight
 
 
 def strips_sum(strips: Strips, weights: list, channel, activation):

@@ -53,6 +53,11 @@ def tile_loops(total: int, most: int, make: Callable, share: tuple = (0, 1)) -> 
     return tir.seq(loops)
 
 
+def fused(total, x, w):
+    """The multiply-add of float32 values; LLVM makes one instruction of it."""
+    return total + x * w
+
+
 class Tile:
     """Accumulators of ``rows`` x ``columns`` in vectors of ``lanes``, and the statements on them."""
 
@@ -90,8 +95,10 @@ class Tile:
             for v in self.vectors()
         ]
 
-    def multiply_add(self, x: Callable, w: Callable, span: int, chosen=None) -> tir.Stmt:
-        """``acc[r][v:] += x(r, v) * w(v)`` for the rows ``chosen`` (default all).
+    def multiply_add(
+        self, x: Callable, w: Callable, span: int, chosen=None, product: Callable = fused
+    ) -> tir.Stmt:
+        """``acc[r][v:] += x(r, v) * w(v)`` for the rows ``chosen`` (default all), as ``product`` does it.
 
         ``w(v)`` is the vector of weights at channel ``v`` of the tile.  ``x(r, v)`` is a scalar, or a vector
         when the lanes see different activations; it is the same for ``span`` neighbouring channels.
@@ -110,7 +117,8 @@ class Tile:
 
         def add(r, v, value, weight):
             old = tir.vector_load(self.acc[r], tir.i64(v), lanes=self.lanes)
-            stmts.append(tir.vector_store(self.acc[r], old + value * weight, tir.i64(v), lanes=self.lanes))
+            new = product(old, value, weight)
+            stmts.append(tir.vector_store(self.acc[r], new, tir.i64(v), lanes=self.lanes))
 
         if span == self.columns and len(rows) < len(self.vectors()):
             # Fewer rows than vectors: the broadcasts stay in registers, and the weights pass.
@@ -160,6 +168,13 @@ class Tile:
             return self.save(epilogue.staging, index, columns) + [
                 finish_staged(epilogue, self.rows, index, columns, self.lanes)
             ]
+        if epilogue.cost > UNROLLED_EPILOGUE and self.rows > 1:
+            raw = tir.scratch("raw", self.rows, self.columns)
+            return [
+                *tir.alloc([raw]),
+                *self.save(raw, lambda r, c: [r, c], columns),
+                finish_staged(epilogue, self.rows, index, columns, self.lanes, raw),
+            ]
         return [
             tir.vector_loop(
                 width,
@@ -172,13 +187,16 @@ class Tile:
         ]
 
 
-def finish_staged(epilogue: Epilogue, rows: int, index: Callable, columns: int, lanes: int) -> tir.Stmt:
-    """The epilogue as a loop over ``rows`` whose raw values lie in ``epilogue.staging``."""
+def finish_staged(
+    epilogue: Epilogue, rows: int, index: Callable, columns: int, lanes: int, raw: tir.Buffer | None = None
+) -> tir.Stmt:
+    """The epilogue as a loop over ``rows`` whose raw values lie in ``raw``, else in ``epilogue.staging``."""
 
     def piece(row, off, width):
         def body(v):
             at = index(row, off + v)
-            return tir.seq(epilogue.stores(at, tirx.BufferLoad(epilogue.staging, at)))
+            value = tirx.BufferLoad(epilogue.staging, at) if raw is None else tir.load(raw, row, off + v)
+            return tir.seq(epilogue.stores(at, value))
 
         return tir.vector_loop(width, body)
 

@@ -37,6 +37,16 @@ def exp_not_positive(x):
     return _own("exp_not_positive", x)
 
 
+def to_bfloat16(x):
+    """The bit pattern, a uint16, of the bfloat16 nearest to float32 x; ties to even, NaN stays NaN.
+
+    Where a level has an instruction for it, the kernel needs what ``elements.imported`` brings.
+    """
+    install()
+    dtype = str(x.ty.dtype).replace("float32", "uint16")
+    return tirx.call_intrin(dtype, f"{_PREFIX}to_bfloat16", x)
+
+
 def _own(name: str, *args):
     install()
     return tirx.call_intrin(args[0].ty, f"{_PREFIX}{name}", *args)
@@ -94,6 +104,17 @@ def _times_log(factor: float, libm: str, call):
     return _rule(lambda x: polynomials.log(x) * tirx.const(factor, x.ty), libm, call)
 
 
+def _bfloat16_rule(call):
+    return let(call.args[0], polynomials.to_bfloat16, "x")
+
+
+def _narrow_rule(call):
+    lanes = tir.lanes_of(call)
+    if lanes not in DOT_LANES:
+        return _bfloat16_rule(call)
+    return tirx.call_extern(call.ty, f"sparsec_narrow_{lanes}", call.args[0])
+
+
 def _sigmoid_rule(call):
     if str(call.ty.dtype).startswith("float32"):
         return let(call.args[0], polynomials.sigmoid, "x")
@@ -135,10 +156,13 @@ _RULES = {
 }
 
 _PREFIX = "sparsec."
+#: Lanes for which ``elements`` has the bfloat16 instructions of a level.
+DOT_LANES = (16, 8)
 _OWN_RULES = {
     "maximum": functools.partial(_extremum_rule, lambda a, b: a > b),
     "minimum": functools.partial(_extremum_rule, lambda a, b: a < b),
     "exp_not_positive": lambda call: let(call.args[0], polynomials.exp_not_positive, "x"),
+    "to_bfloat16": _bfloat16_rule,
 }
 
 
@@ -157,6 +181,9 @@ _LEVEL_RULES = {
     (level, name): functools.partial(_level_rule, name, t.lanes, functools.partial(tables.odd, table=t))
     for name, level, t in tables.TABLES
 }
+# What v4 has, and one instruction more.
+_LEVEL_RULES |= {("v4bf16", name): rule for (level, name), rule in _LEVEL_RULES.items() if level == "v4"}
+_LEVEL_RULES["v4bf16", "to_bfloat16"] = _narrow_rule
 
 _LEVEL = 120  # above every rule that TVM registers itself
 _PURE = 1  # tirx::CallEffectKind::kPure

@@ -151,6 +151,19 @@ def exp(x, scale: Callable = _times_any_power):
     return let(bounded, lambda b: exp_reduced(b, scale), "x")
 
 
+def to_bfloat16(x):
+    """The upper half of x's bits, rounded to nearest, ties to even; a bit set keeps a NaN one."""
+
+    def round_up(b):
+        odd = tirx.bitwise_and(tirx.shift_right(b, splat_int(x, 16)), splat_int(x, 1))
+        nearest = tirx.shift_right(b + odd + splat_int(x, 0x7FFF), splat_int(x, 16))
+        quiet = tirx.bitwise_or(tirx.shift_right(b, splat_int(x, 16)), splat_int(x, 0x40))
+        number = magnitude(x) <= splat(x, float("inf"))
+        return tirx.Select(number, nearest, quiet).astype(_typed("uint16", _lanes(x)))
+
+    return let(bits(x), round_up, "b")
+
+
 def exp_not_positive(x):
     low = splat(x, -87.33654)
     result = let(_select(x < low, low, x), lambda b: exp_reduced(b, _times_power), "b")

@@ -1,6 +1,6 @@
 """What a schedule must know of a machine: one record per target, each number with its reason."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.target import Target
 
@@ -41,10 +41,13 @@ class Cpu:
         return Target({**options, **{name: value for name, value in given.items() if value}})
 
 
+_V4 = Cpu("v4", "x86-64-v4", lanes=16, registers=32, run_cost=50, permute=True)
+
 X86_LEVELS = {
     "v2": Cpu("v2", "x86-64-v2", lanes=4, registers=16),
     "v3": Cpu("v3", "x86-64-v3", lanes=8, registers=16, permute=True),
-    "v4": Cpu("v4", "x86-64-v4", lanes=16, registers=32, run_cost=50, permute=True),
+    "v4": _V4,
+    "v4bf16": replace(_V4, name="v4bf16", features=("+avx512bf16",)),
 }
 
 LEVELS = {

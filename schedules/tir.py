@@ -95,6 +95,11 @@ def local(name: str, *shape: int) -> Buffer:
     return tirx.decl_buffer([i64(d) for d in shape], "float32", name=name)
 
 
+def scratch(name: str, *shape: int) -> Buffer:
+    """float32 memory of the calling thread of any size."""
+    return tirx.decl_buffer([i64(extent) for extent in shape], "float32", name=name)
+
+
 def alloc(buffers: Iterable[Buffer]) -> list[Stmt]:
     return [tirx.AllocBuffer(b) for b in buffers]
 

@@ -22,6 +22,7 @@ from . import options, text, work
     show_default=True,
     help="Use sparse kernels where they are faster, insist on them, or ignore sparsity.",
 )
+@options.precision
 @options.calib
 @click.option(
     "--state",
@@ -50,6 +51,7 @@ def compile_(
     shapes,
     dims,
     sparsity: str,
+    precision: str,
     calib: Path | None,
     states,
     choices: Path | None,
@@ -70,6 +72,7 @@ def compile_(
         shapes=options.unique(shapes, "--shape"),
         dims=options.unique(dims, "--dim"),
         sparsity=sparsity,
+        precision=precision,
         calib=str(options.readable(calib, "calibration file")) if calib else None,
         choices=str(options.readable(choices, "choices file")) if choices else None,
         states=options.unique(states, "--state"),

@@ -15,8 +15,9 @@ from . import options, text, work
 @options.passes
 @options.shapes
 @options.dims
+@options.precision
 @options.as_json
-def explain(model: Path, target: str, passes_: str, shapes, dims, as_json: bool) -> None:
+def explain(model: Path, target: str, passes_: str, shapes, dims, precision: str, as_json: bool) -> None:
     """Say what sparsity MODEL.onnx has, layer by layer, and what it is worth on the target."""
     from sparsec.compiler.request import CompileRequest
 
@@ -27,6 +28,7 @@ def explain(model: Path, target: str, passes_: str, shapes, dims, as_json: bool)
         passes=passes_,
         shapes=options.unique(shapes, "--shape"),
         dims=options.unique(dims, "--dim"),
+        precision=precision,
     )
     found = work.do("explain", request.to_json())
     if as_json:
@@ -38,6 +40,7 @@ def explain(model: Path, target: str, passes_: str, shapes, dims, as_json: bool)
 def analyse(request: dict, log: Callable[[str], None]) -> dict:
     """Ingest, run the passes, choose kernels; compile nothing but the kernels that are timed."""
     from sparsec import passes
+    from sparsec.compiler import precision
     from sparsec.compiler.channels_last import channels_last
     from sparsec.compiler.choices import choose
     from sparsec.compiler.ingest import ingest
@@ -65,7 +68,9 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
             layers[node_name(layer.node)]["kept"] = (k // m * n + k % m) / k
     log("time the kernels")
     channels_last(model)
-    why = choose(model, asked, cpu_levels(asked.target)).findings
+    levels = cpu_levels(asked.target, asked.precision)
+    why = precision.assign(model, asked.precision, levels)
+    why += choose(model, asked, levels).findings
     return {"layers": layers, "findings": findings + [finding.to_json() for finding in why]}
 
 

@@ -103,6 +103,13 @@ calib = click.option(
     metavar="DATA.npz",
     help="Real inputs, one array per input name, for checks and passes.",
 )
+precision = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Lowest precision of layers with weights; sums, normalisers and the last layer stay fp32.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads = click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads to run with."

@@ -66,7 +66,8 @@ def compare(request: dict, log) -> dict:
         passes.run_pipeline(model, spelled)
         meant = ir.to_proto(model).SerializeToString() if spelled else request["model"]
         log("run both")
-        found = check.Oracle(meant, feeds).differences(check.outputs_of(loaded, feeds))
+        precision = loaded.manifest.get("precision", "fp32")
+        found = check.Oracle(meant, feeds, precision).differences(check.outputs_of(loaded, feeds))
         same = loaded.manifest["source_sha256"] == hashlib.sha256(data).hexdigest()
     result = {
         "same_source": same,

@@ -99,7 +99,7 @@ def conv_transpose(importer, node: ir.Node, inputs):
     _, weight = _weight(node)
     results, packed = [], 0
     for spec, part in products(node):
-        y, size = linear.apply(importer, node, x, spec, part)
+        y, size, _ = linear.apply(importer, node, x, spec, part)
         results.append(y)
         packed += size
     linear.record(importer, node, weight, packed)

@@ -6,7 +6,7 @@ An operator of ours, or one whose TVM conversion is missing, slow or not exact, 
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from math import prod
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 from sparsec.compiler.errors import CompileError, last_line
 from sparsec.compiler.planner import address
 from sparsec.compiler.to_relax.converters import CONVERTERS
+from sparsec.compiler.to_relax.narrow import Narrow
 
 
 class _Values(dict):
@@ -38,13 +39,22 @@ class Importer(ONNXGraphImporter):
     """Builds the Relax module of ``model``; every value must have a static shape and a dtype.
 
     ``choices`` says per node name whether its N:M weight is run "sparse" or "dense", ``permute`` whether
-    weights are packed for CPUs that pick activations by a permute.
+    weights are packed for CPUs that pick activations by a permute, ``narrow`` which values lie in memory as
+    bfloat16.
     ``labels`` maps the address of each packed weight to its node's name, ``layers`` collects one
     record per layer with weights: what it is, which kernel, how large before and after packing.
     """
 
-    def __init__(self, model: ir.Model, choices: Mapping[str, str], *, permute: bool = True):
+    def __init__(
+        self,
+        model: ir.Model,
+        choices: Mapping[str, str],
+        *,
+        permute: bool = True,
+        narrow: Set[ir.Value] = frozenset(),
+    ):
         super().__init__(shape_dict={}, dtype_dict={}, sanitize=False)
+        self.narrow = Narrow(self, narrow)
         self.model = model
         self.choices = choices
         self.permute = permute
@@ -75,22 +85,27 @@ class Importer(ONNXGraphImporter):
 
     def _convert_operator(self, op_name, inputs, attrs, opset):
         node = self._by_name[attrs["tvm_custom"]["name"]]
-        convert = CONVERTERS.get((node.domain, op_name))
         try:
-            if convert is not None:
-                result = convert(self, node, inputs)
-                if result is not None:
-                    return self._checked(node, self.bb.normalize(result))
-            if node.domain not in ("", "ai.onnx"):
-                raise CompileError(
-                    f"{node.domain}::{op_name} '{node.name}' has no kernel; expand its function first"
-                )
-            return self._checked(node, super()._convert_operator(op_name, inputs, attrs, opset))
+            self.narrow.read(node, inputs)
+            result = self._converted(node, op_name, inputs, attrs, opset)
+            return self.narrow.write(node, inputs, self._checked(node, result))
         except CompileError:
             raise
         except Exception as error:
             text = f"{op_name} '{node.name}' could not be imported: {last_line(error)}"
             raise CompileError(text) from error
+
+    def _converted(self, node: ir.Node, op_name, inputs, attrs, opset):
+        convert = CONVERTERS.get((node.domain, op_name))
+        if convert is not None:
+            result = convert(self, node, inputs)
+            if result is not None:
+                return self.bb.normalize(result)
+        if node.domain not in ("", "ai.onnx"):
+            raise CompileError(
+                f"{node.domain}::{op_name} '{node.name}' has no kernel; expand its function first"
+            )
+        return super()._convert_operator(op_name, inputs, attrs, opset)
 
     def _checked(self, node: ir.Node, result):
         """``result`` with the very type that ONNX gives each output of ``node``."""

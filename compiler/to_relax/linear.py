@@ -1,6 +1,7 @@
 """MatMul, Gemm and Conv with constant weights: packed here, run by our kernels."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -9,9 +10,13 @@ from tvm import relax
 from sparsec.compiler.to_relax import activations, attention
 from sparsec.compiler.to_relax.activations import reshaped
 from sparsec.schedules import contraction
-from sparsec.schedules.contraction import Gemm
+from sparsec.schedules.contraction import Conv, Gemm
+from sparsec.schedules.contraction_spec import kind_of
+from sparsec.schedules.elements import FLOAT32
 from sparsec.schedules.layout import DENSE, Pattern
 
+#: The key of a node's precision in its metadata.
+PRECISION = "sparsec.precision"
 LAYERS = ("MatMul", "NMMatMul", "Gemm", "NMGemm", "ConvNHWC", "ConvNWC")
 
 
@@ -27,17 +32,21 @@ def layer(node: ir.Node):
 
 def constant_layer(node: ir.Node):
     """``layer(node)`` where the node is one of ours with a constant float weight, else None."""
+    return layer(node) if is_layer(node) else None
+
+
+def is_layer(node: ir.Node) -> bool:
     if node.op_type not in LAYERS or node.inputs[1].const_value is None or not is_float(node.inputs[0]):
-        return None
-    if node.op_type.endswith("MatMul") and (len(node.inputs[1].shape) != 2 or len(node.inputs[0].shape) < 2):
-        return None
-    return layer(node)
+        return False
+    ranks = [len(value.shape) for value in node.inputs[:2]]
+    return not node.op_type.endswith("MatMul") or (ranks[1] == 2 and ranks[0] >= 2)
 
 
 def gemm_layer(node: ir.Node, weight: np.ndarray):
     """``weight [n, k]`` applied to the last axis."""
     lead = tuple(int(d) for d in node.outputs[0].shape)[:-1]
-    return Gemm(lead, weight.shape[1], weight.shape[0], pattern_of(node)), np.ascontiguousarray(weight)
+    spec = Gemm(lead, weight.shape[1], weight.shape[0], pattern_of(node), precision=precision_of(node))
+    return spec, np.ascontiguousarray(weight)
 
 
 def conv_layer(node: ir.Node):
@@ -57,6 +66,8 @@ def conv_layer(node: ir.Node):
         groups=attribute(node, "group", 1),
         pattern=pattern_of(node),
     )
+    if isinstance(spec, Conv):
+        spec = dataclasses.replace(spec, precision=precision_of(node))
     return spec, weight
 
 
@@ -87,7 +98,7 @@ def gemm(importer, node: ir.Node, inputs):
 
 def conv(importer, node: ir.Node, inputs):
     spec, weight = layer(node)
-    y = contract(importer, node, reshaped(importer, inputs[0], spec.x_shape), spec, weight)
+    y = contract(importer, node, inputs[0], spec, weight)
     y = reshaped(importer, y, [int(d) for d in node.outputs[0].shape])
     return with_bias(y, inputs)
 
@@ -97,24 +108,32 @@ def conv(importer, node: ir.Node, inputs):
 
 def contract(importer, node: ir.Node, x, spec, weight: np.ndarray):
     """The kernel of ``spec`` on ``x``, with its weight packed and its layer recorded."""
-    y, size = apply(importer, node, x, spec, weight)
-    record(importer, node, weight, size)
+    y, size, precision = apply(importer, node, x, spec, weight)
+    record(importer, node, weight, size, precision)
     return y
 
 
+def run_spec(node: ir.Node, spec, choices: Mapping[str, str]):
+    """``spec`` of ``node``, without its pattern where ``choices`` says so."""
+    return dataclasses.replace(spec, pattern=DENSE) if choices.get(node.name) == "dense" else spec
+
+
 def apply(importer, node: ir.Node, x, spec, weight: np.ndarray):
-    """The chosen kernel of ``spec`` on ``x``, and the bytes of its packed weight."""
-    if importer.choices.get(node.name) == "dense":
-        spec = dataclasses.replace(spec, pattern=DENSE)
+    """The chosen kernel of ``spec`` on ``x``, the bytes of its packed weight, and what it computes in."""
+    spec = run_spec(node, spec, importer.choices)
     spec = contraction.packed_for(spec, importer.permute)
     arrays = spec.pack(weight.astype(np.float32, copy=False))
     packed = [importer.weight(array, node) for array in arrays]
+    x = importer.narrow.operand(x, kind_of(spec), spec.x_shape)
     y = importer.kernel(type(spec).__name__.lower(), spec.prim_func(), [x, *packed], list(spec.y_shape))
-    return y, sum(array.nbytes for array in arrays)
+    return y, sum(array.nbytes for array in arrays), kind_of(spec).name
 
 
-def record(importer, node: ir.Node, weight: np.ndarray, packed_bytes: int) -> None:
+def record(
+    importer, node: ir.Node, weight: np.ndarray, packed_bytes: int, precision: str = FLOAT32.name
+) -> None:
     """Adds the layer of ``node``, packed by now, to what the artifact says of its layers."""
+    lower = {"precision": precision} if PRECISION in node.metadata_props else {}
     importer.forget(node.inputs[1])  # two copies of every weight would double the memory of a compilation
     importer.layers.append(
         {
@@ -125,6 +144,7 @@ def record(importer, node: ir.Node, weight: np.ndarray, packed_bytes: int) -> No
             "kernel": "dense" if pattern_of(node).dense else importer.choices.get(node.name, "sparse"),
             "dense_bytes": int(weight.size * 4),
             "packed_bytes": int(packed_bytes),
+            **lower,
         }
     )
 
@@ -132,6 +152,11 @@ def record(importer, node: ir.Node, weight: np.ndarray, packed_bytes: int) -> No
 def pattern_of(node: ir.Node) -> Pattern:
     n, m, block, scattered = (attribute(node, key, 0) for key in ("n", "m", "block", "scattered"))
     return Pattern(n, m, block, bool(scattered)) if m else DENSE
+
+
+def precision_of(node: ir.Node) -> str:
+    """What ``compiler/precision.py`` has marked the node with."""
+    return node.metadata_props.get(PRECISION, FLOAT32.name)
 
 
 def pattern_text(node: ir.Node) -> str:

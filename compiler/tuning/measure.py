@@ -12,7 +12,7 @@ import sparsec
 from sparsec.compiler.objects import build_library
 from sparsec.compiler.tuning.candidates import Candidate
 from sparsec.schedules.contraction_rule import TILE_PANELS
-from sparsec.schedules.contraction_spec import to_text
+from sparsec.schedules.contraction_spec import kind_of, to_text
 from sparsec.schedules.target import LEVELS
 
 
@@ -44,15 +44,17 @@ def measure(
     tvm.get_global_func("runtime.config_threadpool")(1, 1)
     result = {}
     for index, (layer, weight) in enumerate(weights.items()):
-        x = tvm.runtime.tensor(np.random.default_rng(index).standard_normal(layer.x_shape).astype(np.float32))
+        values = np.random.default_rng(index).standard_normal(layer.x_shape).astype(np.float32)
         y = tvm.runtime.tensor(np.zeros(layer.y_shape, np.float32))
         packed, runs = {}, []
         for candidate in candidates[layer]:
             if candidate.kernel not in packed:
-                arrays = candidate.spec(layer).pack(weight.astype(np.float32))
+                spec = candidate.spec(layer)
+                x = kind_of(spec).stored_activations(values)
+                arrays = (x, *spec.pack(weight.astype(np.float32)))
                 packed[candidate.kernel] = [tvm.runtime.tensor(array) for array in arrays]
             run = library[function_name(index, candidate)]
-            runs.append(functools.partial(run, x, *packed[candidate.kernel], y))
+            runs.append(functools.partial(run, *packed[candidate.kernel], y))
         times = best_times(runs)
         result[to_text(layer)] = dict(zip(map(str, candidates[layer]), times, strict=True))
     return result

@@ -1,0 +1,103 @@
+"""Which layers compute in bfloat16, and which values stay bfloat16 between them.
+
+Operands of products are rounded, sums are not.  Layers keep float32 where the outputs see the rounding at
+first hand, and where this precision would not be faster; normalisers and everything else that is no layer
+with weights always do.  A value is kept as bfloat16 where a layer reads it that way and everything else that
+reads it can widen it in passing; so a residual is rounded with what is added to it.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import onnx_ir as ir
+
+from sparsec.compiler.channels_last import BROADCAST, UNARY
+from sparsec.compiler.to_relax.linear import PRECISION, constant_layer, is_layer, run_spec
+from sparsec.compiler.to_relax.narrow import VIEWS
+from sparsec.passes import Finding
+from sparsec.schedules.contraction_spec import kind_of
+from sparsec.schedules.elements import FLOAT32
+
+#: Levels on which a product of bfloat16 is no slower than one of float32; elsewhere it is only half as large.
+PRODUCTS = ("v4bf16", "v4")
+#: Rows up to which a layer is limited by reading its weights.
+FEW_ROWS = 4
+#: Between the last layer and an output: what does not look away from its rounding.
+_BEHIND = UNARY | BROADCAST | {*VIEWS, "Transpose", "Softmax", "LogSoftmax", "ArgMax", "TopK", "Cast"}
+_ELEMENTWISE = UNARY | BROADCAST
+
+
+def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Finding]:
+    """Marks every layer of ``model`` with its precision, for ``linear.layer``; one finding for each."""
+    if precision == "fp32":
+        return []
+    findings = []
+    for node in model.graph:
+        if is_layer(node):
+            wanted, reason = _wanted(node, levels)
+            node.metadata_props[PRECISION] = wanted
+            outcome = "declined" if wanted == FLOAT32.name else "applied"
+            findings.append(Finding("precision", node.name, outcome, reason, "float32", wanted))
+    return findings
+
+
+def _wanted(node: ir.Node, levels: tuple[str, ...]) -> tuple[str, str]:
+    rows = prod(int(d) for d in node.outputs[0].shape[:-1])
+    few = rows <= FEW_ROWS
+    if _last(node.outputs[0]):
+        if few:
+            return "bfloat16 weights", f"the last layer, limited by reading weights: {rows} rows"
+        return FLOAT32.name, "the last layer: its rounding would be the output's"
+    if levels[0] in PRODUCTS:
+        return "bfloat16", f"level {levels[0]}"
+    if few:
+        return "bfloat16 weights", f"limited by reading weights: {rows} rows"
+    return FLOAT32.name, f"level {levels[0]} has no products of bfloat16, and {rows} rows share each weight"
+
+
+def _last(value: ir.Value) -> bool:
+    """Whether ``value`` becomes an output without another layer or normaliser in between."""
+    seen, work = set(), [value]
+    while work:
+        at = work.pop()
+        if at.is_graph_output():
+            return True
+        for node, _ in at.uses():
+            if node not in seen and node.op_type in _BEHIND:
+                seen.add(node)
+                work += node.outputs
+    return False
+
+
+def narrow(model: ir.Model, kernels: Mapping[str, str]) -> frozenset[ir.Value]:
+    """The values that are kept as bfloat16, with ``kernels`` as chosen for the layers."""
+    takers = {
+        node
+        for node in model.graph
+        if PRECISION in node.metadata_props
+        and kind_of(run_spec(node, constant_layer(node)[0], kernels)).activation != "float32"
+    }
+    return frozenset(
+        value
+        for node in model.graph
+        if node in takers or node.op_type in _ELEMENTWISE or is_layer(node)
+        for value in node.outputs
+        if value.dtype == ir.DataType.FLOAT and _narrow(value, takers)
+    )
+
+
+def _narrow(value: ir.Value, takers: set[ir.Node]) -> bool:
+    """Whether a layer takes ``value`` in bfloat16, and nothing needs more of it."""
+    taken, work = False, [value]
+    while work:
+        at = work.pop()
+        if at.is_graph_output():
+            return False
+        for node, position in at.uses():
+            if node in takers and position == 0:
+                taken = True
+            elif node.op_type in VIEWS:
+                work += node.outputs
+            elif node.op_type not in _ELEMENTWISE:
+                return False
+    return taken

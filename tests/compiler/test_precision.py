@@ -1,0 +1,155 @@
+"""--precision bf16: which layers, which values between them, what the artifact says, and the numbers."""
+
+import numpy as np
+import onnx
+import pytest
+
+from sparsec.compiler import reference
+from sparsec.compiler.channels_last import channels_last
+from sparsec.compiler.cli.explain import analyse
+from sparsec.compiler.errors import CompileError
+from sparsec.compiler.ingest import ingest
+from sparsec.compiler.pipeline import compile_model
+from sparsec.compiler.precision import assign, narrow
+from sparsec.compiler.request import CompileRequest, cpu_levels
+from sparsec.runtime import load
+
+RNG = np.random.default_rng(13)
+#: Two convolutions around a residual, a normaliser, a layer behind it and a last one.
+TEXT = """(float[1,16,9,9] x) => (y, early) {
+    a = Conv<pads = [1, 1, 1, 1]>(x, w1) b = Relu(a)
+    c = Conv(b, w2) d = Add(c, b) e = Relu(d) f = Conv(e, w3)
+    g = Reshape(f, shape) h = LayerNormalization(g, scale) i = MatMul(h, w4) j = Tanh(i)
+    y = MatMul(j, w5) early = ReduceSum(j, last)
+}"""
+CONSTANTS = {
+    "w1": RNG.standard_normal((32, 16, 3, 3)),
+    "w2": RNG.standard_normal((32, 32, 1, 1)),
+    "w3": RNG.standard_normal((16, 32, 1, 1)),
+    "w4": RNG.standard_normal((81, 40)) / 9,
+    "w5": RNG.standard_normal((40, 7)),
+    "scale": np.ones(81),
+}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> g {_typed()}')
+    values = {name: array.astype(np.float32) for name, array in CONSTANTS.items()}
+    values |= {"shape": np.array([1, 16, 81]), "last": np.array([-1])}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in values.items())
+    path = tmp_path_factory.mktemp("precision") / "net.onnx"
+    path.write_bytes(onnx.shape_inference.infer_shapes(proto).SerializeToString())
+    return path
+
+
+def _typed() -> str:
+    return TEXT.replace("(y, early)", "(float[1,16,7] y, float[1,16,1] early)")
+
+
+@pytest.fixture(scope="module")
+def report(network, tmp_path_factory):
+    """The report of a compilation for every level that bf16 adds to x86."""
+    out = tmp_path_factory.mktemp("artifact") / "net.sparsec"
+    return compile_model(CompileRequest(str(network), str(out), "x86", precision="bf16"))
+
+
+def marked(network, precision="bf16", levels=("v4bf16",)):
+    model = ingest(network)
+    channels_last(model)
+    findings = {f.node: f for f in assign(model, precision, levels)}
+    return model, [findings[node.name] for node in model.graph if node.name in findings]
+
+
+def test_layers_get_their_precision_with_a_reason(network):
+    found = [(f.outcome, f.after) for f in marked(network)[1]]
+    assert found == [("applied", "bfloat16")] * 4 + [("declined", "float32")]
+    assert "last layer" in marked(network)[1][-1].reason
+
+
+def test_a_level_without_products_keeps_float32(network):
+    findings = marked(network, levels=("v3",))[1]
+    assert {f.after for f in findings} == {"float32"}
+    assert findings[0].reason == "level v3 has no products of bfloat16, and 81 rows share each weight"
+
+
+def test_few_rows_take_narrow_weights_everywhere(tmp_path, single_op):
+    proto = single_op("MatMul", {"x": np.zeros((2, 8), "f"), "w": np.ones((8, 4), "f")}, constants=("w",))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    assert [f.after for f in marked(path, levels=("neon",))[1]] == ["bfloat16 weights"]
+
+
+def test_without_the_option_nothing_is_marked(network):
+    model, findings = marked(network, precision="fp32")
+    assert not findings and not narrow(model, {})
+    assert not any(node.metadata_props for node in model.graph if node.op_type == "MatMul")
+
+
+def test_values_between_layers_are_narrow(network):
+    model, _ = marked(network)
+    # Both Relus: one is read by a layer and the residual, the other by a layer alone.  The rest goes to a
+    # normaliser, a sum, a layer of float32.
+    assert sorted(v.producer().op_type for v in narrow(model, {})) == ["Relu", "Relu"]
+
+
+def test_the_artifact_says_what_it_is(report):
+    assert report["levels"] == ["v4bf16", "v4", "v3"] and report["precision"] == "bf16"
+    assert [layer["precision"] for layer in report["layers"]] == ["bfloat16"] * 4 + ["float32"]
+    receipt = report["receipt"]
+    assert receipt["tolerance"]["relative"] == reference.TOLERANCE["bf16"]
+    errors = [found["max_rel_to_scale"] for found in receipt["max_error"].values()]
+    assert all(1e-5 < error < 2e-2 for error in errors)  # rounded, and not much more
+
+
+def test_halves_the_weights(report):
+    layers = report["layers"]
+    assert all(2 * layer["packed_bytes"] <= 1.3 * layer["dense_bytes"] for layer in layers[:3])
+
+
+def test_every_level_computes_the_same(report):
+    errors = report["receipt"]["max_error"]
+    assert report["receipt"]["levels"] and set(errors) == {"y", "early"}
+    with load(report["out"]) as model:
+        assert model.manifest["precision"] == "bf16"
+        assert model.level in report["levels"]
+
+
+def test_close_to_a_reference_with_rounded_operands(network, report):
+    """ONNX Runtime on operands rounded by Cast; only the last layer, float32 here, is rounded there."""
+    x = np.random.default_rng(3).standard_normal((1, 16, 9, 9)).astype("f")
+    want = reference.run_reference(reference.rounded(str(network)), {"x": x})["early"]
+    plain = reference.run_reference(str(network), {"x": x})["early"]
+    with load(report["out"]) as model:
+        got = model({"x": x})["early"]
+    assert np.abs(got - plain).max() > 5e-4
+    # A value on the border between two bfloat16 may fall either way.
+    assert np.sqrt(np.mean((got - want) ** 2)) < 0.7 * np.sqrt(np.mean((got - plain) ** 2))
+
+
+def test_rounded_rounds_what_is_multiplied(network):
+    ops = [node.op_type for node in onnx.load_from_string(reference.rounded(str(network))).graph.node]
+    assert ops.count("Cast") == 4 * 5
+
+
+def test_integers_may_differ_at_a_lower_precision():
+    a, b = np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])
+    assert not reference.compare(a, b).within
+    difference = reference.compare(a, b, precision="bf16")
+    assert difference.within and difference.max_abs == 0.25
+
+
+def test_targets_and_their_levels():
+    assert cpu_levels("x86", "bf16") == ("v4bf16", "v4", "v3")
+    assert cpu_levels("x86:v3", "bf16") == ("v3",) and cpu_levels("arm", "bf16") == ("neon",)
+    assert cpu_levels("native", "fp32") == cpu_levels("native")
+    with pytest.raises(CompileError, match="precision must be one of fp32, bf16, found 'fp16'"):
+        CompileRequest("m.onnx", "m.sparsec", precision="fp16")
+    with pytest.raises(CompileError, match="bf16 is for CPUs; compile for 'cuda' in fp32"):
+        CompileRequest("m.onnx", "m.sparsec", "cuda", precision="bf16")
+
+
+def test_explain_tells_the_precision(network):
+    request = CompileRequest(str(network), "", "x86:v4", precision="bf16").to_json()
+    found = [f for f in analyse(request, lambda line: None)["findings"] if f["pass_name"] == "precision"]
+    assert [f["after"] for f in found] == ["bfloat16"] * 4 + ["float32"]
