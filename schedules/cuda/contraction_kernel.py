@@ -35,7 +35,7 @@ def with_tile(func: tirx.PrimFunc, gpu: Gpu, tile: Tile | None) -> tirx.PrimFunc
     if not isinstance(layer, Layer) or 0 in (layer.rows, layer.own, layer.depth.channels):
         return None
     spec, block = found
-    x, weights = operands(block)
+    x, weights = operands(spec, block)
     epilogue = extract(func, block)
     if isinstance(epilogue, str) or not all(any(b.same_as(p) for p in func.params) for b in (x, *weights)):
         return None
