@@ -4,13 +4,14 @@ python -m benchmarks prepare --models minilm,resnet50        compile only, outsi
 python -m benchmarks models --models minilm --variants dense,2:4x32 --threads 1 --seconds 3
 python -m benchmarks kernels --only "gemm 128"
 python -m benchmarks starts
+python -m benchmarks loops
 python -m benchmarks report
 """
 
 import argparse
 import sys
 
-from . import goals, kernels, plots, report, results, starts
+from . import goals, kernels, loops, plots, report, results, starts
 from .accuracy import page, store
 from .compiled import CompileFailed, compiled
 from .prune import VARIANTS
@@ -36,11 +37,12 @@ def arguments() -> argparse.Namespace:
         ("prepare", prepare_models, "make and compile the files of whole networks, measure nothing"),
         ("starts", starts.measure, "measure cold starts in fresh processes"),
         ("kernels", kernels.measure, "measure single operators and the machine's peaks"),
+        ("loops", loops.write, "count and simulate inner loops for CPUs that are not here"),
         ("report", write_report, "write tables and plots from the JSON"),
     ):
         command = commands.add_parser(name, help=text)
         command.set_defaults(run=run)
-        if name == "report":
+        if name in ("loops", "report"):
             continue
         default = ENGINES if name == "models" else DENSE if name == "kernels" else (*DENSE, "deepsparse")
         command.add_argument("--engines", type=names(ENGINES), default=default, help=", ".join(ENGINES))

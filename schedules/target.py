@@ -62,15 +62,17 @@ LEVELS = {
         triple="aarch64-unknown-linux-gnu",
         features=("+neon",),
     ),
-    # NEON of 32-bit Arm has half the registers; it takes subnormal numbers for zero, whatever one asks for.
+    # NEON of 32-bit Arm takes subnormal numbers for zero, whatever one asks for.  It has 16 registers, of
+    # which LLVM wants one more than a tile does: it loads the weights of a step ahead of its products.  For
+    # the small cores that it knows by name it would not fuse multiply and add.
     "armv7": Cpu(
         "armv7",
-        "cortex-a7",
+        "generic",
         lanes=4,
-        registers=16,
+        registers=15,
         l2=256 * 1024,
         triple="armv7-unknown-linux-gnueabihf",
-        features=("+neon", "+vfp4"),
+        features=("+v7", "+neon", "+vfp4"),
         # TVM's default passes numbers to libm in integer registers, whatever the triple says.
         float_abi="hard",
     ),

@@ -2,22 +2,22 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import tvm
 
+from benchmarks import loops
 from sparsec.compiler import emulator, native
 from sparsec.compiler.errors import CompileError
-from sparsec.compiler.objects import build_library
 from sparsec.compiler.pipeline import compile_model
 from sparsec.compiler.request import CompileRequest, cpu_levels
 from sparsec.runtime import TargetError, cpu, load
 from sparsec.runtime.artifact import choose
 from sparsec.runtime.manifest import Library, Manifest
-from sparsec.schedules.contraction import Gemm
-from sparsec.schedules.layout import DENSE, Pattern
+from sparsec.schedules.layout import Pattern
 from sparsec.schedules.target import LEVELS
 
 TARGETS = [
@@ -235,19 +235,26 @@ def test_the_best_library_is_chosen(monkeypatch, machine, offered, level):
 # Machine code ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "pattern", [DENSE, Pattern(2, 4, 16), Pattern(2, 4, 32)], ids=["dense", "x16", "x32"]
-)
-def test_inner_loop_of_neon(pattern):
-    """6 x 16 accumulators stay in registers: 24 fmla by lane for 10 values loaded, nothing spilled."""
-    func = Gemm((96,), 256, 64, pattern).prim_func().with_attr("global_symbol", "gemm")
-    text = build_library(tvm.IRModule({"gemm": func}), LEVELS["neon"]).library.inspect_source("asm")
-    blocks = [re.split(r"\n\tb\.ne\s", block)[0] for block in re.split(r"\n\.LBB\w+:", text)]
-    loop = max(blocks, key=lambda block: block.count("fmla\t"))
-    names = re.findall(r"\n\t([a-z]\w*)", loop)
-    assert names.count("fmla") == 24
-    assert sum(2 if n == "ldp" else 1 for n in names if n in ("ldp", "ldr", "ld1r")) == 10
-    assert not any(n.startswith("st") for n in names) and "[sp" not in loop
+@pytest.mark.parametrize("level", loops.ISAS)
+def test_inner_loops(level):
+    """Vectors alone, nothing spilled, and as many multiply-adds for each load as there can be, nearly."""
+    for name, products, least in (
+        ("gemm dense", 24, 0.95),
+        ("gemm 2:4x16", 24, 0.95),
+        ("gemm 2:4x4", 16, 0.8),
+    ):
+        found = loops.row(level, name, loops.cases()[name])
+        if level == "armv7":  # half the registers
+            products, least = 8, 0.85
+        assert (found["multiply_adds"], found["spilled"]) == (products, 0), found
+        assert least * found["best"] <= found["ratio"] <= found["best"], found
+
+
+def test_loops_that_spill_are_seen(monkeypatch):
+    """A tile of more sums than there are registers."""
+    cpu = replace(LEVELS["armv7"], registers=24)
+    monkeypatch.setitem(loops.LEVELS, "armv7", cpu)
+    assert loops.row("armv7", "gemm dense", loops.cases()["gemm dense"])["spilled"] > 0
 
 
 @pytest.mark.parametrize("shape", [(4, 64), (3, 129)])
