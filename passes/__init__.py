@@ -15,6 +15,7 @@ from sparsec.passes import spec
 from sparsec.passes.base import PassError, SparsecPass, SparsecResult
 from sparsec.passes.dead_channels import RemoveDeadChannels
 from sparsec.passes.findings import Finding
+from sparsec.passes.low_rank import RecogniseLowRank
 from sparsec.passes.nm_prune import PruneNM
 from sparsec.passes.nm_recognise import RecogniseNM
 from sparsec.passes.nm_regroup import RegroupChannels
@@ -30,6 +31,7 @@ RECOGNISERS: tuple[type[SparsecPass], ...] = (
     RemoveDeadChannels,
     RegroupChannels,
     RecogniseNM,
+    RecogniseLowRank,
 )
 
 # In the order in which they are listed to the user; they run in the order of the pipeline text.

@@ -11,6 +11,7 @@ from sparsec.compiler.to_relax import (
     copies,
     linear,
     lookup,
+    low_rank,
     pointwise,
     pooling,
     recurrent,
@@ -24,6 +25,7 @@ OURS = "ai.sparsec"
 CONVERTERS = {
     ("", "MatMul"): linear.matmul,
     (OURS, "NMMatMul"): linear.matmul,
+    (OURS, "NMMatMulLowRank"): low_rank.matmul,
     ("", "Gemm"): linear.gemm,
     (OURS, "NMGemm"): linear.gemm,
     (OURS, "ConvNHWC"): linear.conv,

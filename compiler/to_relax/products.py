@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from sparsec.compiler.to_relax import conv_transpose, linear
+from sparsec.compiler.to_relax import conv_transpose, linear, low_rank
 
 TRANSPOSED = ("ConvTransposeNHWC", "ConvTransposeNWC")
 
@@ -11,5 +11,7 @@ def products(node: ir.Node) -> list[tuple]:
     """``(spec, weight)`` of each, none where ``node`` is no layer of ours with a constant float weight."""
     if node.op_type in TRANSPOSED:
         return conv_transpose.products(node)
+    if node.op_type == "NMMatMulLowRank":
+        return low_rank.products(node)
     made = linear.constant_layer(node)
     return [made] if made else []

@@ -21,7 +21,7 @@ _INT, _INTS, _FLOAT, _STRING = (
     ir.AttributeType.FLOAT,
     ir.AttributeType.STRING,
 )
-_PATTERN = {
+PATTERN = {
     "n": Attribute(_INT, "kept positions in each group", required=True),
     "m": Attribute(_INT, "length of a group", required=True),
     "block": Attribute(_INT, "consecutive output channels that share kept positions", required=True),
@@ -178,7 +178,7 @@ def _attribute(node: ir.Node, name: str, default=None):
     return default if node.attributes.get(name) is None else node.attributes[name].value
 
 
-def _infer_matmul(node: ir.Node) -> _Inferred:
+def infer_matmul(node: ir.Node) -> _Inferred:
     a, b = node.inputs[0], node.inputs[1]
     if a.shape is None or b.shape is None or len(a.shape) < 2:
         return a.dtype, None
@@ -236,7 +236,7 @@ def _op(standard: str, inputs, attributes, formula: str, reference, infer) -> Op
             forwarded = {k: ir.RefAttr(k, k, a.type) for k, a in attributes.items()}
             return tape.op(standard, list(values), forwarded)
 
-        return function(name, names, opset, build, {**attributes, **_PATTERN})
+        return function(name, names, opset, build, {**attributes, **PATTERN})
 
     return OpDef(
         name=name,
@@ -247,7 +247,7 @@ def _op(standard: str, inputs, attributes, formula: str, reference, infer) -> Op
         body=body,
         reference=reference,
         infer=infer,
-        attributes={**attributes, **_PATTERN},
+        attributes={**attributes, **PATTERN},
     )
 
 
@@ -258,7 +258,7 @@ OPS = (
         {},
         "A @ B",
         nm_matmul,
-        _infer_matmul,
+        infer_matmul,
     ),
     _op(
         "Gemm",

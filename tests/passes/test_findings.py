@@ -46,4 +46,4 @@ def test_pipeline_runs_recognisers_before_what_was_asked_for(model_of):
     findings = run_pipeline(model, "threshold{kind=soft,tau=0.1}")
     assert [f.pass_name for f in findings] == ["recognise-threshold", "threshold"]
     assert [f.node for f in findings] == ["n1_Relu", "n3_Relu"]
-    assert len(RECOGNISERS) == 5
+    assert len(RECOGNISERS) == 6
