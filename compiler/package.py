@@ -13,6 +13,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparsec.runtime import container
@@ -23,9 +24,18 @@ from .errors import CompileError
 from .plan import Plan, Port
 
 
-def library_member(level: str) -> str:
-    """The name of the member that holds the library of a CPU level: ``v3`` -> ``model.v3.so``."""
-    return f"model.{level}.so"
+@dataclass(frozen=True)
+class Made:
+    """What is to be published: ``write_artifact``'s arguments, and what the command line reports of it."""
+
+    manifest: dict
+    members: dict
+    report: dict
+
+
+def library_member(level: str, variant: str = "") -> str:
+    """The member that holds the library of a CPU level: ``model.v3.so``, of a variant ``model.1-4.v3.so``."""
+    return ".".join(filter(None, ("model", variant.replace(":", "-"), level, "so")))
 
 
 def archive_member(level: str) -> str:

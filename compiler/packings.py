@@ -55,10 +55,18 @@ def import_model(
 
 
 def make_packings(
-    imported: dict, inputs: tuple[Port, ...], outputs: tuple[Port, ...], states: Mapping[str, str], dump: Dump
+    imported: dict,
+    inputs: tuple[Port, ...],
+    outputs: tuple[Port, ...],
+    states: Mapping[str, str],
+    dump: Dump,
+    weights: Weights,
 ) -> list[Packing]:
-    """The packings of what ``import_model`` returned, which is emptied: nothing is held twice."""
-    weights, made = Weights(), []
+    """The packings of what ``import_model`` returned, which is emptied: nothing is held twice.
+
+    Their weights are added to ``weights``.
+    """
+    made = []
     while imported:
         levels = next(iter(imported))
         relax_module, labels, _ = imported.pop(levels)

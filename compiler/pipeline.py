@@ -10,12 +10,13 @@ import tvm
 
 import sparsec
 from sparsec import passes
-from sparsec.compiler import check, emulator, native, package, precision, sample
+from sparsec.compiler import check, emulator, native, package, precision, sample, variants
 from sparsec.compiler.choices import choose
 from sparsec.compiler.dump import Dump
 from sparsec.compiler.front import Stages, read_model
 from sparsec.compiler.objects import build_levels
 from sparsec.compiler.packings import import_model, make_packings
+from sparsec.compiler.planner import Weights
 from sparsec.compiler.request import CompileRequest, cpu_levels, gpu_names, runnable
 from sparsec.compiler.states import resolve
 from sparsec.compiler.tuning.tiles import tuned, with_tiles
@@ -34,12 +35,27 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         from sparsec.compiler.cuda import road
 
         return road.compile_model(request, log=log)
-    stages = Stages(log)
-    dump = Dump(request.dump_dir)
+    stages, dump = Stages(log), Dump(request.dump_dir)
+    one = partial(compile_one, stages=stages, dump=dump)
+    made = variants.make(request, one, log) if request.variants else one(request, Weights())
+    with stages("publish"):
+        package.write_artifact(request.out, made.manifest, made.members)
+    return {
+        "out": request.out,
+        "size": Path(request.out).stat().st_size,
+        "seconds": round(sum(seconds for _, seconds in stages.done), 3),
+        "stages": stages.done,
+        "target": request.target,
+        **made.report,
+    }
+
+
+def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, dump: Dump) -> package.Made:
+    """All that ``compile_model`` does for one network, but to publish it; its weights go into ``weights``."""
     levels = cpu_levels(request.target, request.precision)
     pipeline = passes.parse_pipeline(request.passes)
 
-    source = read_model(request, pipeline, stages, dump, log)
+    source = read_model(request, pipeline, stages, dump, stages.log)
     model, inputs, outputs, findings = source.model, source.inputs, source.outputs, source.findings
     states = resolve(request.states, inputs, outputs)
     with stages("choose kernels"):
@@ -52,7 +68,7 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         layers = next(iter(imported.values()))[2]
         source.model = None
         del model  # from here on the weights are in the modules, and soon in the plans alone
-        packings = make_packings(imported, inputs, outputs, states, dump)
+        packings = make_packings(imported, inputs, outputs, states, dump, weights)
     plans = {level: packing.plan for packing in packings for level in packing.levels}
     kernels = {level: packing.kernels for packing in packings for level in packing.levels}
     with stages(f"build {len(packings[0].kernels.functions)} kernels for {', '.join(levels)}"):
@@ -99,15 +115,8 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         if request.exportable:
             with stages("keep a sample"):
                 members[sample.MEMBER] = sample.make(source.meant, source.feeds, plan, request.precision)
-        with stages("publish"):
-            package.write_artifact(request.out, manifest, members)
 
-    return {
-        "out": request.out,
-        "size": Path(request.out).stat().st_size,
-        "seconds": round(sum(seconds for _, seconds in stages.done), 3),
-        "stages": stages.done,
-        "target": request.target,
+    report = {
         "levels": list(levels),
         "layers": layers,
         "findings": [finding.to_json() for finding in findings],
@@ -121,3 +130,4 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         "arena_bytes": plan.arena_size,
         "weights_bytes": len(plan.weights),
     }
+    return package.Made(manifest, members, report)

@@ -38,7 +38,8 @@ class CompileRequest:
     ignores patterns.  ``precision``: ``bf16`` lets layers compute in bfloat16, see ``precision.py``.
     ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
-    in the next run, input -> output, names or patterns as in ``compiler/states.py``.
+    in the next run, input -> output, names or patterns as in ``compiler/states.py``.  ``variants``: the
+    patterns in each of which the file has the network, see ``compiler/variants.py``.
     ``exportable``: whether the artifact keeps what ``compiler/export`` makes device folders and programs of.
     ``keep_source``: put the CUDA C of GPU kernels into the artifact.
     """
@@ -54,6 +55,7 @@ class CompileRequest:
     calib: str | None = None
     choices: str | None = None
     states: dict[str, str] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
     verify: bool = True
     dump_dir: str | None = None
     exportable: bool = False
@@ -66,6 +68,22 @@ class CompileRequest:
             raise CompileError(f"precision must be one of {', '.join(PRECISIONS)}, found '{self.precision}'")
         if self.precision != "fp32" and gpu_names(self.target):
             raise CompileError(f"precision {self.precision} is for CPUs; compile for '{self.target}' in fp32")
+        if self.variants:
+            self._check_variants()
+
+    def _check_variants(self):
+        from sparsec.passes.nm_pattern import NM  # here, so that the command line starts without onnx_ir
+
+        if len(self.variants) < 2 or len(set(map(NM.parse, self.variants))) < len(self.variants):
+            found = ", ".join(self.variants)
+            raise CompileError(f"--variants: two patterns or more are required, each once; found {found}")
+        others = {
+            "--choices": self.choices,
+            "--exportable": self.exportable,
+            "--target cuda": gpu_names(self.target),
+        }
+        if option := next((name for name, given in others.items() if given), None):
+            raise CompileError(f"--variants with {option}: one network is required; compile it by itself")
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
@@ -73,7 +91,7 @@ class CompileRequest:
     @classmethod
     def from_json(cls, data: dict) -> "CompileRequest":
         shapes = {name: tuple(shape) for name, shape in data.get("shapes", {}).items()}
-        return cls(**{**data, "shapes": shapes})
+        return cls(**{**data, "shapes": shapes, "variants": tuple(data.get("variants", ()))})
 
 
 def cpu_levels(target: str, precision: str = "fp32") -> tuple[str, ...]:

@@ -55,6 +55,13 @@ class PruneNM(SparsecPass):
         },
     )
     min_size: int = field(default=MIN_SIZE, metadata={"help": "layers with fewer weights stay dense"})
+    only: str = field(
+        default="all",
+        metadata={
+            "help": "sparse: only layers that have an N:M pattern already, to tighten it",
+            "choices": ("all", "sparse"),
+        },
+    )
     layers: str = field(default="*", metadata={"help": "only nodes with such names: globs, joined by |"})
     skip: str = field(default="", metadata={"help": "but not these nodes: globs, joined by |"})
 
@@ -74,6 +81,8 @@ class PruneNM(SparsecPass):
         for layer in candidates:
             nm = NM(self.n, self.m, self.block).within(layer.weight.shape[0] // layer.groups)
             reason = choice.why_not(layer, nm)
+            if reason is None and self.only == "sparse" and layer.before == layer.standard:
+                reason = "it has no pattern, and only=sparse"
             outcomes.append((node_name(layer.node), origin(layer.value), layer, nm, reason))
             if reason is None:
                 if layer.key not in pruned:

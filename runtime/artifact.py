@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 
 from . import container, cpu, signature
-from .errors import ArtifactError, SparsecError, TargetError
+from .errors import ArtifactError, InputError, SparsecError, TargetError
 from .manifest import KERNELS, MAX_BYTES, WEIGHTS, Library, Manifest, parse
 
 _CHUNK = 1 << 18  # bytes: half of a common L2 cache
@@ -34,10 +34,11 @@ class Artifact:
     kernels: bytes
     weights: int
 
-    def __init__(self, path: str | os.PathLike, key: bytes | None = None):
+    def __init__(self, path: str | os.PathLike, key: bytes | None = None, variant: str | None = None):
         """Open and check; raises a SparsecError whose text begins with the path.
 
-        ``key``: the 32 bytes of the public key that must have signed it; None: none has to.
+        ``key``: the 32 bytes of the public key that must have signed it; None: none has to.  ``variant``: of
+        several the one to take; None: the first.
         """
         self.path = os.fspath(path)
         self.code = self.kernels = b""
@@ -46,7 +47,7 @@ class Artifact:
         except OSError as e:
             raise ArtifactError(f"cannot open {self.path!r}: {e.strerror}") from e
         try:
-            self._check(fd, key)
+            self._check(fd, key, variant)
         except SparsecError as e:
             raise type(e)(f"{self.path!r}: {e}") from None
         except OSError as e:
@@ -54,7 +55,7 @@ class Artifact:
         finally:
             os.close(fd)
 
-    def _check(self, fd: int, key: bytes | None) -> None:
+    def _check(self, fd: int, key: bytes | None, variant: str | None) -> None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ArtifactError("not a regular file")
@@ -84,7 +85,7 @@ class Artifact:
         if key is not None:
             signature.check(text, record, key)
         self.manifest = parse(text, members)
-        self.library = choose(self.manifest)
+        self.library = choose(self.manifest, variant)
         for m in members[1:]:
             if m.name == self.library.member:
                 self.code = read(m.offset, m.size)
@@ -124,10 +125,23 @@ def _hash(fd: int, m: container.Member):
     return digest
 
 
-def choose(manifest: Manifest) -> Library:
-    """The first library that this machine can run; TargetError names what is missing for the least one."""
+def choose(manifest: Manifest, variant: str | None = None) -> Library:
+    """The first library of ``variant`` (None: the first) that this machine can run.
+
+    TargetError names what is missing for the least one; InputError, of another variant, those that there are.
+    """
+    variants = tuple(dict.fromkeys(library.variant for library in manifest.libraries))
+    if variant is None:
+        variant = variants[0]
+    if variant not in variants:
+        there = f"it has {', '.join(variants)}" if any(variants) else "it has none"
+        raise InputError(f"the artifact has no variant {variant!r}; {there}")
     here = (cpu.architecture(), platform.system().lower())
-    own = [library for library in manifest.libraries if (library.architecture, manifest.system) == here]
+    own = [
+        library
+        for library in manifest.libraries
+        if (library.architecture, manifest.system) == here and library.variant == variant
+    ]
     if not own:
         machines = " or ".join(dict.fromkeys(library.architecture for library in manifest.libraries))
         wanted = f"{machines} {manifest.system}"

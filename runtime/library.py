@@ -116,12 +116,20 @@ class Code:
     The garbage collector may finalise a library before its contexts, so neither side trusts the
     order: whoever comes last unloads.
 
-    ``weights`` is the address of the weights (0 if there are none), which ``keep`` keeps mapped;
-    ``kernels`` is the code for GPUs, empty for a model that runs on CPUs.  The library must describe the
-    very model that ``manifest`` does.
+    ``weights`` is the address of the weights (0 if there are none), which ``keep`` keeps mapped, and ``size``
+    how many bytes of them the library knows of; ``kernels`` is the code for GPUs, empty for a model that runs
+    on CPUs.  The library must describe the very model that ``manifest`` does.
     """
 
-    def __init__(self, code: bytes, weights: int, keep: object, manifest: Manifest, kernels: bytes = b""):
+    def __init__(
+        self,
+        code: bytes,
+        weights: int,
+        size: int,
+        keep: object,
+        manifest: Manifest,
+        kernels: bytes = b"",
+    ):
         self.module = self.gpu = None
         self._library, self._fd = load_code(code)
         self._weights, self._kernels, self._keep = weights, kernels, keep
@@ -131,7 +139,7 @@ class Code:
             self.module = self._entry()
             self.gpu = self._gpu_entry() if kernels else None
             sides = (manifest.inputs, manifest.outputs, manifest.states)
-            wanted = (manifest.weights_size, *map(_described, sides))
+            wanted = (size, *map(_described, sides))
             if _tables(self.module) != wanted:
                 raise ArtifactError("the artifact's library and its manifest describe different models")
         except ArtifactError:

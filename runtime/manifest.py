@@ -44,6 +44,8 @@ class Library:
     level: str
     features: tuple[str, ...]
     architecture: str
+    variant: str
+    weights_size: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
     manifest = Manifest(
         raw=raw,
         system=_get(target, "system", str),
-        libraries=tuple(_library(item, target) for item in _get(raw, "libraries", list)),
+        libraries=tuple(_library(item, target, raw) for item in _get(raw, "libraries", list)),
         inputs=_tensors(raw, "inputs"),
         outputs=_tensors(raw, "outputs"),
         states=_tensors(raw, "states") if "states" in raw else (),
@@ -102,6 +104,8 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
     sizes = {m.name: m.size for m in members}
     if sizes.get(WEIGHTS, 0) != manifest.weights_size:
         raise _bad("weights_size", f"the size of {WEIGHTS}")
+    if any(item.weights_size > manifest.weights_size for item in manifest.libraries):
+        raise _bad("libraries", "a weights_size of no more than the file's")
     return manifest
 
 
@@ -122,15 +126,22 @@ def _hashes(table: dict, members: tuple[Member, ...]) -> dict[str, str]:
     return hashes
 
 
-def _library(item, target: dict) -> Library:
-    """A library; its architecture is the whole file's where it names none."""
+def _library(item, target: dict, raw: dict) -> Library:
+    """A library; its architecture and size of weights are the whole file's where it names none."""
     if not isinstance(item, dict):
         raise _bad("libraries", "a list of objects")
     features = _get(item, "features", list)
     if not all(isinstance(f, str) for f in features):
         raise _bad("features", "a list of strings")
     machine = _get(item if "architecture" in item else target, "architecture", str)
-    return Library(_get(item, "member", str), _get(item, "level", str), tuple(features), machine)
+    return Library(
+        _get(item, "member", str),
+        _get(item, "level", str),
+        tuple(features),
+        machine,
+        _get(item, "variant", str) if "variant" in item else "",
+        _get(item if "weights_size" in item else raw, "weights_size", int),
+    )
 
 
 def _tensors(raw: dict, field: str) -> tuple[TensorInfo, ...]:

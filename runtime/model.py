@@ -27,6 +27,7 @@ def load(
     threads: int | None = None,
     device: int | None = None,
     require_signature: bytes | str | os.PathLike | None = None,
+    variant: str | None = None,
 ) -> "Model":
     """Load the artifact at ``path``.
 
@@ -35,13 +36,15 @@ def load(
     that the affinity mask and the cgroup's quota leave to this process.  ``device``: the GPU to run on,
     counted from 0, which None means, too; for models that are made for GPUs.  ``require_signature``: an
     Ed25519 public key, as 32 bytes or the path of a PEM file, that must have signed the artifact.
+    ``variant``: of an artifact with several (``sparsec compile --variants 2:4,1:4``) the one to take, such
+    as ``"1:4"``; None means the first.
 
     Raises ArtifactError for damaged or unreadable bytes, FormatError for something that is not an
     artifact or is of a newer format, TargetError if this machine is not the artifact's target,
     SignatureError where a required signature is missing or wrong, and InputError for a wrong
     ``threads``, ``device`` or key.  All are SparsecError.
     """
-    return Model(path, threads=threads, device=device, require_signature=require_signature)
+    return Model(path, threads=threads, device=device, require_signature=require_signature, variant=variant)
 
 
 class Model:
@@ -49,7 +52,8 @@ class Model:
 
     Attributes: ``inputs``, ``outputs`` and ``states`` (tuples of TensorInfo: name, dtype, shape, dims),
     ``manifest`` (a dict, see docs/artifact-format.md), ``level`` (the CPU level in use, or "cuda-" and the
-    host), ``device`` (the GPU's number, None on CPUs), ``path``.
+    host), ``device`` (the GPU's number, None on CPUs), ``path``, ``variant`` (the one in use, None if there
+    are none) and ``variants`` (all of them, the default first).
 
     Calls of the model itself take turns.  For several at once give each thread its own
     ``model.context()``: contexts share code and weights, and the GIL is released while they run.
@@ -65,16 +69,23 @@ class Model:
         threads: int | None = None,
         device: int | None = None,
         require_signature: bytes | str | os.PathLike | None = None,
+        variant: str | None = None,
     ):
         key = None if require_signature is None else public_key(require_signature)
-        artifact = Artifact(path, key)
-        manifest = artifact.manifest
+        artifact = Artifact(path, key, variant)
+        manifest, library = artifact.manifest, artifact.library
         self.path = artifact.path
+        self.variant: str | None = library.variant or None
+        self.variants: tuple[str, ...] = tuple(
+            dict.fromkeys(item.variant for item in manifest.libraries if item.variant)
+        )
         self.manifest: Mapping = manifest.raw
+        if self.variant:
+            self.manifest = {**manifest.raw, **manifest.raw.get("variants", {}).get(self.variant, {})}
         self.inputs: tuple[TensorInfo, ...] = manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = manifest.outputs
         self.states: tuple[TensorInfo, ...] = manifest.states
-        self.level: str = artifact.library.level
+        self.level: str = library.level
         self._threads = threads
         if device is not None and not manifest.gpu:
             raise InputError(f"{self.path!r}: device={device!r}: the model runs on CPUs; compile it for cuda")
@@ -82,7 +93,8 @@ class Model:
             raise InputError(f"device must be a GPU's number or None, found {device!r}")
         self.device: int | None = (device or 0) if manifest.gpu else None
         try:
-            self._code = Code(artifact.code, artifact.weights, artifact, manifest, artifact.kernels)
+            weights = artifact.weights, library.weights_size
+            self._code = Code(artifact.code, *weights, artifact, manifest, artifact.kernels)
         except SparsecError as e:
             raise type(e)(f"{self.path!r}: {e}") from None
         artifact.code = artifact.kernels = b""  # the library is a copy

@@ -14,7 +14,7 @@ OURS = """
 import sys
 import numpy as np
 from sparsec.runtime import load
-model = load(sys.argv[1], threads=int(sys.argv[2]))
+model = load(sys.argv[1], threads=int(sys.argv[2]), variant=sys.argv[3] or None)
 model({t.name: np.ones(t.shape, t.dtype) for t in model.inputs})
 """
 ORT = """
@@ -32,14 +32,15 @@ session.run(None, {name: np.ones(shape, dtype) for name, dtype, shape in json.lo
 @click.argument("artifact", type=options.PATH)
 @click.option("--against", type=options.PATH, metavar="MODEL.onnx", help="Measure ONNX Runtime on it, too.")
 @options.threads
+@options.variant
 @options.as_json
-def bench(artifact: Path, against: Path | None, threads: int, as_json: bool) -> None:
+def bench(artifact: Path, against: Path | None, threads: int, variant: str | None, as_json: bool) -> None:
     """Measure ARTIFACT: latency, cold start, memory."""
     from sparsec.runtime import load
 
     if against is not None:
         options.readable(against, "model")
-    with load(artifact, threads=threads) as model:
+    with load(artifact, threads=threads, variant=variant) as model:
         feeds = inputs(model.inputs)
         engines = {"sparsec": lambda: model(feeds)}
         if against is not None:
@@ -56,7 +57,7 @@ def bench(artifact: Path, against: Path | None, threads: int, as_json: bool) -> 
         "engines": {name: result.to_json() for name, result in latency.items()},
     }
     click.echo("  cold starts in fresh processes", err=True)
-    found["engines"]["sparsec"] |= cold(OURS, [str(artifact), str(threads)], threads)
+    found["engines"]["sparsec"] |= cold(OURS, [str(artifact), str(threads), variant or ""], threads)
     if against is not None:
         found["engines"]["onnxruntime"] |= cold(ORT, [str(against), str(threads), ports], threads)
     if as_json:

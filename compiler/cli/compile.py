@@ -31,6 +31,12 @@ from . import options, text, work
     multiple=True,
     help="Keep an output for the next run, as this input; patterns with one * work, too.",
 )
+@click.option(
+    "--variants",
+    type=options.Variants(),
+    default=(),
+    help="Have the network in each of these patterns in the file; layers that have one are tightened.",
+)
 @click.option("--choices", type=options.PATH, metavar="FILE", help="Replay the choices of another artifact.")
 @click.option(
     "--verify/--no-verify", default=True, help="Compare with ONNX Runtime before publishing (the default)."
@@ -54,6 +60,7 @@ def compile_(
     precision: str,
     calib: Path | None,
     states,
+    variants: tuple[str, ...],
     choices: Path | None,
     verify: bool,
     dump_dir: Path | None,
@@ -76,6 +83,7 @@ def compile_(
         calib=str(options.readable(calib, "calibration file")) if calib else None,
         choices=str(options.readable(choices, "choices file")) if choices else None,
         states=options.unique(states, "--state"),
+        variants=variants,
         verify=verify,
         dump_dir=str(dump_dir) if dump_dir else None,
         exportable=exportable,

@@ -49,6 +49,15 @@ class Dim(click.ParamType):
         return name, int(size)
 
 
+class Variants(click.ParamType):
+    """``2:4,1:4`` -> ("2:4", "1:4")."""
+
+    name = "N:M,N:M..."
+
+    def convert(self, value, param, ctx):
+        return value if isinstance(value, tuple) else tuple(value.split(","))
+
+
 class State(click.ParamType):
     """``past_*=present_*`` -> ("past_*", "present_*"): an input, and the output that feeds it."""
 
@@ -113,6 +122,9 @@ precision = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads = click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads to run with."
+)
+variant = click.option(
+    "--variant", metavar="N:M", help="Of the artifact's variants the one to take; the first by default."
 )
 signed_by = click.option(
     "--require-signature",

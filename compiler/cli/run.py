@@ -14,17 +14,25 @@ from .failure import Failure
 @click.option("--input", "inputs", type=options.NamedFile(), multiple=True, help="An input as a .npy file.")
 @click.option("--output-dir", type=options.PATH, help="Write each output as a .npy file into this folder.")
 @options.threads
+@options.variant
 @options.signed_by
 @options.as_json
 def run(
-    artifact: Path, inputs, output_dir: Path | None, threads: int, key: Path | None, as_json: bool
+    artifact: Path,
+    inputs,
+    output_dir: Path | None,
+    threads: int,
+    variant: str | None,
+    key: Path | None,
+    as_json: bool,
 ) -> None:
     """Run ARTIFACT once on the inputs given and say what came out."""
     import numpy as np
 
     from sparsec.runtime import load
 
-    model = load(options.readable(artifact, "artifact"), threads=threads, require_signature=key)
+    options.readable(artifact, "artifact")
+    model = load(artifact, threads=threads, require_signature=key, variant=variant)
     feeds = {name: array(path) for name, path in options.unique(inputs, "--input").items()}
     outputs = model(feeds)
     files = save(outputs, output_dir) if output_dir is not None else {}

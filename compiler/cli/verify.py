@@ -12,13 +12,14 @@ from .failure import Failure
 @click.command()
 @click.argument("artifact", type=options.PATH)
 @click.option("--model", type=options.PATH, help="Compare with this ONNX model in ONNX Runtime, too.")
+@options.variant
 @options.signed_by
 @options.as_json
-def verify(artifact: Path, model: Path | None, key: Path | None, as_json: bool) -> None:
+def verify(artifact: Path, model: Path | None, variant: str | None, key: Path | None, as_json: bool) -> None:
     """Check ARTIFACT's structure, hashes and target; with --model also its numbers."""
     from sparsec.runtime import load
 
-    with load(artifact, require_signature=key) as loaded:
+    with load(artifact, require_signature=key, variant=variant) as loaded:
         members = loaded.manifest["members"]
         found = {
             "file": str(artifact),
@@ -30,6 +31,7 @@ def verify(artifact: Path, model: Path | None, key: Path | None, as_json: bool) 
         }
     if model is not None:
         request = {"artifact": str(artifact), "model": str(options.readable(model, "model"))}
+        request["variant"] = variant
         found |= work.do("verify", request)
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -57,7 +59,7 @@ def compare(request: dict, log) -> dict:
     from sparsec.runtime import load
 
     data = Path(request["model"]).read_bytes()
-    with load(request["artifact"]) as loaded:
+    with load(request["artifact"], variant=request["variant"]) as loaded:
         log("read the model")
         shapes = {info.name: info.shape for info in (*loaded.inputs, *loaded.states)}
         model = ingest(request["model"], shapes, {})
