@@ -150,7 +150,10 @@ def _core_objects(cc: tuple[str, ...]) -> dict[str, bytes]:
     """The core's objects, which are the same for every model and level of one compilation."""
     with tempfile.TemporaryDirectory(prefix="sparsec-") as name:
         folder = Path(name)
-        return {o: (folder / o).read_bytes() for o in build.compile_sources(cc, build.CORE, folder)}
+        return {
+            o: (folder / o).read_bytes()
+            for o in build.compile_sources(cc, build.CORE, folder, build.tls_flags(cc))
+        }
 
 
 def _check_kernels(plan: Plan, contents: Sequence[bytes]) -> None:

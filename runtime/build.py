@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -126,6 +127,19 @@ def zig(target: str) -> list[str]:
     if find_spec("ziglang") is None:
         raise BuildError(f"no C compiler for {target} found; zig has one: python -m pip install ziglang")
     return [sys.executable, "-m", "ziglang", "cc", "-target", target]
+
+
+@cache
+def tls_flags(cc: tuple[str, ...]) -> tuple[str, ...]:
+    """What makes ``cc`` reach thread-local variables by descriptors, where that is a choice (x86-64).
+
+    They are then in memory that a thread has from its start.  The older way calls malloc in a thread's first
+    run, and ends the process when there is no memory.
+    """
+    flags = ("-mtls-dialect=gnu2",)
+    command = [*cc, *flags, "-Werror", "-fsyntax-only", "-x", "c", os.devnull]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+    return () if done.returncode else flags
 
 
 def compile_command(cc: Sequence[str], source: str, output: str) -> list[str]:

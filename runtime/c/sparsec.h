@@ -185,11 +185,11 @@ SPARSEC_API sparsec_status sparsec_bind_output(sparsec_context *context, uint32_
 // overwrites.  NULL if `index` is out of range.
 SPARSEC_API const void *sparsec_output_data(const sparsec_context *context, uint32_t index);
 
-// One inference.  Allocates nothing, but that libc makes the library's thread-local slot when a
-// thread that has created no context of the model runs it for the first time.  The calling thread's
-// floating-point state (rounding mode, denormals, exception flags) has no influence and is the same
-// afterwards.  After a failure the outputs are undefined, states are as before, and the context can be
-// used again.
+// One inference.  Allocates nothing; but where the artifact's compiler had no TLS descriptors, libc makes
+// a slot for a thread that runs the model for the first time and has created no context.  The calling
+// thread's floating-point state (rounding mode, denormals, exception flags) has no influence and is the
+// same afterwards.  After a failure the outputs are undefined, states are as before, and the context can
+// be used again.
 //
 // SPARSEC_E_INPUT: an input was never given.  SPARSEC_E_RUN: a kernel refused (a wrong index, say), the
 // context is at work in another thread, or was made before a fork.

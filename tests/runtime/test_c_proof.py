@@ -69,6 +69,17 @@ def test_many_threads_for_long(tmp_path):
     assert c_programs.every(tmp_path, "-O2", ROUNDS="10000") == "ok\n"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_failing_allocations(tmp_path, threads):
+    """Whichever allocation of the process fails, libc's own included: a message, and nothing worse."""
+    if not build.tls_flags(("cc",)):
+        pytest.skip(
+            "cc has no -mtls-dialect=gnu2, and libc ends a process that has no memory for a thread's slot"
+        )
+    model, program = c_programs.artifact(tmp_path, "-O2"), c_programs.program(tmp_path, "failing", "-O2")
+    assert int(c_programs.ran(program, model, threads)) >= 5
+
+
 def test_cycles(tmp_path, request):
     """Loading, running and freeing leaves nothing behind."""
     count = 10_000 if request.config.getoption("--run-slow") else 200

@@ -47,7 +47,7 @@ def artifact(folder: Path, *flags: str, source: str | None = None, **members: by
     """An artifact of plan.c's model in ``folder``; its library is that, or ``source``, with ``flags``."""
     folder.mkdir(exist_ok=True)
     if source is None:
-        sources = [HERE / "plan.c", *CORE]
+        sources, flags = [HERE / "plan.c", *CORE], (*flags, *build.tls_flags(("cc",)))
     else:
         (folder / "library.c").write_text(source)
         sources = [folder / "library.c"]
