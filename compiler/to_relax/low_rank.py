@@ -51,9 +51,9 @@ def matmul(importer, node: ir.Node, inputs):
     x = inputs[0]
     if joined(node):
         longer = _beside(importer, x, _dense(importer, node, x, spread(right.T, *_pattern(node)).T), spec)
-        y, size = apply(importer, node, longer, spec, weight)
+        y, size, _ = apply(importer, node, longer, spec, weight)
     else:
-        y, size = apply(importer, node, x, spec, weight)
+        y, size, _ = apply(importer, node, x, spec, weight)
         y = relax.op.add(y, _dense(importer, node, _dense(importer, node, x, right), left))
     record(importer, node, weight, size)
     return y
