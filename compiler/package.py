@@ -38,6 +38,10 @@ def library_member(level: str, variant: str = "") -> str:
     return ".".join(filter(None, ("model", variant.replace(":", "-"), level, "so")))
 
 
+SAMPLE = "sample.bin"
+"""The member that holds a sample, see ``compiler/sample.py``."""
+
+
 def archive_member(level: str) -> str:
     """The name of the member that holds the static library of a CPU level: ``v3`` -> ``model.v3.a``."""
     return f"model.{level}.a"

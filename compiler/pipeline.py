@@ -114,7 +114,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
                 manifest["receipt"] |= emulator.remarks(levels, runs)
         if request.exportable:
             with stages("keep a sample"):
-                members[sample.MEMBER] = sample.make(source.meant, source.feeds, plan, request.precision)
+                members[package.SAMPLE] = sample.make(source.meant, source.feeds, plan, request.precision)
 
     report = {
         "levels": list(levels),

@@ -12,8 +12,6 @@ from . import reference
 from .check import Oracle
 from .plan import Plan
 
-MEMBER = "sample.bin"
-
 
 def make(model: str | bytes, feeds: Mapping[str, np.ndarray], plan: Plan, precision: str = "fp32") -> bytes:
     """The sample of ``model``, a path or serialised: a new context's first run on ``feeds``."""

@@ -8,6 +8,7 @@ from sparsec.runtime import signature
 
 from . import contents, package
 from .errors import CompileError
+from .export.publish import SUMS, sums
 
 try:
     from cryptography.hazmat.primitives import serialization
@@ -71,3 +72,20 @@ def sign(artifact: Path, key: Ed25519PrivateKey, out: Path) -> str:
     members = found.members | {signature.MEMBER: record(key, found.manifest_bytes)}
     package.publish(out, package.layout(found.manifest_bytes, members))
     return signature.name(key.public_key().public_bytes_raw())
+
+
+def sign_folder(folder: Path, key: Ed25519PrivateKey) -> str:
+    """Sign the list of an exported folder's hashes, in a file beside it; returns the key's name.
+
+    Raises CompileError for another folder, or one whose files are not those of the list.
+    """
+    listed = folder / SUMS
+    if not listed.is_file():
+        raise CompileError(f"{str(folder)!r} has no {SUMS}: it is no folder that 'sparsec export' made")
+    text, name = listed.read_bytes(), signature.name(key.public_key().public_bytes_raw())
+    beside = (SUMS, f"{SUMS}.sig")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in beside]
+    if sums({str(path.relative_to(folder)): path.read_bytes() for path in files}) != text:
+        raise CompileError(f"the files in {str(folder)!r} are not those of its {SUMS}: export it again")
+    package.publish(folder / f"{SUMS}.sig", [record(key, text)])
+    return name

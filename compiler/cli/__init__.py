@@ -11,6 +11,7 @@ from sparsec import __version__
 
 from .bench import bench
 from .compile import compile_
+from .deploy import deploy
 from .doctor import doctor
 from .explain import explain
 from .export import export
@@ -33,6 +34,7 @@ COMMANDS = (
     sparsify,
     tune,
     export,
+    deploy,
     sign,
     keygen,
     passes,

@@ -22,12 +22,21 @@ def keygen(key: Path) -> None:
 @click.option("--key", type=options.PATH, required=True, help="Private key, as `sparsec keygen` makes it.")
 @click.option("-o", "--output", "out", type=options.PATH, help="Write here; ARTIFACT itself by default.")
 def sign(artifact: Path, key: Path, out: Path | None) -> None:
-    """Sign ARTIFACT, so that loaders can require it: `--require-signature KEY.pub`."""
+    """Sign ARTIFACT, or a folder that `sparsec export` made of one.
+
+    Loaders and installers then can require it: `--require-signature KEY.pub`.
+    """
     from sparsec.compiler import signing
 
-    options.readable(artifact, "artifact")
+    if not artifact.is_dir():
+        options.readable(artifact, "artifact")
+    elif out is not None:
+        raise click.UsageError("the signature of a folder is written into it; leave out --output")
     secret = signing.private_key(
         options.readable(key, "key"), lambda: click.prompt("Passphrase", hide_input=True, err=True)
     )
-    name = signing.sign(artifact, secret, out or artifact)
+    if artifact.is_dir():
+        name = signing.sign_folder(artifact, secret)
+    else:
+        name = signing.sign(artifact, secret, out or artifact)
     click.echo(f"signed {text.visible(str(out or artifact))} with the key {name}")

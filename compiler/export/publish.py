@@ -27,9 +27,14 @@ class File:
 
 
 def with_sums(files: Mapping[str, File]) -> dict[str, File]:
-    """``files`` and the list of their hashes, as ``sha256sum -c`` reads it."""
-    lines = [f"{hashlib.sha256(file.data).hexdigest()}  {path}\n" for path, file in sorted(files.items())]
-    return {**files, SUMS: File("".join(lines).encode())}
+    """``files`` and the list of their hashes."""
+    return {**files, SUMS: File(sums({path: file.data for path, file in files.items()}))}
+
+
+def sums(files: Mapping[str, bytes]) -> bytes:
+    """The hashes of ``files`` (path -> content), as ``sha256sum -c`` reads them."""
+    lines = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in sorted(files.items())]
+    return "".join(lines).encode()
 
 
 def write_folder(to: Path, files: Mapping[str, File]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsec.compiler import contents, package, sample
+from sparsec.compiler import contents, package
 from sparsec.compiler.errors import CompileError
 from sparsec.runtime.manifest import WEIGHTS, Library
 
@@ -48,7 +48,7 @@ class Source:
 
     @property
     def sample(self) -> bytes:
-        return self.contents.members[sample.MEMBER]
+        return self.contents.members[package.SAMPLE]
 
 
 def open_source(path: Path, device: str | None, name: str | None, level: str | None) -> Source:
@@ -73,7 +73,7 @@ def open_source(path: Path, device: str | None, name: str | None, level: str | N
     if level is not None and level not in levels:
         raise CompileError(f"{str(path)!r} has the levels {', '.join(levels)} for {kind}, not {level}")
     chosen = fitting[levels.index(level)] if level else fitting[-1]
-    for member in (sample.MEMBER, package.archive_member(chosen.level)):
+    for member in (package.SAMPLE, package.archive_member(chosen.level)):
         if member not in found.members:
             raise CompileError(f"{str(path)!r} has no {member}: compile the model with --exportable")
     return Source(plain_name(name or path.stem), DEVICES[kind], path.read_bytes(), found, chosen)

@@ -14,7 +14,7 @@
 # taken back.  A key in DIR/require-signature.pub is required of every folder.
 #
 # Exit status: 0 done, 1 refused and nothing changed, 2 wrong usage, 3 installed and taken back, 4 another
-# installation is at work.  POSIX shell, as BusyBox has it, with sha256sum, flock and mv -T.
+# installation is at work.  POSIX shell, as BusyBox has it, with sha256sum, readlink and mv -T, and /proc.
 
 set -u
 umask 022
@@ -43,24 +43,46 @@ done
 case $prefix in /*) ;; *) die 2 "--prefix must be an absolute path, found $prefix" ;; esac
 [ -z "$key" ] || [ -r "$key" ] || die 1 "cannot read the key $key"
 
-# The version that a link names; nothing if there is no such link or version.
-version() { [ -d "$prefix/$1/." ] && basename -- "$(readlink "$prefix/$1")"; }
+# Sets `current` and `previous` to the versions that the links name, empty where there is no link.
+read_links() {
+    current= previous=
+    if [ -L "$prefix/current" ]; then current=$(readlink "$prefix/current") || die 1 "cannot read $prefix/current"; fi
+    if [ -L "$prefix/previous" ]; then previous=$(readlink "$prefix/previous") || die 1 "cannot read $prefix/previous"; fi
+    current=${current##*/} previous=${previous##*/}
+}
 
 # Makes a link by one rename: whoever looks sees the old one or the new one.
 point() { ln -sfn "releases/$2" "$prefix/.$1.$$" && mv -Tf "$prefix/.$1.$$" "$prefix/$1"; }
 
-status() {
-    say "current $(version current || echo none), previous $(version previous || echo none)"
+# DIR/lock is a link to "process@boot": made at once with its content, and of no worth when that process is gone.
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+me=$$@$boot
+
+holds() { [ "$(readlink "$prefix/lock")" = "$me" ]; }
+
+lock() {
+    for _ in 1 2 3; do
+        said=$(ln -s "$me" "$prefix/lock" 2>&1) && return
+        holder=$(readlink "$prefix/lock") || continue
+        [ "${holder#*@}" = "$boot" ] && [ -d "/proc/${holder%%@*}" ] && break
+        # Who moves the old lock away may have met a new one in its place; then that one's owner notices, too.
+        mv -Tf "$prefix/lock" "$prefix/.lock.$$" 2>/dev/null || continue
+        [ "$(readlink "$prefix/.lock.$$")" = "$holder" ] || break
+    done
+    [ -n "${holder:-}" ] || die 1 "cannot write in $prefix: $said"
+    die 4 "another installation, process ${holder%%@*}, is at work in $prefix"
 }
 
-cleanup() { rm -f "$prefix/.current.$$" "$prefix/.previous.$$" "$prefix/.probe.$$"; }
+cleanup() {
+    if holds; then rm -f "$prefix/lock"; fi
+    rm -f "$prefix/.current.$$" "$prefix/.previous.$$" "$prefix/.probe.$$" "$prefix/.lock.$$"
+}
 
 prepare() {
     mkdir -p "$prefix/releases" "$prefix/incoming" || die 1 "cannot make folders in $prefix"
-    exec 9>"$prefix/lock" || die 1 "cannot write in $prefix"
-    flock -n 9 || die 4 "another installation is at work in $prefix"
     trap cleanup EXIT
     trap 'exit 1' HUP INT TERM
+    lock
     ln -sfn . "$prefix/.probe.$$" && mv -Tf "$prefix/.probe.$$" "$prefix/.probe" && rm -f "$prefix/.probe" ||
         die 1 "cannot rename links in $prefix: it needs space, and an mv that knows -T (BusyBox 1.33 or newer)"
 }
@@ -102,15 +124,16 @@ place() {
 
 # Makes releases/$1 current; if COMMAND then fails, what was current before is it again.
 switch() {
-    before=$(version current)
+    holds || die 4 "another installation took over in $prefix"
+    before=$current
     if [ -n "$before" ]; then point previous "$before" || die 1 "cannot change $prefix/previous"; fi
     point current "$1" || die 1 "cannot change $prefix/current"
     sync
     [ -n "$after" ] || return 0
-    sh -c "$after" 9>&- && return 0
+    sh -c "$after" && return 0
     if [ -n "$before" ]; then
         point current "$before"
-        sh -c "$after" 9>&- || say "the command fails with the version before, too" >&2
+        sh -c "$after" || say "the command fails with the version before, too" >&2
         die 3 "'$after' failed: back to $before"
     fi
     rm -f "$prefix/current"
@@ -119,9 +142,10 @@ switch() {
 
 # Removes versions that no link names, and copies that were never finished.
 prune() {
+    read_links
     for path in "$prefix"/releases/* "$prefix"/incoming/*; do
         [ -e "$path" ] || continue
-        case ${path##*/} in "$(version current)" | "$(version previous)") continue ;; esac
+        case ${path##*/} in "$current" | "$previous") continue ;; esac
         case $path in
         "$prefix"/incoming/*) [ -n "$(find "$path" -prune -mtime +0)" ] || continue ;; # being copied, maybe
         esac
@@ -133,18 +157,19 @@ install() {
     check_files "$here"
     check_signature "$here"
     id=$(sha256sum <"$here/SHA256SUMS" | cut -c 1-16)
+    [ ${#id} -eq 16 ] || die 1 "cannot hash $here/SHA256SUMS"
     target=$prefix/releases/$id
-    if [ "$id" = "$(version current)" ]; then
+    if [ "$id" = "$current" ]; then
         (check_files "$target") && sh "$target/selftest" || die 1 "$id is in use already, and it is not right"
         case $here in "$prefix/incoming/"*) rm -rf "$here" ;; esac
         say "$id is in use already"
         return
     fi
-    [ "$id" = "$(version previous)" ] && (check_files "$target") 2>/dev/null || { rm -rf "$target" && place "$here"; }
+    [ "$id" = "$previous" ] && (check_files "$target") 2>/dev/null || { rm -rf "$target" && place "$here"; }
     sync
     if ! sh "$target/selftest"; then
-        [ "$id" = "$(version previous)" ] || rm -rf "$target"
-        die 1 "the self-test of $id failed: $(version current || echo 'no version') stays in use"
+        [ "$id" = "$previous" ] || rm -rf "$target"
+        die 1 "the self-test of $id failed: ${current:-no version} stays in use"
     fi
     switch "$id"
     prune
@@ -153,14 +178,20 @@ install() {
 }
 
 rollback() {
-    back=$(version previous) || die 1 "there is no previous version in $prefix"
-    [ "$back" != "$(version current)" ] || die 1 "the previous version $back is in use already"
+    back=$previous
+    [ -n "$back" ] || die 1 "there is no previous version in $prefix"
+    [ "$back" != "$current" ] || die 1 "the previous version $back is in use already"
     (check_files "$prefix/releases/$back") && sh "$prefix/releases/$back/selftest" ||
-        die 1 "the previous version $back is not right: $(version current) stays in use"
+        die 1 "the previous version $back is not right: $current stays in use"
     switch "$back"
     say "rolled back to $back"
 }
 
-if [ "$action" = status ]; then status; exit 0; fi
+if [ "$action" = status ]; then
+    read_links
+    say "current ${current:-none}, previous ${previous:-none}"
+    exit
+fi
 prepare
+read_links
 "$action"
