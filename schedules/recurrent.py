@@ -27,7 +27,7 @@ from sparsec.schedules.target import Cpu
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _ACTIVATIONS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"), "rnn": ("tanh",)}
-_SPEC = "sparsec.spec"
+SPEC = "sparsec.spec"
 
 #: Sequences that share one pass over R; with four gates this fills 16 accumulators.
 _TILE = 4
@@ -93,22 +93,22 @@ class Recurrent:
         """The unscheduled definition: the kernel of one lane."""
         shapes = self.inputs + self.outputs
         params = [tirx.decl_buffer([tir.i64(d) for d in s], "float32", f"p{n}") for n, s in enumerate(shapes)]
-        func = tirx.PrimFunc(params, _Kernel(self, params, 1, tile=1).body())
+        func = tirx.PrimFunc(params, Kernel(self, params, 1, tile=1).body())
         attrs = {rows.OP: "recurrent", tir.OP_PATTERN: tir.OPAQUE, tir.NOALIAS: True, "s_tir": True}
-        return func.with_attrs({**attrs, _SPEC: json.dumps(dataclasses.asdict(self))})
+        return func.with_attrs({**attrs, SPEC: json.dumps(dataclasses.asdict(self))})
 
 
 def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     """Lanes over hidden units, all gates of a unit at once, a few sequences per pass over R."""
     if not rows.is_op(func, "recurrent"):
         return None
-    spec = Recurrent(**json.loads(str(func.attrs[_SPEC])))
+    spec = Recurrent(**json.loads(str(func.attrs[SPEC])))
     tile = _TILE if cpu.registers >= 32 else _TILE // 2
-    body = _Kernel(spec, list(func.params), cpu.lanes, tile).body()
+    body = Kernel(spec, list(func.params), cpu.lanes, tile).body()
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
 
 
-class _Kernel:
+class Kernel:
     def __init__(self, spec: Recurrent, params: list, lanes: int, tile: int):
         self.spec, self.tile = spec, tile
         self.lanes = min(lanes, vector.power_below(spec.hidden))

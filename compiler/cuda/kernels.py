@@ -30,7 +30,7 @@ typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 """
-"""NVRTC has no standard headers; TVM would take those of another package for no more than these names."""
+"""NVRTC has no headers; TVM would take those of other packages for no more than these names."""
 
 _GRID = tuple(f"blockIdx.{axis}" for axis in "xyz")
 _BLOCK = tuple(f"threadIdx.{axis}" for axis in "xyz")
@@ -103,9 +103,8 @@ def _build(functions: tvm.IRModule, gpu: Gpu) -> Kernels:
         found = _Launches(name, host[name], name in faulty)
         launches[name], scratch = tuple(found.launches), max(scratch, found.scratch)
     rules = {gv.name_hint: str(f.attrs[RULE]) for gv, f in scheduled.functions.items()}
-    return Kernels(
-        math.PRELUDE + _RTC.sub(_RTC_TYPES, source, count=1), launches, scratch, tuple(texts), rules
-    )
+    source = _RTC.sub(_RTC_TYPES, source, count=1).replace("#include <math_constants.h>\n", "")
+    return Kernels(math.PRELUDE + source, launches, scratch, tuple(texts), rules)
 
 
 def _lower(scheduled: tvm.IRModule, gpu: Gpu) -> tuple[dict[str, tirx.PrimFunc], str]:

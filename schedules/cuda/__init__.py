@@ -4,11 +4,12 @@ import tvm
 from tvm import tirx
 
 from sparsec.schedules import RULE
-from sparsec.schedules.cuda import library, threads
+from sparsec.schedules.cuda import library, recurrent, threads
 from sparsec.schedules.cuda.target import Gpu
 
 #: ``rule(func, gpu)`` gives the function scheduled, or None where it is not for it.
 RULES = (
+    ("recurrent", recurrent.rule),
     ("threads", threads.rule),
     ("matmul", library.matmul),
     ("reduction", library.reduction),

@@ -17,6 +17,12 @@ PRELUDE = """\
 // The larger and the smaller of two numbers; NaN where either is NaN.
 template <class T> __device__ __forceinline__ T sparsec_max(T a, T b) { return a > b || a != a ? a : b; }
 template <class T> __device__ __forceinline__ T sparsec_min(T a, T b) { return a < b || a != a ? a : b; }
+
+// As in math_constants.h.
+#define CUDART_INF_F __int_as_float(0x7f800000)
+#define CUDART_NAN_F __int_as_float(0x7fffffff)
+#define CUDART_INF __longlong_as_double(0x7ff0000000000000ll)
+#define CUDART_NAN __longlong_as_double(0xfff8000000000000ll)
 """
 
 #: TIR operator -> CUDA's function on doubles; the one on floats ends with an f.

@@ -196,6 +196,11 @@ inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __int_as_float(int bits) { return float_of_bits(uint32_t(bits)); }
 inline int __float_as_int(float x) { return int(bits_of_float(x)); }
 inline float __uint_as_float(unsigned bits) { return float_of_bits(bits); }
+inline double __longlong_as_double(long long bits) {
+    double value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
 inline unsigned __float_as_uint(float x) { return bits_of_float(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
