@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from .device import DeviceArray, device_array
 from .errors import InputError
 from .manifest import TensorInfo
 
@@ -66,8 +67,10 @@ def _give_back(spare: list[mmap.mmap], memory: mmap.mmap) -> None:
         spare.append(memory)
 
 
-def address(array: np.ndarray) -> int:
+def address(array: np.ndarray | DeviceArray) -> int:
     """Where the data of a C-contiguous array begin; ``array.ctypes.data`` alone takes a microsecond."""
+    if isinstance(array, DeviceArray):
+        return array.address
     if array.size and array.flags.writeable:
         return ctypes.addressof(_Byte.from_buffer(array))
     return array.ctypes.data
@@ -93,18 +96,23 @@ def named(args: Sequence, infos: Sequence[TensorInfo]) -> list:
     return list(args)
 
 
-def as_array(value, info: TensorInfo) -> np.ndarray:
+def as_array(value, info: TensorInfo, stream: int | None = None) -> np.ndarray | DeviceArray:
     """``value`` as a C-contiguous array of the input's very dtype and shape.
 
     NumPy arrays and objects with ``__dlpack__`` that are contiguous are used in place, without a
     copy.  Nothing is converted or broadcast: InputError says what was wanted and what was found.
+    ``stream``: of the GPU that the model runs on, None on CPUs; then arrays may be in its memory.
     """
-    array = _viewed(value, info, "input")
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    array = _viewed(value, info, "input", stream)
+    if isinstance(array, DeviceArray) or array.flags.c_contiguous:
+        return array
+    return np.ascontiguousarray(array)
 
 
-def receivers(out, infos: Sequence[TensorInfo], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """The memory of the mapping ``out`` as arrays by output name, to be written in place.
+def receivers(
+    out, infos: Sequence[TensorInfo], inputs: Sequence[np.ndarray | DeviceArray], stream: int | None = None
+) -> dict[str, np.ndarray | DeviceArray]:
+    """The memory of the mapping ``out`` as arrays by output name, to be written in place; see ``as_array``.
 
     Raises InputError for what is no output, does not fit it, cannot be written, or overlaps another one
     or an input: kernels read and write in any order.
@@ -112,14 +120,14 @@ def receivers(out, infos: Sequence[TensorInfo], inputs: Sequence[np.ndarray]) ->
     if not isinstance(out, Mapping):
         raise InputError(f"out must map output names to arrays, found {type(out).__name__}")
     known = {info.name: info for info in infos}
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray | DeviceArray] = {}
     for name, value in out.items():
         if name not in known:
             raise InputError(f"no output is called {name!r}: the model gives {_list(infos)}")
-        array = _viewed(value, known[name], "output")
-        if not (array.flags.c_contiguous and array.flags.writeable):
+        array = _viewed(value, known[name], "output", stream)
+        if not isinstance(array, DeviceArray) and not (array.flags.c_contiguous and array.flags.writeable):
             raise InputError(f"output {name!r} must be contiguous and writable to be written in place")
-        if any(np.may_share_memory(array, other) for other in (*inputs, *found.values())):
+        if any(_overlap(array, other) for other in (*inputs, *found.values())):
             raise InputError(
                 f"output {name!r} overlaps an input or another output: give it memory of its own"
             )
@@ -127,9 +135,18 @@ def receivers(out, infos: Sequence[TensorInfo], inputs: Sequence[np.ndarray]) ->
     return found
 
 
-def _viewed(value, info: TensorInfo, what: str) -> np.ndarray:
+def _overlap(a: np.ndarray | DeviceArray, b: np.ndarray | DeviceArray) -> bool:
+    if isinstance(a, DeviceArray) or isinstance(b, DeviceArray):
+        return isinstance(a, DeviceArray) and a.overlaps(b)
+    return np.may_share_memory(a, b)
+
+
+def _viewed(value, info: TensorInfo, what: str, stream: int | None) -> np.ndarray | DeviceArray:
     """``value`` as an array that shares its memory; InputError where it is not what ``info`` says."""
     if not isinstance(value, np.ndarray):
+        there = device_array(value, info, what, stream) if stream else None
+        if there is not None:
+            return there
         if not hasattr(value, "__dlpack__"):
             kind = type(value).__name__
             raise InputError(f"{what} {info.name!r} must be a NumPy array or have __dlpack__, found {kind}")

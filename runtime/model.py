@@ -129,7 +129,8 @@ class Model:
         Arrays (NumPy, or anything with ``__dlpack__``) must have exactly the input's dtype and
         shape; data aligned to 64 bytes are used in place.  ``out`` maps output names to arrays of the
         same kinds that receive the results; other outputs are new NumPy arrays.  Returns output name ->
-        array, those of ``out`` as they were given.  Raises InputError or RunError.
+        array, those of ``out`` as they were given.  A model on a GPU takes and fills arrays in its memory,
+        too, in place.  Raises InputError or RunError.
         """
         return self._own()(*inputs, out=out)
 
@@ -220,6 +221,7 @@ class Context:
         self._module = code.module
         self._results = arrays.Recycler(outputs)
         self._handle = code.create(min(threads or 0, 2**31 - 1), device or 0)
+        self._stream: int | None = code.gpu.stream(self._handle) if code.gpu else None
         self._lock = threading.Lock()
         self.process = os.getpid()
         self.threads: int = self._module.threads(self._handle)
@@ -242,10 +244,10 @@ class Context:
 
     def _run(self, inputs: tuple, out: Mapping | None, seconds: int | None) -> dict[str, np.ndarray]:
         infos = self._inputs
-        values = [arrays.as_array(v, i) for v, i in zip(arrays.named(inputs, infos), infos, strict=True)]
-        results = (
-            self._results.take(arrays.receivers(out, self._outputs, values)) if out else self._results.take()
-        )
+        given, stream = arrays.named(inputs, infos), self._stream
+        values = [arrays.as_array(v, i, stream) for v, i in zip(given, infos, strict=True)]
+        taken = arrays.receivers(out, self._outputs, values, stream) if out else None
+        results = self._results.take(taken) if taken else self._results.take()
         sources = pointers([arrays.address(a) for a in values])
         targets = pointers([arrays.address(a) for a in results.values()])
         error = Error()

@@ -29,7 +29,7 @@ def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
 
 
 class _Kernel(recurrent.Kernel):
-    """The kernel of one lane and one sequence, with its loops over units spread over the threads of a block."""
+    """The kernel of one lane and one sequence, its loops over units spread over the threads of a block."""
 
     def __init__(self, spec: Recurrent, params: list):
         super().__init__(spec, params, lanes=1, tile=1)

@@ -1,5 +1,6 @@
 """The runtime on a GPU: memory, contexts, graphs, and every failure in one line."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from sparsec.runtime import InputError, RunError, TargetError, load
+from sparsec.runtime import device as device_module
 
 LOOKUP = "(float[5,4] table, int64[3] at) => (y) { rows = Gather <axis = 0> (table, at) y = Relu(rows) }"
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -68,6 +70,95 @@ def test_a_profile_has_every_step(lookup):
         profile = model.profile(FEEDS, repeats=2)
         assert len(profile) == lookup.report["steps"] and all(seconds > 0 for _, seconds in profile)
         np.testing.assert_array_equal(model(FEEDS)["y"], EXPECTED)
+
+
+class Tensor:
+    """What torch or CuPy would hand over: an array in the memory of a GPU."""
+
+    def __init__(self, driver, array: np.ndarray, offset: int = 0, strides=None, device: int = 0):
+        self.address = driver.alloc(
+            np.concatenate([np.zeros(offset, np.uint8), array.ravel().view(np.uint8)])
+        )
+        self.driver, self.array, self.device, self.streams = driver, array, device, []
+        code = {"f": 2, "i": 0}[array.dtype.kind]
+        self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        self.strides = (ctypes.c_int64 * array.ndim)(*strides) if strides else None
+        self.managed = device_module._Tensor(
+            self.address, 2, device, array.ndim, code, array.itemsize * 8, 1, self.shape, self.strides, offset
+        )
+
+    def __dlpack_device__(self):
+        return 2, self.device
+
+    def __dlpack__(self, *, stream):
+        self.streams.append(stream)
+        new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(("PyCapsule_New", ctypes.pythonapi))(ctypes.addressof(self.managed), b"dltensor", None)
+
+    def read(self) -> np.ndarray:
+        raw = ctypes.string_at(self.address + self.managed.byte_offset, self.array.nbytes)
+        return np.frombuffer(raw, self.array.dtype).reshape(self.array.shape)
+
+
+@pytest.fixture
+def tensor(driver):
+    """``tensor(array)``: a copy of it in the GPU's memory."""
+    made = []
+
+    def make(*args, **options) -> Tensor:
+        made.append(Tensor(driver, *args, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        driver.free(each.address)
+
+
+def test_device_memory_is_used_in_place(lookup, driver, tensor):
+    table, y = tensor(TABLE), tensor(np.zeros_like(EXPECTED))
+    with load(lookup.path) as model:
+        for _ in range(3):  # launched, captured, replayed
+            found = model({"table": table, "at": FEEDS["at"]}, out={"y": y})
+            assert found == {"y": y}
+            np.testing.assert_array_equal(y.read(), EXPECTED)
+        assert driver.counters.graph_launches == 2 and driver.counters.copies_between == 0
+        assert all(stream == table.streams[0] > 2 for stream in table.streams + y.streams)
+        other = tensor(-TABLE)
+        np.testing.assert_array_equal(
+            model({"table": other, "at": FEEDS["at"]})["y"], np.maximum(-TABLE[[0, 2, 4]], 0)
+        )
+
+
+def test_device_memory_that_is_not_aligned_is_copied(lookup, driver, tensor):
+    table, y = tensor(TABLE, offset=4), tensor(np.zeros_like(EXPECTED), offset=8)
+    with load(lookup.path) as model:
+        for _ in range(3):
+            model({"table": table, "at": FEEDS["at"]}, out={"y": y})
+            np.testing.assert_array_equal(y.read(), EXPECTED)
+    assert driver.counters.copies_between == 6
+
+
+def test_device_memory_that_does_not_fit_is_refused(lookup, tensor):
+    with load(lookup.path) as model:
+        for bad, words in (
+            (tensor(TABLE[:3]), r"input 'table': wanted float32\[5, 4\], found float32\[3, 4\]"),
+            (tensor(TABLE.astype(np.float64)), r"wanted float32\[5, 4\], found float64\[5, 4\]"),
+            (tensor(TABLE, strides=(1, 5)), "input 'table' must be contiguous in the GPU's memory"),
+        ):
+            with pytest.raises(InputError, match=words):
+                model({"table": bad, "at": FEEDS["at"]})
+        table = tensor(TABLE)
+        with pytest.raises(InputError, match="output 'y' overlaps an input"):
+            same = tensor(EXPECTED)
+            same.managed.data = table.managed.data
+            model({"table": table, "at": FEEDS["at"]}, out={"y": same})
+
+
+def test_memory_of_another_gpu_is_refused(lookup, driver, tensor):
+    driver.be(lookup.emulated, devices=2)
+    words = "'table' is in the memory of GPU 0, the context is on GPU 1"
+    with load(lookup.path, device=1) as model, pytest.raises(InputError, match=words):
+        model({"table": tensor(TABLE), "at": FEEDS["at"]})
 
 
 @pytest.mark.parametrize(
