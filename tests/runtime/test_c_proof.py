@@ -63,10 +63,10 @@ def test_under_valgrind(tmp_path):
     assert c_programs.every(tmp_path, "-O1", wrapper=VALGRIND, large=False, ROUNDS="20") == "ok\n"
 
 
-@pytest.mark.slow
-def test_many_threads_for_long(tmp_path):
-    """Eight threads with 10,000 inferences each, contexts of one model; every result is the serial one."""
-    assert c_programs.every(tmp_path, "-O2", ROUNDS="10000") == "ok\n"
+def test_many_threads(tiny, tmp_path, request):
+    """Eight threads with a context each; every result is that of a run alone, bit by bit."""
+    count = 10_000 if request.config.getoption("--run-slow") else 200
+    assert c_programs.ran(c_programs.program(tmp_path, "threads", "-O2"), tiny.path, count) == "ok\n"
 
 
 @pytest.mark.parametrize("threads", [1, 2])
