@@ -147,6 +147,9 @@ typedef struct sparsec_context sparsec_context;
 // inference, the caller's included: 1 for no further threads, 0 for the value of the environment
 // variable SPARSEC_NUM_THREADS or, without one, the number of CPUs that the affinity mask and the
 // cgroup's CPU quota leave to the process.
+//
+// SPARSEC_E_INPUT: not a number from 1 to 1024 (to 1 in a build without threads), here or in the variable.
+// SPARSEC_E_RUN: no memory, or no more threads.
 SPARSEC_API sparsec_status sparsec_context_create(sparsec_model *model, int threads, sparsec_context **context,
                                                   sparsec_error *error);
 
@@ -156,7 +159,8 @@ SPARSEC_API sparsec_status sparsec_context_create(sparsec_model *model, int thre
 SPARSEC_API uint64_t sparsec_context_size(const sparsec_model *model, int threads);
 
 // The same in the caller's memory, which must be aligned to 64 bytes, have at least as many bytes as
-// sparsec_context_size says, and stay until the context is freed.  Its content does not matter.
+// sparsec_context_size says, and stay until the context is freed.  Its content does not matter.  Too few
+// bytes are SPARSEC_E_RUN, another alignment SPARSEC_E_INPUT.
 SPARSEC_API sparsec_status sparsec_context_create_in(sparsec_model *model, int threads, void *memory, size_t bytes,
                                                      sparsec_context **context, sparsec_error *error);
 
@@ -166,7 +170,11 @@ SPARSEC_API void sparsec_context_free(sparsec_context *context);
 // The number of threads that work on one inference.
 SPARSEC_API int sparsec_threads(const sparsec_context *context);
 
-// Copies `bytes` bytes, which must be the input's size, into the context.
+// The three functions that follow want the exact size of the input or output in bytes: another size, an index
+// that is out of range, and NULL for an input are SPARSEC_E_INPUT, and nothing is changed.  They must not be
+// called while the context runs.
+
+// Copies the input into the context.
 SPARSEC_API sparsec_status sparsec_set_input(sparsec_context *context, uint32_t index, const void *data,
                                              size_t bytes, sparsec_error *error);
 
@@ -210,7 +218,7 @@ SPARSEC_API const sparsec_tensor *sparsec_state(const sparsec_model *model, uint
 // The value that the next run will read; it moves with each run.  NULL if `index` is out of range.
 SPARSEC_API const void *sparsec_state_data(const sparsec_context *context, uint32_t index);
 
-// Makes every state zero.
+// Makes every state zero.  Restoring a snapshot is the way to begin with anything else.
 SPARSEC_API sparsec_status sparsec_reset(sparsec_context *context, sparsec_error *error);
 
 // The bytes of a snapshot: all states in their order, one right after the other.
