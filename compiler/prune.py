@@ -28,7 +28,8 @@ from sparsec.passes.prune.walk import Settings
 @dataclass(frozen=True)
 class PruneRequest:
     """`pattern` as `passes.prune.layout` spells it; `mask` "" for an input called as in `MASKS`, if any.
-    `group`: first put channels into the order that suits the pattern, where that is free."""
+    `rank`: of a low-rank term beside each pruned matrix, 0 for none. `group`: first put channels into the
+    order that suits the pattern, where that is free."""
 
     pattern: str
     method: str
@@ -42,6 +43,7 @@ class PruneRequest:
     min_size: int = MIN_SIZE
     state: str | None = None
     sweeps: int = 1
+    rank: int = 0
     group: bool = True
 
 
@@ -50,6 +52,8 @@ def prune_model(
 ) -> tuple[list[Finding], list[dict]]:
     """Prune `model` in place; findings and one report a layer. Raises PassError and CompileError."""
     pattern = Channels.parse(request.pattern) or parse_pattern(request.pattern)
+    if request.rank and isinstance(pattern, Channels):
+        raise CompileError(f"--rank {request.rank}: needs a pattern of single weights, found {pattern}")
     if request.spread != "uniform" and not isinstance(pattern, Unstructured):
         raise CompileError(
             f"--spread {request.spread}: needs an unstructured pattern such as 60%, found {pattern}"
@@ -95,8 +99,12 @@ def prune_on(
             (Replay(given, feeds, dense.folder), Replay(model, feeds, pruned.folder))
             for _ in range(request.sweeps - 1)
         )
+        term = None
+        if request.rank:
+            observers = (Replay(m, feeds, Path(folder) / f"term-{m is model}") for m in (given, model))
+            term = request.rank, tuple(observers)
         findings, layers = insert(
-            model, pattern, dense, pruned, settings, choice, again=again, memory=memory, log=log
+            model, pattern, dense, pruned, settings, choice, again=again, term=term, memory=memory, log=log
         )
     after = list(RemoveDeadChannels()(model).findings) if structured else []
     return before + findings + after, layers
@@ -112,7 +120,9 @@ def _between(
 
 def _identity(model: ir.Model, request: PruneRequest) -> dict:
     options = {
-        key: value for key, value in asdict(request).items() if key not in ("calib", "state", "sweeps")
+        key: value
+        for key, value in asdict(request).items()
+        if key not in ("calib", "state", "sweeps", "rank")
     }
     return options | {
         "model": hashlib.sha256(ir.to_proto(model).SerializeToString()).hexdigest(),

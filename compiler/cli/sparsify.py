@@ -49,6 +49,13 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
     help="How often to go over the model: each time after the first, all layers are refitted.",
 )
 @click.option(
+    "--rank",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Put a low-rank term beside each pruned matrix that takes back most of the error; 0: none.",
+)
+@click.option(
     "--damping",
     type=click.FloatRange(min=0, min_open=True),
     help="How strongly to hold on to the dense weights; without it, by the amount of calibration data.",

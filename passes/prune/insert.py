@@ -16,6 +16,7 @@ from sparsec.passes.nm_pattern import NM
 from sparsec.passes.nm_recognise import tail
 from sparsec.passes.prune import Pattern, Unstructured
 from sparsec.passes.prune.densities import DENSITIES
+from sparsec.passes.prune.low_rank import add_terms, cannot_have
 from sparsec.passes.prune.places import cannot
 from sparsec.passes.prune.sweep import sweep
 from sparsec.passes.prune.walk import Memory, Observe, Outcome, Settings, walk
@@ -32,6 +33,7 @@ def insert(
     choice: Choice,
     *,
     again: Iterable[tuple[Observe, Observe]] = (),
+    term: tuple[int, tuple[Observe, Observe]] | None = None,
     memory: Memory | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Finding], list[dict]]:
@@ -40,7 +42,8 @@ def insert(
     `pattern` may be a function of the layer; None, or a text that says why, leaves one dense. An N:M weight
     is read by its operator of domain ai.sparsec afterwards; any other stays with the operator that it had.
     Raises `PassError` as `walk` does, and for a glob of `choice` that matches nothing. For each pair of
-    observers, of the dense model and of `model`, in `again` there is one sweep more (`sweep`).
+    observers, of the dense model and of `model`, in `again` there is one sweep more (`sweep`); `term` is the
+    rank of what is put beside each pruned layer then (`low_rank`), with its observers.
     """
     candidates = list(find_layers(model))
     wanted, reasons = choose(candidates, model.graph, pattern, choice)
@@ -51,6 +54,9 @@ def insert(
     for number, observers in enumerate(again, 2):
         log(f"sweep {number}")
         outcomes = _sweep(model, outcomes, choice, observers, settings, log)
+    if term is not None:
+        log(f"terms of rank {term[0]}")
+        outcomes = _add_terms(model, outcomes, *term, settings, log)
     applied, reports = {}, []
     for outcome in outcomes:
         layer = outcome.layer
@@ -92,6 +98,26 @@ def choose(
     return wanted, reasons
 
 
+def _add_terms(
+    model: ir.Model,
+    outcomes: Sequence[Outcome],
+    rank: int,
+    observers: tuple[Observe, Observe],
+    settings: Settings,
+    log: Callable[[str], None],
+) -> list[Outcome]:
+    """`outcomes` with a low-rank term beside each layer that can have one; the report tells its rank."""
+    able = [outcome.layer for outcome in outcomes if cannot_have(outcome.layer, rank) is None]
+    found = add_terms(model, _now(model, able), rank, *observers, settings, log)
+    made = []
+    for outcome in outcomes:
+        weight, error = found.get(outcome.layer.node, (outcome.weight, None))
+        update = {"rank": 0} if error is None else {"rank": rank, "error_after": error}
+        reports = tuple(report | update for report in outcome.reports)
+        made.append(replace(outcome, weight=weight, reports=reports))
+    return made
+
+
 def _sweep(
     model: ir.Model,
     outcomes: Sequence[Outcome],
@@ -116,6 +142,12 @@ def _sweep(
     return renewed
 
 
+def _now(model: ir.Model, layers: Sequence[Layer]) -> list[Layer]:
+    """The same layers with the weights that they read now."""
+    wanted = {layer.node for layer in layers}
+    return [layer for layer in find_layers(model) if layer.node in wanted]
+
+
 def _spread(
     wanted: Sequence[tuple[Layer, Pattern]], pattern: Unstructured, name: str
 ) -> tuple[list[tuple[Layer, Pattern]], list[Layer]]:
@@ -130,10 +162,11 @@ def _spread(
 def _reason(outcome: Outcome) -> str:
     mean = _mean(outcome.reports)
     rest = tail(outcome.pattern, outcome.layer.weight.shape[-1]) if isinstance(outcome.pattern, NM) else ""
+    term = f" with a term of rank {mean['rank']}" if mean.get("rank") else ""
     return (
         f"{outcome.pattern} by {mean['method']}: keeps {100 * mean['kept']:.1f} % of the weights and "
         f"{100 * mean['energy']:.1f} % of their energy; output error {100 * mean['error_before']:.2f} % "
-        f"masked, {100 * mean['error_after']:.2f} % reconstructed{rest}"
+        f"masked, {100 * mean['error_after']:.2f} % reconstructed{term}{rest}"
     )
 
 
