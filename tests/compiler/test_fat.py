@@ -88,3 +88,17 @@ def test_the_library_that_is_taken(fat, program, tmp_path, machine, model, said)
         assert done.returncode == 0
         y = np.fromfile(tmp_path / "y", np.float32).reshape(5, 31)
         assert np.abs(y - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+MUSL = Path("/lib/ld-musl-x86_64.so.1")
+
+
+@pytest.mark.isa("sse4_2")
+@pytest.mark.skipif(not MUSL.exists(), reason="not installed: musl (apt-get install musl)")
+def test_musl(fat, program, tmp_path):
+    """What is linked for glibc loads where musl is the libc: it names no library that musl does not have."""
+    path, x, wanted = fat
+    done = subprocess.run([MUSL, program("x86_64"), path, x, tmp_path / "y"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    y = np.fromfile(tmp_path / "y", np.float32).reshape(5, 31)
+    assert np.abs(y - wanted).max() < 1e-5 * np.abs(wanted).max()
