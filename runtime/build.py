@@ -78,8 +78,8 @@ FLAGS = (
 )
 
 
-# Any glibc from these versions on loads what zig links for them, and musl does for aarch64, too: it takes
-# glibc's names for its own and ignores versions.  The loader's memfd_create came with 2.27.
+# Any glibc from these versions on loads what zig links for them, and musl does for x86-64 and aarch64, too:
+# it takes glibc's names for its own and ignores versions.  The loader's memfd_create came with 2.27.
 ZIG_TARGETS = {
     "x86_64": "x86_64-linux-gnu.2.28",
     "aarch64": "aarch64-linux-gnu.2.27",

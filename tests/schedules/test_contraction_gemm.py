@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparsec.schedules.contraction import Gemm, find_anchor
+from sparsec.schedules.contraction import Gemm, find_anchor, packed_for
 from sparsec.schedules.contraction_rule import rule
 from sparsec.schedules.layout import DENSE, Pattern
 from sparsec.schedules.target import X86_LEVELS
@@ -57,6 +57,17 @@ def test_strips_of_every_size(run_kernel, assert_close, pruned_weight, cpu, patt
     got = run_kernel(rule(gemm.prim_func(), cpu), cpu, [x, *gemm.pack(w)], gemm.y_shape)
     assert_close(got, x.astype("d") @ w.T.astype("d"))
     np.testing.assert_array_equal(gemm.unpack(gemm.pack(w)), w)
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 4, 4), Pattern(3, 7)], ids=str)
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 3, 17), (5, 33, 15), (31, 130, 33)])
+def test_strips_of_few_rows_without_a_permute(run_kernel, assert_close, pruned_weight, pattern, m, k, n):
+    rng = np.random.default_rng(m)
+    gemm, cpu = packed_for(Gemm((m,), k, n, pattern), permute=False), X86_LEVELS["v2"]
+    assert gemm.strips is not None
+    x, w = rng.standard_normal((m, k)).astype("f"), pruned_weight(rng, pattern, n, 1, k)[:, 0]
+    got = run_kernel(rule(gemm.prim_func(), cpu), cpu, [x, *gemm.pack(w)], gemm.y_shape)
+    assert_close(got, x.astype("d") @ w.T.astype("d"))
 
 
 @pytest.mark.parametrize("pattern", [DENSE, *PATTERNS, Pattern(9, 64, 4, True)], ids=str)
