@@ -153,6 +153,13 @@ typedef struct sparsec_context sparsec_context;
 SPARSEC_API sparsec_status sparsec_context_create(sparsec_model *model, int threads, sparsec_context **context,
                                                   sparsec_error *error);
 
+// The same on GPU number `device`, counted from 0, for a model that is made for GPUs; sparsec_context_create
+// takes the first.  Such a context has a stream of its own, and sparsec_run ends when the GPU is done.  Inputs
+// and outputs may be bound to the host's memory, or to memory of that GPU, which is used in place where it is
+// aligned to 16 bytes; who writes there must be done before sparsec_run.
+SPARSEC_API sparsec_status sparsec_context_create_on(sparsec_model *model, int device, sparsec_context **context,
+                                                     sparsec_error *error);
+
 // The bytes that such a context needs, all in one piece: tensors, the workspace of its threads, its own
 // copies of inputs and outputs.  0 if `threads` is no allowed number, or the artifact was compiled before
 // this function came.

@@ -36,8 +36,15 @@ uint64_t sparsec_snapshot_size(const sparsec_model *m) {
 // Section: contexts
 
 sparsec_status sparsec_context_create(sparsec_model *m, int threads, sparsec_context **context, sparsec_error *error) {
+    if (m->gpu) return m->gpu->create(m->weights, m->kernels, 0, context, error);
     if (m->module->abi < 2) return m->module->create(m->weights, threads, context, error);
     return m->module->create_in(m->weights, threads, m->own_allocator ? &m->memory : 0, context, error);
+}
+
+sparsec_status sparsec_context_create_on(sparsec_model *m, int device, sparsec_context **context,
+                                         sparsec_error *error) {
+    if (m->gpu) return m->gpu->create(m->weights, m->kernels, device, context, error);
+    return fail(error, SPARSEC_E_INPUT, "the model runs on CPUs; compile it for cuda");
 }
 
 uint64_t sparsec_context_size(const sparsec_model *m, int threads) {
@@ -59,6 +66,8 @@ static void leave_block(void *user, void *memory, size_t bytes) { (void)user, (v
 
 sparsec_status sparsec_context_create_in(sparsec_model *m, int threads, void *memory, size_t bytes,
                                          sparsec_context **context, sparsec_error *error) {
+    if (m->gpu)
+        return fail(error, SPARSEC_E_INPUT, "the contexts of a model for GPUs are in the GPU's memory, not the caller's");
     if (m->module->abi < 2)
         return fail(error, SPARSEC_E_INPUT, "the artifact's contexts cannot be in the caller's memory; compile it again");
     if (!memory || (uintptr_t)memory % 64)

@@ -55,6 +55,7 @@ typedef struct manifest {
     span text;
     const member *code;    // the first library that this CPU can run
     const member *weights; // NULL if the model has none
+    const member *kernels; // for GPUs; NULL if the model runs on CPUs
 } manifest;
 
 // All checks of an artifact but the hashes.

@@ -104,5 +104,6 @@ sparsec_status manifest_read(const archive *a, manifest *m, sparsec_error *error
     }
     if (!json_number(json_get(m->text, "weights_size"), &weights) || weights != (m->weights ? m->weights->size : 0))
         return bad(error, "weights_size");
+    if (json_get(m->text, "gpu").data && !(m->kernels = zip_find(a, "kernels.fatbin"))) return bad(error, "gpu");
     return choose_library(a, m, error);
 }

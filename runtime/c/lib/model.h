@@ -3,12 +3,15 @@
 #ifndef SPARSEC_MODEL_H
 #define SPARSEC_MODEL_H
 
+#include "../gpu.h"
 #include "../module.h"
 #include "lib.h"
 
 struct sparsec_model {
     const sparsec_module *module;
     const void *weights;
+    const sparsec_gpu *gpu; // NULL for a model that runs on CPUs
+    const void *kernels;    // kernels.fatbin
     void *map; // the whole file; NULL for a model in the caller's memory
     size_t map_size;
     void *handle;

@@ -23,6 +23,17 @@ static bool write_all(int fd, span data) {
     return true;
 }
 
+// What a library for GPUs exports beside its module.
+static sparsec_status find_gpu(sparsec_model *model, sparsec_error *error) {
+    const sparsec_gpu *(*entry)(void);
+    *(void **)&entry = dlsym(model->handle, "sparsec_gpu_v1");
+    if (!entry) return fail(error, SPARSEC_E_ARTIFACT, "the artifact's library does not export sparsec_gpu_v1");
+    model->gpu = entry();
+    if (model->gpu->abi == SPARSEC_GPU_ABI) return SPARSEC_OK;
+    return fail(error, SPARSEC_E_ARTIFACT, "the artifact's library has GPU ABI %u, this runtime speaks ABI %d",
+                model->gpu->abi, SPARSEC_GPU_ABI);
+}
+
 // Copies the library, hashes the copy and loads just that, after sealing it against changes.  The
 // dynamic linker knows libraries by path, so the descriptor stays open: were its number used again,
 // the next model would get this one's library.
@@ -51,7 +62,7 @@ static sparsec_status load_code(sparsec_model *model, const manifest *m, span co
                     SPARSEC_MODULE_ABI);
     if (model->module->weights_size != (m->weights ? m->weights->size : 0))
         return fail(error, SPARSEC_E_ARTIFACT, "the artifact's library and its manifest describe different models");
-    return SPARSEC_OK;
+    return m->kernels ? find_gpu(model, error) : SPARSEC_OK;
 }
 
 // The format's order of checks: structure and sizes, format number, target, hashes; then the code.
@@ -64,6 +75,7 @@ static sparsec_status check_and_load(sparsec_model *model, span file, const uint
     if (!rc) rc = hash_check_all(&a, &m, error);
     if (rc) return rc;
     model->weights = m.weights ? zip_data(&a, m.weights).data : 0;
+    model->kernels = m.kernels ? zip_data(&a, m.kernels).data : 0;
     return load_code(model, &m, zip_data(&a, m.code), error);
 }
 
