@@ -87,7 +87,7 @@ def loaded_driver(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed: it builds the emulated kernels")
     path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
+    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
     subprocess.run(["g++", *flags, str(HERE / "fake_driver.cpp"), "-o", str(path), "-ldl"], check=True)
     driver = Driver(path)
     yield driver
@@ -113,6 +113,12 @@ class Compiled:
     report: dict
     source: str
     emulated: Path
+
+    def watched(self) -> Path:
+        """The kernels' library that watches every access, and is several times slower."""
+        from cuda_emulator import library
+
+        return library(self.source, checked=True)
 
 
 class NoMachineCode:

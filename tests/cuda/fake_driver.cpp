@@ -51,6 +51,7 @@ struct Allocation {
 
 struct Module {
     void* library;
+    void (*allow)(void*, size_t), (*forbid)(void*); // what kernels may access, where the library is checked
     const emu_kernel* kernels;
     int (*launch)(const char*, const unsigned*, const unsigned*, unsigned, void**, int, char*, size_t);
 };
@@ -69,6 +70,7 @@ struct Function {
 };
 
 static std::map<uint64_t, Allocation> memory;
+static std::vector<Module*> modules;
 static std::vector<int> contexts; // current ones, of the calling thread; tests use one
 static std::map<int, int> retained;
 static int contents[16]; // addresses that stand for primary contexts
@@ -161,12 +163,18 @@ int cuModuleLoadData(Module** module, const void* image) {
     void* library = control.emulated ? dlopen(control.emulated, RTLD_NOW | RTLD_LOCAL) : nullptr;
     if (!library) return trouble("no emulated kernels were given", 209);
     auto kernels = (const emu_kernel* (*)())dlsym(library, "emu_kernels");
-    *module = new Module{library, kernels(), (decltype(Module::launch))dlsym(library, "emu_launch")};
+    *module = new Module{library, (decltype(Module::allow))dlsym(library, "emu_allow"),
+                         (decltype(Module::forbid))dlsym(library, "emu_forbid"), kernels(),
+                         (decltype(Module::launch))dlsym(library, "emu_launch")};
+    for (auto& [at, a] : memory) (*module)->allow((void*)at, a.bytes);
+    modules.push_back(*module);
     counters.modules++;
     return 0;
 }
 int cuModuleUnload(Module* module) {
     counters.modules--;
+    std::erase(modules, module);
+    for (auto& [at, _] : memory) module->forbid((void*)at); // the library may be loaded once more
     dlclose(module->library);
     delete module;
     return current() ? 0 : 201;
@@ -196,6 +204,7 @@ int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     memset(data, 0xff, bytes); // NaN
     *address = (uint64_t)data;
     memory[*address] = {bytes, contexts.back()};
+    for (Module* m : modules) m->allow(data, bytes);
     counters.allocations++;
     return 0;
 }
@@ -209,6 +218,7 @@ int cuMemAllocHost_v2(void** data, size_t bytes) {
 int cuMemFree_v2(uint64_t address) {
     if (!current()) return 201;
     if (!memory.erase(address)) return trouble("memory is freed that is not allocated");
+    for (Module* m : modules) m->forbid((void*)address);
     free((void*)address);
     return 0;
 }

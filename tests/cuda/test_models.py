@@ -1,5 +1,7 @@
 """Networks compiled for GPUs, by the shipped loader on the emulating driver, against ONNX Runtime."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,33 @@ def runs_like(driver, compiled, feeds: dict, expected: dict) -> None:
 def test_small_networks(name, driver, compile_for_gpu, ort_run):
     path, feeds = zoo.export(name, small=True), zoo.feeds(name, small=True)
     runs_like(driver, compile_for_gpu(path), feeds, ort_run(path, feeds))
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in QUICK])
+def test_every_access_is_a_right_one(name, driver, compile_for_gpu):
+    """No kernel reads outside a buffer or what nobody has written, and no two threads race."""
+    compiled = compile_for_gpu(zoo.export(name, small=True))
+    driver.be(compiled.watched())
+    with load(compiled.path) as model:
+        model(zoo.feeds(name, small=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in zoo.NETWORKS if name != "minilm"])
+def test_every_network_becomes_machine_code(name, compile_for_gpu):
+    """By whatever compiler there is, for the four architectures and as PTX."""
+    from sparsec.compiler.cuda.toolchain import toolchain
+    from sparsec.compiler.errors import CompileError
+    from sparsec.compiler.request import GPUS
+
+    try:
+        compiler = toolchain()
+    except CompileError as error:
+        pytest.skip(str(error))
+    source = compile_for_gpu(zoo.export(name, small=True)).source
+    binary = compiler.fat_binary(source, GPUS, GPUS[-1])
+    kernels = set(re.findall(r"__launch_bounds__\(\d+\) (\w+)\(", source))
+    assert kernels and all(name.encode() in binary for name in kernels)
 
 
 @pytest.mark.parametrize("name", ["mlperf_tiny_kws_fp32", pytest.param("mnist", marks=pytest.mark.slow)])
