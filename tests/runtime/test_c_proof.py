@@ -46,15 +46,23 @@ FLAGS = {
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 def test_every_function(tmp_path, flags):
-    """Every function of sparsec.h, right and wrong; sanitizers are in the core, the library and the program.
+    """Every function of sparsec.h, right and wrong, then what fuzzing has found interesting.
 
-    Without them test_coverage does the same.
+    Sanitizers are in the core, the library and the program.  Without them test_coverage does the same.
     """
     for flag in flags:
         if flag.startswith("-fsanitize"):
             needs_sanitizer(tmp_path, flag)
     large = "-fsanitize=thread" not in flags
     assert c_programs.every(tmp_path, *flags, large=large) == "ok\n"
+    assert c_programs.replayed(tmp_path, *flags).endswith(" inputs\n")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The folder of the programs without sanitizers, and plan.c's model."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, c_programs.artifact(folder, "-O2")
 
 
 @pytest.mark.slow
@@ -63,37 +71,27 @@ def test_under_valgrind(tmp_path):
     assert c_programs.every(tmp_path, "-O1", wrapper=VALGRIND, large=False, ROUNDS="20") == "ok\n"
 
 
-def test_many_threads(tiny, tmp_path, request):
+def test_many_threads(tiny, plain, request):
     """Eight threads with a context each; every result is that of a run alone, bit by bit."""
     count = 10_000 if request.config.getoption("--run-slow") else 200
-    assert c_programs.ran(c_programs.program(tmp_path, "threads", "-O2"), tiny.path, count) == "ok\n"
+    assert c_programs.ran(c_programs.program(plain[0], "threads", "-O2"), tiny.path, count) == "ok\n"
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_failing_allocations(tmp_path, threads):
+def test_failing_allocations(plain):
     """Whichever allocation of the process fails, libc's own included: a message, and nothing worse."""
     if not build.tls_flags(("cc",)):
         pytest.skip(
             "cc has no -mtls-dialect=gnu2, and libc ends a process that has no memory for a thread's slot"
         )
-    model, program = c_programs.artifact(tmp_path, "-O2"), c_programs.program(tmp_path, "failing", "-O2")
-    assert int(c_programs.ran(program, model, threads)) >= 5
+    program = c_programs.program(plain[0], "failing", "-O2")
+    for threads in (1, 2):
+        assert int(c_programs.ran(program, plain[1], threads)) >= 5
 
 
-def test_cycles(tmp_path, request):
+def test_cycles(plain, request):
     """Loading, running and freeing leaves nothing behind."""
     count = 10_000 if request.config.getoption("--run-slow") else 200
-    model, program = c_programs.artifact(tmp_path, "-O2"), c_programs.program(tmp_path, "cycles", "-O2")
-    assert c_programs.ran(program, model, count) == "ok\n"
-
-
-def test_corpus(tmp_path):
-    """What fuzzing has found interesting, with sanitizers."""
-    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    needs_sanitizer(tmp_path, flags[1])
-    inputs = sorted(c_programs.CORPUS.iterdir())
-    said = c_programs.ran(c_programs.reader(tmp_path, *flags), *inputs)
-    assert said == f"{len(inputs)} inputs\n"
+    assert c_programs.ran(c_programs.program(plain[0], "cycles", "-O2"), plain[1], count) == "ok\n"
 
 
 def test_coverage(tmp_path):
@@ -115,21 +113,21 @@ def test_size(tmp_path, machine):
     assert (tmp_path / "all.so").stat().st_size < 96_000
 
 
-def test_memory(tmp_path):
+def test_memory(plain, tmp_path):
     """At its peak a process needs the weights, which are the file's pages, the arena, and 8 MiB at most."""
     model = c_programs.artifact(tmp_path, "-O2", **{"extra.bin": bytes(20 << 20)})
-    found = json.loads(c_programs.ran(c_programs.program(tmp_path, "start", "-O2"), model, 2))
+    found = json.loads(c_programs.ran(c_programs.program(plain[0], "start", "-O2"), model, 2))
     arena = 3 << 20
     assert model.stat().st_size < found["peak_bytes"] < model.stat().st_size + arena + (8 << 20)
 
 
-def test_wrapper_for_cplusplus(tmp_path):
+def test_wrapper_for_cplusplus(plain, tmp_path):
     """sparsec.hpp without a warning, and what it does."""
     needs("c++")
-    model, library = c_programs.artifact(tmp_path, "-O1"), build.build_library(tmp_path)[0]
+    library = c_programs.library(plain[0], "-O2")
     flags = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Werror"]
     command = ["c++", *flags, f"-I{build.SOURCES}", Path(__file__).resolve().parent / "c/wrapper.cpp"]
     subprocess.run([*command, "-std=c++20", "-fsyntax-only"], check=True)
     linked = ["-std=c++11", library, "-ldl", "-lpthread", "-o", tmp_path / "wrapper"]
     subprocess.run([*command, *linked], check=True)
-    assert c_programs.ran(tmp_path / "wrapper", model) == "ok\n"
+    assert c_programs.ran(tmp_path / "wrapper", plain[1]) == "ok\n"

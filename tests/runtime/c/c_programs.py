@@ -38,9 +38,16 @@ def compiled(out: Path, sources, *flags: str, cc: str = "cc") -> Path:
     return out
 
 
+def library(folder: Path, *flags: str) -> Path:
+    """The library's objects in one file, compiled once for all programs in ``folder``."""
+    made = folder / "library.o"
+    return made if made.exists() else compiled(made, LIBRARY, "-r", *WARNINGS, *flags)
+
+
 def program(folder: Path, name: str, *flags: str) -> Path:
     """The executable of ``NAME.c`` and the whole library."""
-    return compiled(folder / name, [HERE / f"{name}.c", *LIBRARY], *WARNINGS, *flags)
+    sources = [HERE / f"{name}.c", library(folder, *flags)]
+    return compiled(folder / Path(name).name, sources, *WARNINGS, *flags)
 
 
 def artifact(folder: Path, *flags: str, source: str | None = None, **members: bytes) -> Path:
@@ -132,7 +139,7 @@ def coverage(folder: Path) -> dict[str, tuple[int, int]]:
     """Source -> lines that can run, lines that ran: all of every.c, the reader's corpus, the hashes."""
     flags = ("-O0", "--coverage", "-fprofile-update=atomic")
     every(folder, *flags, LIMITS="1")
-    ran(reader(folder, *flags), *sorted(CORPUS.iterdir()))
+    replayed(folder, *flags)
     ran(program(folder, "hashes", *flags))
     lines: dict[str, dict[int, bool]] = {}
     for data in folder.rglob("*.gcda"):
@@ -145,9 +152,9 @@ def coverage(folder: Path) -> dict[str, tuple[int, int]]:
     return {source: (len(seen), sum(seen.values())) for source, seen in lines.items()}
 
 
-def reader(folder: Path, *flags: str) -> Path:
-    """The fuzzer's harness as a program that reads inputs from files."""
-    return compiled(folder / "reader", [HERE / "fuzz/reader.c", *LIBRARY], *WARNINGS, "-DREPLAY", *flags)
+def replayed(folder: Path, *flags: str) -> str:
+    """What the fuzzer's harness says after it has read the corpus."""
+    return ran(program(folder, "fuzz/reader", "-DREPLAY", *flags), *sorted(CORPUS.iterdir()))
 
 
 def fuzz(options: list[str]) -> int:
