@@ -107,10 +107,17 @@ def find_layers(model: ir.Model) -> Iterator[Layer]:
 def find_unserved(model: ir.Model) -> Iterator[Layer]:
     """Weights of operators that have no N:M form, so that a pattern in them is told and not passed over.
 
-    The two matrices `[directions, gates * hidden, in]` of RNN, GRU and LSTM are each a layer of its own.
+    The two matrices `[directions, gates * hidden, in]` of RNN, GRU and LSTM are each a layer of its own. In
+    MatMulInteger what is equal to the zero point counts as zero.
     """
     cache: dict[ir.Value, np.ndarray | None] = {}
     for node in nodes(model):
+        if is_op(node, "MatMulInteger"):
+            array, zero = (_constant(v, cache) for v in (*node.inputs, None, None)[1:4:2])
+            if array is not None and array.ndim == 2:
+                array = array.astype(np.int32) - (0 if zero is None else zero)
+                refusal = "no N:M kernel computes MatMulInteger, so it runs dense"
+                yield Layer(node, node.op_type, node.inputs[1], array, array.T[:, None, :], 1, refusal)
         if is_op(node, "RNN", "GRU", "LSTM"):
             refusal = f"no N:M kernel computes {node.op_type}, so it runs dense"
             for value in node.inputs[1:3]:

@@ -352,6 +352,20 @@ def test_other_floats_are_told(dtype):
     )
 
 
+@pytest.mark.parametrize("zero", [0, 7])
+def test_integer_weights_are_told(zero):
+    weight = (np.sign(W) * 5 + zero).astype(np.uint8 if zero else np.int8)
+    ports = [helper.make_tensor_value_info("x", TensorProto.UINT8, [3, 32])]
+    ports.append(helper.make_tensor_value_info("y", TensorProto.INT32, [3, 24]))
+    constants = {"W": weight, "z": np.array(0, np.uint8), "o": np.array(zero, weight.dtype)}
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    node = helper.make_node("MatMulInteger", ["x", "W", "z", "o"], ["y"], name="layer")
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (finding,) = RecogniseNM()(ir.from_proto(model)).findings
+    assert finding.reason == "no N:M kernel computes MatMulInteger, so it runs dense; its zeros: 2:4"
+
+
 def test_near_miss_is_declined_with_the_count(recognise):
     weight = sparse(256, 64)
     weight[:4, 0] = 1
