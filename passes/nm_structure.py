@@ -62,7 +62,7 @@ class NearMiss:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """`share` of the weights are not zero but next to it; with zeros in their place there were `found`."""
+    """`share` of the weights are not zero but next to it; `found` is what there would be if they were."""
 
     share: float
     found: NM | NearMiss | str
@@ -136,9 +136,8 @@ def _beside(weight: np.ndarray, silent: np.ndarray) -> NM | str:
     """What `find` says where the output channels `silent` have only zeros."""
     rest = find(weight[~silent])
     limit = 1 - LOOSE_USED * np.mean(weight == 0)
-    if (
-        isinstance(rest, NM) and rest.kept_fraction(weight.shape[-1]) <= limit
-    ):  # its blocks may lie otherwise in the whole weight
+    if isinstance(rest, NM) and rest.kept_fraction(weight.shape[-1]) <= limit:
+        # Its blocks may lie otherwise in the whole weight.
         whole = (NM(rest.n, rest.m, block).within(len(silent)) for block in reversed(BLOCKS))
         return next(nm for nm in whole if fits(weight, nm))
     return (
