@@ -112,6 +112,8 @@ def summary(report: dict) -> list[str]:
     lines.append("")
     lines.append(f"weights  {text.size(report['weights_bytes'])}, arena {text.size(report['arena_bytes'])}")
     lines += accuracy(report["receipt"])
+    for name, made in list(report.get("variants", {}).items())[1:]:
+        lines += [f"variant  {name}", *accuracy(made["receipt"])]
     size, seconds = text.size(report["size"]), text.duration(report["seconds"])
     lines.append(f"wrote    {text.visible(report['out'])}, {size}, in {seconds}")
     return lines

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsec
+from sparsec.compiler.cli.compile import summary
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.pipeline import compile_model
 from sparsec.compiler.request import CompileRequest
@@ -65,6 +66,12 @@ def test_what_they_share_is_stored_once(nested):
     weights = [made["weights_bytes"] for made in report["variants"].values()]
     assert LARGE.nbytes < max(weights) < 1.1 * LARGE.nbytes
     assert out.stat().st_size < 1.5 * LARGE.nbytes
+
+
+def test_the_summary_tells_the_error_of_each(nested):
+    lines = summary(nested[2])
+    first, second = lines.index("variant  1:4"), lines.index("variant  1:8x16")
+    assert all(lines[i + 1].startswith("error    ") for i in (first, second)) and first < second
 
 
 def test_another_variant_is_refused_with_those_there_are(nested):
