@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 import pytest
 
+from sparsec.compiler import contents
 from sparsec.compiler.pipeline import compile_model
 from sparsec.compiler.request import CompileRequest
 from sparsec.runtime import build, cpu
+from sparsec.runtime.artifact import choose
 
 # architecture -> (QEMU, Debian's package of its libc, where that is)
 EMULATED = {
@@ -18,7 +20,7 @@ EMULATED = {
     "armv7": ("arm", "libc6-armhf-cross", "/usr/arm-linux-gnueabihf"),
     "riscv64": ("riscv64", "libc6-riscv64-cross", "/usr/riscv64-linux-gnu"),
 }
-ALL = "arm,armv7,riscv64,x86,x86:v2"
+ALL = "arm,armv7,riscv64,riscv64:rvv,x86,x86:v2"
 CASES = [
     ("x86_64", "Nehalem", "v2"),
     ("x86_64", "Haswell", "v3"),
@@ -88,6 +90,24 @@ def test_the_library_that_is_taken(fat, program, tmp_path, machine, model, said)
         assert done.returncode == 0
         y = np.fromfile(tmp_path / "y", np.float32).reshape(5, 31)
         assert np.abs(y - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("machine", "offered", "level"),
+    [
+        ("aarch64", (), "neon"),
+        ("armv7", ("neon", "vfp4"), "armv7"),
+        ("riscv64", (), "rv64gc"),
+        ("riscv64", ("v",), "rv64gcv"),
+        ("x86_64", cpu.V2, "v2"),
+        ("x86_64", cpu.V3, "v3"),
+        ("x86_64", cpu.V4, "v4"),
+    ],
+)
+def test_the_loader_in_python_takes_the_best(fat, monkeypatch, machine, offered, level):
+    monkeypatch.setattr(cpu, "architecture", lambda: machine)
+    monkeypatch.setattr(cpu, "features", lambda: frozenset(offered))
+    assert choose(contents.read(Path(fat[0])).manifest).level == level
 
 
 MUSL = Path("/lib/ld-musl-x86_64.so.1")

@@ -13,10 +13,8 @@ from benchmarks import loops
 from sparsec.compiler import emulator, native
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.pipeline import compile_model
-from sparsec.compiler.request import CompileRequest, cpu_levels
+from sparsec.compiler.request import CompileRequest
 from sparsec.runtime import TargetError, cpu, load
-from sparsec.runtime.artifact import choose
-from sparsec.runtime.manifest import Library, Manifest
 from sparsec.schedules.layout import Pattern
 from sparsec.schedules.target import LEVELS
 
@@ -209,27 +207,6 @@ def test_a_third_machine_refuses(product, monkeypatch):
     wanted = "the artifact is for x86_64 or aarch64 linux, this machine is riscv64 linux; compile it for this"
     with pytest.raises(TargetError, match=wanted):
         load(out)
-
-
-@pytest.mark.parametrize(
-    ("machine", "offered", "level"),
-    [
-        ("riscv64", {"v"}, "rv64gcv"),
-        ("riscv64", set(), "rv64gc"),
-        ("x86_64", set(cpu.V2), "v2"),
-        ("x86_64", set(cpu.V4), "v4"),
-        ("x86_64", set(cpu.V3), "v3"),
-        ("aarch64", set(), "neon"),
-    ],
-)
-def test_the_best_library_is_chosen(monkeypatch, machine, offered, level):
-    levels = cpu_levels("arm,riscv64,x86:v2,riscv64:rvv,x86")
-    libraries = [
-        Library(f"model.{v}.so", v, cpu.LEVEL_FEATURES[v], cpu.LEVEL_ARCHITECTURE[v]) for v in levels
-    ]
-    monkeypatch.setattr(cpu, "architecture", lambda: machine)
-    monkeypatch.setattr(cpu, "features", lambda: frozenset(offered))
-    assert choose(Manifest({}, "linux", tuple(libraries), (), (), (), 0, {})).level == level
 
 
 # Machine code ------------------------------------------------------------------------------------------
