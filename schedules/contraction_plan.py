@@ -84,11 +84,13 @@ def vectors_in(cpu: Cpu, columns: int) -> int:
     return -(-columns // min(cpu.lanes, PANEL))
 
 
-def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool) -> float:
+def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, assembled: bool = False) -> float:
     """Half cycles of one reduction step of a tile: two multiply-adds and two loads a cycle.
 
     Weights that are ``streamed`` come from the second-level cache, half a line a cycle at best; the nearer to
-    that, the less of it is hidden.  Loads that fit beside the multiply-adds still cost a little.
+    that, the less of it is hidden.  Loads that fit beside the multiply-adds still cost a little.  Words that
+    are ``assembled`` from activations that lie apart take six instructions a row, and their broadcast goes
+    through a port that multiplies.
     """
     vectors = vectors_in(cpu, columns)
     products = rows * vectors
@@ -97,6 +99,8 @@ def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool) -> f
     busy = max(products, loads, lines, IN_FLIGHT)
     # Measured: a tile that holds its broadcasts is a little slower than one that holds its weights.
     held = 0.25 if cpu.lanes < PANEL and rows < vectors else 0.0
+    if assembled:
+        busy = max(busy, (6 * rows + products) / 4.7) + rows / 6  # both measured
     return busy + loads / 16 + busy * (lines / busy) ** 2 / 5 + held
 
 
@@ -129,12 +133,14 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
     form = extent.pattern.form(extent.depth)
     run = cpu.run_cost if 4 * extent.written > cpu.l2 // 2 else 0
 
+    assembled = extent.group > 1 and form == "shared"
+
     def cost(plan: TilePlan) -> float:
         total = 0.0
         for _, repeats, panels, columns in plan.parts(extent.count, extent.columns):
             streamed = 4 * PANEL * panels * extent.steps > cpu.l1 // 2
             for _, tiles, height in even_split(extent.rows, plan.most_rows(columns)):
-                step = step_cost(cpu, height, columns, form, streamed)
+                step = step_cost(cpu, height, columns, form, streamed, assembled)
                 total += repeats * tiles * (extent.steps * step + height * run)
         return total
 
