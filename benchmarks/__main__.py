@@ -15,7 +15,7 @@ from . import goals, kernels, loops, plots, report, results, starts
 from .accuracy import page, store
 from .compiled import CompileFailed, compiled
 from .prune import VARIANTS
-from .rows import ENGINES, model_row, settings_of
+from .rows import ENGINES, OURS, model_row, settings_of
 from .subjects import subjects
 
 #: What the ratios are made of.
@@ -92,11 +92,13 @@ def chosen(asked):
 
 def prepare_models(asked) -> None:
     for subject, variant, batch in chosen(asked):
-        try:
-            _, costs = compiled(subject.files(variant, batch)[0], asked.target)
-            print(f"{subject.name} {variant} batch {batch}: {costs['compile_seconds']} s", file=sys.stderr)
-        except CompileFailed as error:
-            print(f"{subject.name} {variant} batch {batch}: {error}", file=sys.stderr)
+        for name in filter(asked.engines.__contains__, OURS):
+            what = f"{subject.name} {variant} batch {batch}, {name}"
+            try:
+                _, costs = compiled(subject.files(variant, batch)[0], asked.target, OURS[name])
+                print(f"{what}: {costs['compile_seconds']} s", file=sys.stderr)
+            except CompileFailed as error:
+                print(f"{what}: {error}", file=sys.stderr)
 
 
 def measure_models(asked) -> None:

@@ -19,19 +19,21 @@ class CompileFailed(Exception):
     """``sparsec compile`` said no; the text is its reason."""
 
 
-def compiled(file: Path, target: str) -> tuple[Path, dict]:
+def compiled(file: Path, target: str, precision: str = "fp32") -> tuple[Path, dict]:
     """The artifact of ``file``, from the cache if these very sources made it, and its costs.
 
     The costs: seconds of wall clock and of CPU, the resident peak of the largest process in bytes, the sizes
     of the artifact and of the ONNX file, the largest error beside ONNX Runtime, relative to the scale of the
     output.
     """
-    key = hashlib.sha256(file.read_bytes() + f"{sources()}-{target}".encode()).hexdigest()[:16]
+    options = ["--target", target, *(["--precision", precision] if precision != "fp32" else [])]
+    made_by = f"{sources()}-{'-'.join(options[1:])}"
+    key = hashlib.sha256(file.read_bytes() + made_by.encode()).hexdigest()[:16]
     folder = cache() / "artifacts" / key
     artifact, costs = folder / "model.sparsec", folder / "costs.json"
     if not costs.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        found = compile_once(file, artifact, target)
+        found = compile_once(file, artifact, options)
         costs.write_text(json.dumps(found))
     found = json.loads(costs.read_text())
     if "failed" in found:
@@ -39,9 +41,9 @@ def compiled(file: Path, target: str) -> tuple[Path, dict]:
     return artifact, found
 
 
-def compile_once(file: Path, artifact: Path, target: str) -> dict:
+def compile_once(file: Path, artifact: Path, options: list[str]) -> dict:
     command = [sys.executable, "-m", "sparsec", "compile", str(file), "-o", str(artifact)]
-    command += ["--target", target, "--json"]
+    command += [*options, "--json"]
     log = artifact.with_suffix(".log")
     start = time.perf_counter()
     with log.open("w") as errors:

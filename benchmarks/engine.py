@@ -22,7 +22,7 @@ def sparsec(spec, feeds):
     from sparsec.runtime import load
 
     model = load(spec["model"], threads=spec["threads"])
-    return lambda: list(model(feeds).values()), model.level
+    return lambda: list(model(feeds).values()), model.manifest.get("precision", "f32")
 
 
 def onnxruntime(spec, feeds):

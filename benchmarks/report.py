@@ -7,6 +7,7 @@ from .results import FOLDER
 
 SHOWN = {
     "sparsec": "sparsec",
+    "sparsec_bf16": "sparsec bf16",
     "onnxruntime": "ONNX Runtime",
     "openvino_fp32": "OpenVINO fp32",
     "openvino": "OpenVINO default",
@@ -35,7 +36,7 @@ def models(found: dict) -> str:
     outcomes = [(row, goal, value, ok) for row in found["models"] for goal, value, ok in goals.met(row)]
     reached = sum(ok for *_, ok in outcomes)
     lines += [f"**{reached} of {len(outcomes)} goals are met.**", ""]
-    engines = ["sparsec", "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse"]
+    engines = ["sparsec", "sparsec_bf16", "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse"]
     for target, batch, threads in sorted({(r["target"], r["batch"], r["threads"]) for r in found["models"]}):
         lines += [f"## {target}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}", ""]
         lines += table(
@@ -58,10 +59,7 @@ def models(found: dict) -> str:
 
 def model_line(row: dict, engines: list[str]) -> str:
     value = goals.ratio(row)
-    asked = [
-        f"<= {goal.ratio:.2f}" + (f" {SHOWN[goal.against]}" if goal.against != "peer" else "")
-        for goal in goals.asked(row["model"], row["variant"])
-    ]
+    asked = [f"<= {goal.ratio:.2f}{beside(goal)}" for goal in goals.asked(row["model"], row["variant"])]
     outcomes = [
         f"{'yes' if ok else 'no'}" + (f" ({value:.2f})" if goal.against != "peer" else "")
         for goal, value, ok in goals.met(row)
@@ -71,6 +69,12 @@ def model_line(row: dict, engines: list[str]) -> str:
     cells += [number(value), ", ".join(asked) or NONE, ", ".join(outcomes) or NONE]
     cells += [str(ours.get("calls", NONE)), f"{ours['error']:.0e}" if "error" in ours else NONE]
     return line(cells)
+
+
+def beside(goal: goals.Goal) -> str:
+    """Which engines a goal is about, where these are not sparsec and its best peer."""
+    ours = "" if goal.engine == "sparsec" else f"{SHOWN[goal.engine]} over "
+    return f" {ours}{SHOWN[goal.against]}" if goal.against != "peer" else ""
 
 
 def scaling(found: dict) -> list[str]:

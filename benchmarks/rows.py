@@ -15,7 +15,9 @@ REFERENCE = "onnxruntime"
 #: Largest difference to the reference, relative to the largest magnitude of an output.  Deep networks with
 #: random weights amplify the rounding of float32; bf16 has 8 bits of mantissa.
 TOLERANCE = {"f32": 1e-3, "bf16": 0.1, "f16": 0.02}
-ENGINES = ("sparsec", "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse")
+#: Ours, by the precision that they are compiled with.
+OURS = {"sparsec": "fp32", "sparsec_bf16": "bf16"}
+ENGINES = (*OURS, "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ def model_row(subject: Subject, variant: str, batch: int, threads: int, settings
     row = {"model": subject.name, "source": subject.source, "variant": variant, "batch": batch}
     row |= {"threads": threads, "target": settings.target, "engines": {}}
     entrants = []
-    if "sparsec" in settings.engines:
+    for name in filter(settings.engines.__contains__, OURS):
         try:
-            artifact, costs = compiled(file, settings.target)
-            entrants.append(Entrant("sparsec", "sparsec", artifact))
-            row |= costs
+            artifact, costs = compiled(file, settings.target, OURS[name])
+            entrants.append(Entrant(name, "sparsec", artifact))
+            row |= costs if name == "sparsec" else {}
         except CompileFailed as error:
-            row["engines"]["sparsec"] = {"failed": str(error)}
+            row["engines"][name] = {"failed": str(error)}
     entrants += peers(file, settings)
     # torch runs the dense network: zeros are no method of its own.
     if "torch" in settings.engines and subject.path is None and variant == "dense":
@@ -78,7 +80,7 @@ def compared(facts: dict, outputs: dict, others=()) -> dict:
         if label in outputs and REFERENCE in outputs and label != REFERENCE and label not in others:
             error = difference(outputs[label], outputs[REFERENCE])
             found["error"] = float(f"{error:.2g}")
-            if not error <= TOLERANCE[found["precision"] if label != "sparsec" else "f32"]:
+            if not error <= TOLERANCE[found["precision"]]:
                 found["wrong"] = True
                 print(f"  {label}: differs from {REFERENCE} by {error:.2g} of the scale", file=sys.stderr)
     return facts
