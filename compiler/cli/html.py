@@ -121,8 +121,8 @@ def _artifact(found: dict) -> list[str]:
 
 def _ports(found: dict) -> list[str]:
     rows = []
-    for side in ("inputs", "outputs"):
-        for port in found[side]:
+    for side in ("inputs", "outputs", "states"):
+        for port in found.get(side, ()):  # a model has no states yet
             dims = " x ".join(escape(text.visible(str(d))) for d in port["dims"]) or "scalar"
             rows.append([side[:-1], escape(text.visible(port["name"])), escape(port["dtype"]), dims])
     return ["<h2>Inputs and outputs</h2>", _table(["", "name", "dtype", "shape"], rows)]

@@ -30,6 +30,7 @@ def test_the_road_of_a_state(call, sums):
     made = call("compile", sums, "--target", "native", "--state", "past=present")
     assert made.exit_code == 0 and "of present's scale" in made.stdout
     assert "state   past  float32  1 x 5" in call("inspect", artifact).stdout
+    assert "<td>state</td><td>past</td>" in call("inspect", artifact, "--html").stdout
     assert "output present: " in call("verify", artifact, "--model", sums).stdout
     np.save(sums.parent / "x.npy", np.full((1, 5), -2, "float32"))
     run = call("run", artifact, "--input", f"x={sums.parent / 'x.npy'}", "--json")
