@@ -13,7 +13,7 @@ MODELS := $(VENV)/.installed-models
 BENCH  := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench bench-quick deepsparse coverage-c fuzz docs clean
+.PHONY: help setup demo test test-full lint format bench bench-quick bench-cuda deepsparse coverage-c fuzz docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,11 @@ bench: $(BENCH)  ## measure beside other engines, write benchmarks/results (abou
 bench-quick: $(BENCH)  ## a subset of the benchmarks (5 minutes)
 	@$(BIN)/python -m benchmarks models --models minilm,mobilenet_v2 --variants dense,2:4x32 --threads 1
 	@$(BIN)/python -m benchmarks kernels --only "gemm 128x384x1536|softmax 1024x128"
+
+# The folder can be taken to another machine: its bare.py needs a GPU, numpy, and torch for the peers.
+bench-cuda: $(BENCH)  ## check and time kernels for GPUs beside torch (a few minutes; needs nvcc, then a GPU)
+	@$(BIN)/python -m benchmarks.cuda.bundle build/bench-cuda
+	@PYTHONPATH=build/bench-cuda $(BIN)/python build/bench-cuda/bare.py build/bench-cuda --json build/bench-cuda.json
 
 # DeepSparse 1.8 wants an older numpy and onnx; the benchmarks find it here.
 deepsparse: $(SETUP)  ## install DeepSparse for the benchmarks, in an environment of its own

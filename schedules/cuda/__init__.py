@@ -4,12 +4,15 @@ import tvm
 from tvm import tirx
 
 from sparsec.schedules import RULE
-from sparsec.schedules.cuda import library, recurrent, threads
+from sparsec.schedules.cuda import contraction_kernel, library, recurrent, rows, tensor_kernel, threads
 from sparsec.schedules.cuda.target import Gpu
 
 #: ``rule(func, gpu)`` gives the function scheduled, or None where it is not for it.
 RULES = (
     ("recurrent", recurrent.rule),
+    ("tensor_gemm", tensor_kernel.rule),
+    ("contraction", contraction_kernel.rule),
+    ("row", rows.rule),
     ("threads", threads.rule),
     ("matmul", library.matmul),
     ("reduction", library.reduction),
@@ -22,7 +25,7 @@ RULES = (
 def schedule(mod: tvm.IRModule, gpu: Gpu) -> tvm.IRModule:
     """``mod`` with every PrimFunc scheduled for ``gpu`` and annotated with the name of the rule that took it.
 
-    Raises ValueError where no rule takes one: nothing runs anywhere else.
+    Raises ValueError, which names the function, where no rule takes one: nothing runs anywhere else.
     """
     done = {gv.name_hint: _schedule_one(gv.name_hint, func, gpu) for gv, func in mod.functions.items()}
     return tvm.IRModule(done, attrs=mod.attrs)
@@ -33,4 +36,4 @@ def _schedule_one(name: str, func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
         scheduled = rule(func, gpu)
         if scheduled is not None:
             return scheduled.with_attr(RULE, rule_name)
-    raise ValueError(f"no rule makes a kernel of {name!r}")
+    raise ValueError(f"{name}: no rule makes a kernel for GPUs of it")

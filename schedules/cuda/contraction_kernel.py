@@ -17,6 +17,7 @@ from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.contraction_tile import CHANNELS, SIDE, Layer, Tile, Words, sums_line, tile_for
 from sparsec.schedules.cuda.results import Staged, deal, every, write
 from sparsec.schedules.cuda.target import Gpu
+from sparsec.schedules.cuda.tile import tile_of
 from sparsec.schedules.layout import PANEL
 
 #: Slots that are written out one after another; a loop goes over the rest.
@@ -25,11 +26,6 @@ _UNROLL = 4
 
 def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
     """The kernel of a function with a ``Gemm`` or ``Conv``, and its tail fused; None for other functions."""
-    return with_tile(func, gpu, None)
-
-
-def with_tile(func: tirx.PrimFunc, gpu: Gpu, tile: Tile | None) -> tirx.PrimFunc | None:
-    """As ``rule``, cut into ``tile``."""
     found = find_anchor(func)
     layer = found and Layer.of(found[0])
     if not isinstance(layer, Layer) or 0 in (layer.rows, layer.own, layer.depth.channels):
@@ -39,8 +35,8 @@ def with_tile(func: tirx.PrimFunc, gpu: Gpu, tile: Tile | None) -> tirx.PrimFunc
     epilogue = extract(func, block)
     if isinstance(epilogue, str) or not all(any(b.same_as(p) for p in func.params) for b in (x, *weights)):
         return None
-    tile = tile or tile_for(layer.rows)
-    if Words.of(tile, layer.depth).total * 4 > gpu.shared:
+    tile = tile_of(func, Tile) or tile_for(layer, gpu.shared)
+    if tile is None:
         return None
     body = _Kernel(spec, layer, tile, x, weights, epilogue).body()
     made = ptx.narrow(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs))
@@ -55,7 +51,7 @@ class _Kernel:
         self.weights, self.index = weights[0], weights[1] if len(weights) > 1 else None
         self.depth, self.words = layer.depth, Words.of(tile, layer.depth)
         self.rounds = -(-self.depth.rounds // tile.warps_k)
-        self.shared = ptx.shared("tiles", self.words.total, "float32")
+        self.shared = ptx.shared(self.words.total, "float32")
         self.sums = ptx.registers("sums", tile.height * CHANNELS, "float32")
         self.inputs = ptx.registers("inputs", tile.height, "float32")
         self.values = ptx.registers("values", CHANNELS, "float32")

@@ -1,5 +1,6 @@
 """How a float32 contraction is cut for the ordinary cores of a GPU: tiles, and their shared memory."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -46,10 +47,6 @@ TILES = (
     (512, Tile(height=8, warps_r=2, warps_c=1, warps_k=2, stages=3)),
     (1 << 62, Tile(height=8, warps_r=4, warps_c=2, warps_k=1, stages=3)),
 )
-
-
-def tile_for(rows: int) -> Tile:
-    return next(tile for most, tile in TILES if rows <= most)
 
 
 @dataclass(frozen=True)
@@ -142,3 +139,13 @@ class Layer:
             return depth
         lead = spec.y_shape[:-1]
         return Layer(math.prod(lead), lead, taps, depth, groups, own, -(-own // PANEL), pattern)
+
+
+def tile_for(layer: Layer, shared: int) -> Tile | None:
+    """The tile for ``layer`` in ``shared`` bytes of shared memory; None where none fits."""
+    tile = next(tile for most, tile in TILES if layer.rows <= most)
+    while Words.of(tile, layer.depth).total * 4 > shared:
+        if tile.stages == 2:
+            return None
+        tile = dataclasses.replace(tile, stages=tile.stages - 1)
+    return tile

@@ -50,9 +50,12 @@ def registers(name: str, count: int, dtype: str) -> tir.Buffer:
     return tirx.decl_buffer([tir.i64(count)], dtype, name=name, scope="local")
 
 
-def shared(name: str, words: int, dtype: str = "uint32") -> tir.Buffer:
-    """Dynamic shared memory, the one buffer of a kernel."""
-    return tirx.decl_buffer([tir.i64(words)], dtype, name=name, scope="shared.dyn")
+def shared(words: int, dtype: str) -> tir.Buffer:
+    """Dynamic shared memory, the one buffer of a kernel.
+
+    The kernels of a source declare it all over again, which CUDA allows for one type under one name.
+    """
+    return tirx.decl_buffer([tir.i64(words)], dtype, name=f"shared_{dtype}", scope="shared.dyn")
 
 
 def view(buffer: tir.Buffer, dtype: str) -> tuple[tir.Buffer, tir.Stmt]:

@@ -19,6 +19,8 @@ _KEPT = 32
 #: The longest row of a warp; the threads of a block for longer ones: the first that can keep the row.
 _WARP_ROW = WARP * _KEPT
 _BLOCKS = (256, 1024)
+#: Threads for a row that none can keep: with 1024 there would be too few registers for loads ahead.
+_REREADING = 512
 #: Numbers that a row may have.
 _NUMBERS = 5
 
@@ -59,7 +61,7 @@ class Row:
         """By as few threads as can keep it."""
         extent = math.prod(tir.shape_of(x)[axis:])
         fitting = [threads for threads in _BLOCKS if extent <= threads * _KEPT]
-        threads = WARP if extent <= _WARP_ROW else (fitting or _BLOCKS[-1:])[0]
+        threads = WARP if extent <= _WARP_ROW else (fitting or [_REREADING])[0]
         return Row(x, y, axis, threads, 4 if tir.shape_of(x)[-1] % 4 == 0 else 1)
 
     def kernel(self, steps: Callable[[], list[tir.Stmt]]) -> tir.Stmt:

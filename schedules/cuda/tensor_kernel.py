@@ -25,6 +25,7 @@ from sparsec.schedules.cuda.tensor_gemm import (
     sums_line,
     tile_for,
 )
+from sparsec.schedules.cuda.tile import tile_of
 
 #: 16-byte pieces of a block of 64 activations of one token.
 _PIECES = fragments.BLOCK * 2 // 16
@@ -33,16 +34,14 @@ _PIECES = fragments.BLOCK * 2 // 16
 def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
     """The kernel of a function with a ``TensorGemm``, and its tail fused; None for other functions."""
     found = find_anchor(func)
-    return found and with_tile(func, tile_for(found[0], gpu.shared))
-
-
-def with_tile(func: tirx.PrimFunc, tile: Tile) -> tirx.PrimFunc | None:
-    """As ``rule``, cut into ``tile``; None where something follows that no epilogue can be."""
-    spec, block = find_anchor(func)
+    if found is None:
+        return None
+    spec, block = found
     epilogue = extract(func, block)
     if isinstance(epilogue, str):
         return None
     x, weights = operands(block)
+    tile = tile_of(func, Tile) or tile_for(spec, gpu.shared)
     body = _Kernel(spec, tile, x, weights, epilogue).body()
     made = ptx.narrow(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs))
     return made.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
@@ -61,7 +60,7 @@ class _Kernel:
         self.tile_bands = tile.channels // fragments.ROWS
         self.warp_bands, self.warp_octets = self.tile_bands // tile.warps_c, tile.tokens // tile.warps_t // 8
         self.rounds = -(-self.blocks // tile.warps_k)
-        self.shared = ptx.shared("tiles", self.words.total)
+        self.shared = ptx.shared(self.words.total, "uint32")
         self.sums = ptx.registers("sums", self.warp_bands * self.warp_octets * 4, "float32")
         self.left = ptx.registers("left", self.warp_bands * 4, "uint32")
         self.right = ptx.registers("right", self.warp_octets * 4, "uint32")

@@ -168,11 +168,6 @@ T atomicCAS(T* p, std::common_type_t<T> expected, std::common_type_t<T> v) {
 
 // Section: arithmetic
 
-#define CUDART_INF_F __builtin_inff()
-#define CUDART_NAN_F __builtin_nanf("")
-#define CUDART_INF __builtin_inf()
-#define CUDART_NAN __builtin_nan("")
-
 inline int max(int a, int b) { return a < b ? b : a; }
 inline int min(int a, int b) { return b < a ? b : a; }
 inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }

@@ -225,6 +225,12 @@ def test_launches_that_a_driver_would_refuse(plain):
         plain.launch("sum_right", (1,), (64,), [x])
 
 
+def test_one_name_of_shared_memory_has_one_type():
+    kernel = 'extern "C" __global__ void {}() {{ extern __shared__ {} line[]; }}'
+    with pytest.raises(ValueError, match="line: declared as float and as half, which nvcc does not take"):
+        Emulated(kernel.format("a", "float") + kernel.format("b", "half"))
+
+
 def test_an_instruction_without_a_meaning_is_named():
     kernel = 'extern "C" __global__ void k(int* x) {{ asm volatile("{}" : : "r"(x[0])); }}'
     with pytest.raises(ValueError, match="cannot compile this source: .*ptx_bar_arrive"):

@@ -14,9 +14,14 @@ _PREDICATED = re.compile(r"\{.*?setp\.ne\.b32 \w+, (%\d+), 0;\s*@\w+ (.*?;)\s*\}
 def translate(source: str) -> str:
     """C++ with the meaning of ``source``, ending in the table of its kernels.
 
-    Raises ValueError where an ``asm`` statement is no single PTX instruction.
+    Raises ValueError where an ``asm`` statement is no single PTX instruction, and where two kernels declare
+    dynamic shared memory under one name with two types.
     """
     source = _HEADER.sub("", source)
+    declared = {name: kind for kind, name in _DYNAMIC.findall(source)}
+    for kind, name in _DYNAMIC.findall(source):
+        if declared[name] != kind:
+            raise ValueError(f"{name}: declared as {kind} and as {declared[name]}, which nvcc does not take")
     source = _DYNAMIC.sub(r"EMU_DYNAMIC_SHARED(\1, \2);", source)
     source = _STATIC.sub(lambda m: f"EMU_SHARED({m[2]}, {m[3]}, {m[4]}, {m[1] or 16});", source)
     kernels = [(m[2], m[1] or 1024) for m in _KERNEL.finditer(source)]

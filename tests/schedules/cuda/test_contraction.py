@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from sparsec.schedules.contraction import Gemm, conv
-from sparsec.schedules.cuda.contraction_kernel import rule, with_tile
+from sparsec.schedules.cuda.contraction_kernel import rule
 from sparsec.schedules.cuda.contraction_tile import TILES, Layer, Tile
+from sparsec.schedules.cuda.tile import with_tile
 from sparsec.schedules.layout import DENSE, Pattern
 
+RULE = "contraction"
 SMALL = {
     "one warp": Tile(height=2, warps_r=1, warps_c=1, warps_k=1, stages=2),
     "warps side by side": Tile(height=4, warps_r=2, warps_c=2, warps_k=1, stages=3),
@@ -33,24 +35,24 @@ def gemm_case(pruned_weight, m, k, n, pattern, seed=0):
 
 @pytest.mark.parametrize("tile", SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("pattern", PATTERNS[:2], ids=ids)
-def test_tiles(run_emulated, assert_close, pruned_weight, gpu, pattern, tile):
+def test_tiles(run_emulated, assert_close, pruned_weight, pattern, tile):
     spec, inputs, want = gemm_case(pruned_weight, 17, 36, 31, pattern)
-    for y in run_emulated(with_tile(spec.prim_func(), gpu, tile), inputs, (spec.y_shape, np.float32)):
+    for y in run_emulated(with_tile(spec.prim_func(), tile), RULE, inputs, (spec.y_shape, np.float32)):
         assert_close(y, want)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=ids)
-def test_patterns(run_emulated, assert_close, pruned_weight, gpu, pattern):
+def test_patterns(run_emulated, assert_close, pruned_weight, pattern):
     spec, inputs, want = gemm_case(pruned_weight, 5, 144, 72, pattern)
-    kernel = with_tile(spec.prim_func(), gpu, SMALL["one warp"])
-    for y in run_emulated(kernel, inputs, (spec.y_shape, np.float32), checked=False):
+    kernel = with_tile(spec.prim_func(), SMALL["one warp"])
+    for y in run_emulated(kernel, RULE, inputs, (spec.y_shape, np.float32), checked=False):
         assert_close(y, want)
 
 
 @pytest.mark.parametrize("most", [most for most, _ in TILES])
-def test_the_tiles_that_are_chosen(run_emulated, assert_close, pruned_weight, gpu, most):
+def test_the_tiles_that_are_chosen(run_emulated, assert_close, pruned_weight, most):
     spec, inputs, want = gemm_case(pruned_weight, min(most, 513), 20, 68, Pattern(2, 4, 32))
-    for y in run_emulated(rule(spec.prim_func(), gpu), inputs, (spec.y_shape, np.float32), checked=False):
+    for y in run_emulated(spec.prim_func(), RULE, inputs, (spec.y_shape, np.float32), checked=False):
         assert_close(y, want)
 
 
@@ -66,7 +68,7 @@ def test_the_tiles_that_are_chosen(run_emulated, assert_close, pruned_weight, gp
     ids=["stride", "dilation", "groups", "pointwise"],
 )
 @pytest.mark.parametrize("pattern", [DENSE, Pattern(2, 4, 16)], ids=ids)
-def test_convolutions(run_emulated, assert_close, pruned_weight, gpu, size, pattern):
+def test_convolutions(run_emulated, assert_close, pruned_weight, size, pattern):
     batch, height, width, inputs, outputs, kernel, strides, dilations, pads, groups = size
     args = (batch, height, width, inputs, outputs, *kernel, strides, dilations, pads, groups)
     spec = conv(*args, pattern)
@@ -83,7 +85,8 @@ def test_convolutions(run_emulated, assert_close, pruned_weight, gpu, size, patt
         groups=groups,
     ).numpy()
     run = run_emulated(
-        with_tile(spec.prim_func(), gpu, SMALL["one warp"]),
+        with_tile(spec.prim_func(), SMALL["one warp"]),
+        RULE,
         [x, *spec.pack(weight)],
         (spec.y_shape, np.float32),
         checked=pattern.dense,

@@ -35,46 +35,56 @@ PROJECTIONS = {
 
 @pytest.mark.parametrize("shape", SHAPES, ids=ids)
 @pytest.mark.parametrize("op", PROJECTIONS)
-def test_projections(run_emulated, assert_close, gpu, op, shape):
+def test_projections(run_emulated, assert_close, op, shape):
     definition, oracle = PROJECTIONS[op]
     x = (np.random.default_rng(0).standard_normal(shape) * 2).astype(np.float32)
     want = oracle(torch.from_numpy(x.astype(np.float64))).numpy()
-    for y in run_emulated(rule(definition(shape), gpu), [x], (shape, np.float32), checked=shape == (2, 1500)):
+    for y in run_emulated(definition(shape), "row", [x], (shape, np.float32), checked=shape == (2, 1500)):
         assert_close(y, want)
 
 
 @pytest.mark.parametrize("x", [[[1.0, 1.0, 1.0, 1.0]], [[0.0, 5.0, 0.0, 0.0]], [[-1e30, 0.0, 0.25, 1e30]]])
-def test_sparsemax_of_ties_and_extremes(run_emulated, assert_close, gpu, x):
+def test_sparsemax_of_ties_and_extremes(run_emulated, assert_close, x):
     x = np.array(x, np.float32)
     want = torch_sparsemax(torch.from_numpy(x.astype(np.float64))).numpy()
-    for y in run_emulated(rule(sparsemax.sparsemax(x.shape), gpu), [x], (x.shape, np.float32), checked=False):
+    for y in run_emulated(sparsemax.sparsemax(x.shape), "row", [x], (x.shape, np.float32), checked=False):
         assert_close(y, want)
+
+
+@pytest.mark.parametrize("op", PROJECTIONS)
+@pytest.mark.parametrize("length", [5, 1100])
+def test_rows_of_nan_and_infinity_are_nan(run_emulated, op, length):
+    x = np.zeros((4, length), np.float32)
+    x[0, 3], x[1, 1], x[2] = np.nan, np.inf, -np.inf
+    for y in run_emulated(PROJECTIONS[op][0](x.shape), "row", [x], (x.shape, np.float32), checked=False):
+        assert np.isnan(y[:3]).all()
+        assert np.isfinite(y[3]).all()
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape, axis", [((7, 33), 1), ((2, 3, 5, 8), 2), ((2, 2048), -1)])
-def test_layer_norm(run_emulated, assert_close, gpu, shape, axis, bias):
+def test_layer_norm(run_emulated, assert_close, shape, axis, bias):
     rng = np.random.default_rng(0)
     inner = shape[axis:]
     # A large offset costs no digits.
     x = (rng.standard_normal(shape) + 100).astype(np.float32)
     scale, shift = rng.standard_normal((2, *inner)).astype(np.float32)
-    func = rule(layer_norm.layer_norm(shape, axis, 1e-5, bias), gpu)
+    func = layer_norm.layer_norm(shape, axis, 1e-5, bias)
     double = [torch.from_numpy(a.astype(np.float64)) for a in (x, scale, shift)]
     want = torch.nn.functional.layer_norm(
         double[0], inner, double[1], double[2] if bias else None, 1e-5
     ).numpy()
     inputs = [x, scale, shift] if bias else [x, scale]
-    for y in run_emulated(func, inputs, (shape, np.float32), checked=bias):
+    for y in run_emulated(func, "row", inputs, (shape, np.float32), checked=bias):
         assert_close(y, want)
 
 
-def test_rms_norm(run_emulated, assert_close, gpu):
+def test_rms_norm(run_emulated, assert_close):
     rng = np.random.default_rng(0)
     x, scale = rng.standard_normal((5, 72)).astype(np.float32), rng.standard_normal(72).astype(np.float32)
     want = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * scale
-    func = rule(layer_norm.rms_norm(x.shape, 1, 1e-6), gpu)
-    for y in run_emulated(func, [x, scale], (x.shape, np.float32), checked=False):
+    func = layer_norm.rms_norm(x.shape, 1, 1e-6)
+    for y in run_emulated(func, "row", [x, scale], (x.shape, np.float32), checked=False):
         assert_close(y, want)
 
 
@@ -86,7 +96,7 @@ def test_rows_are_kept_in_registers_where_they_fit():
         x = tvm.tirx.decl_buffer((2, extent), "float32")
         row = Row.of(x, x, 1)
         rows[extent] = row.threads, row.kept
-    assert rows == {1024: (32, True), 8192: (256, True), 32768: (1024, True), 32772: (1024, False)}
+    assert rows == {1024: (32, True), 8192: (256, True), 32768: (1024, True), 32772: (512, False)}
 
 
 def test_what_is_left_to_other_rules(gpu):

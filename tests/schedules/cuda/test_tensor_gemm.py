@@ -6,8 +6,10 @@ import tvm
 from tvm import relax
 
 from sparsec.schedules.cuda.tensor_gemm import TILES, TensorGemm, Tile, Words, find_anchor, tile_for
-from sparsec.schedules.cuda.tensor_kernel import rule, with_tile
+from sparsec.schedules.cuda.tensor_kernel import rule
+from sparsec.schedules.cuda.tile import with_tile
 
+RULE = "tensor_gemm"
 SMALL = {
     "one warp": Tile(16, 8, 1, 1, 1, 2),
     "warps side by side": Tile(64, 16, 2, 2, 1, 3),
@@ -62,7 +64,7 @@ def test_tiles_are_right_in_every_order(run_emulated, tile, sparse):
     spec = TensorGemm((17,), 200, 31, sparse)
     x, weight, want = operands(spec)
     for y in run_emulated(
-        with_tile(spec.prim_func(), tile), [x, *spec.pack(weight)], (spec.y_shape, np.float32)
+        with_tile(spec.prim_func(), tile), RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32)
     ):
         assert close(y, want)
 
@@ -73,7 +75,7 @@ def test_sizes_are_right_in_every_order(run_emulated, m, k, n, sparse):
     spec = TensorGemm((m,), k, n, sparse)
     x, weight, want = operands(spec)
     kernel = with_tile(spec.prim_func(), SMALL["all"])
-    for y in run_emulated(kernel, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False):
+    for y in run_emulated(kernel, RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False):
         assert close(y, want)
 
 
@@ -84,7 +86,7 @@ def test_the_tiles_that_are_chosen(run_emulated, gpu, most, tile, sparse):
     assert tile_for(spec, gpu.shared).channels == tile.channels
     x, weight, want = operands(spec)
     for y in run_emulated(
-        rule(spec.prim_func(), gpu), [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False
+        spec.prim_func(), RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False
     ):
         assert close(y, want)
 
@@ -94,7 +96,7 @@ def test_bfloat16(run_emulated, sparse):
     spec = TensorGemm((5,), 72, 20, sparse, "bfloat16")
     x, weight, want = operands(spec)
     kernel = with_tile(spec.prim_func(), SMALL["all"])
-    for y in run_emulated(kernel, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False):
+    for y in run_emulated(kernel, RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False):
         assert close(y, want)
 
 
@@ -131,7 +133,7 @@ def test_bias_rounding_and_residual_are_fused(run_emulated, n):
     func = fused(spec, tail, ((n,), "float32"), (spec.y_shape, "float16"))
     kernel = with_tile(func, SMALL["all"])
     want = np.maximum(product + bias, 0).astype(np.float16).astype(np.float64) + residual
-    for y in run_emulated(kernel, [x, *spec.pack(weight), bias, residual], (spec.y_shape, np.float16)):
+    for y in run_emulated(kernel, RULE, [x, *spec.pack(weight), bias, residual], (spec.y_shape, np.float16)):
         assert close(y, want, 2e-3)
 
 

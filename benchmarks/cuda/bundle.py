@@ -1,0 +1,127 @@
+"""Everything that a machine with a GPU needs to check and time our kernels, in one folder made without a GPU.
+
+python -m benchmarks.cuda.bundle FOLDER [--arch sm_90]
+PYTHONPATH=FOLDER python FOLDER/bare.py FOLDER          there: numpy, and torch for its peers
+
+The folder holds the kernels, every tile that may be the best for each size, as machine code; ``plan.json``,
+how each is launched and what it computes; and the few files of Python that run it.  They are copies of files
+here, in packages without the rest of sparsec, so that the other machine needs no TVM.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import tvm
+
+from sparsec.compiler.cuda.kernels import Kernels, build_kernels
+from sparsec.compiler.cuda.toolchain import toolchain
+from sparsec.schedules import softmax, sparsemax
+from sparsec.schedules.contraction import Gemm
+from sparsec.schedules.cuda import tensor_gemm
+from sparsec.schedules.cuda.target import ARCHITECTURES, Gpu
+from sparsec.schedules.cuda.tile import with_tile
+from sparsec.schedules.layout import DENSE, Pattern
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+#: Files that run on the other machine -> where they lie in the folder.
+FILES = {
+    "benchmarks/cuda/bare.py": "bare.py",
+    "benchmarks/cuda/driver.py": "driver.py",
+    "benchmarks/cuda/problems.py": "problems.py",
+    "benchmarks/cuda/peers.py": "peers.py",
+    "schedules/layout.py": "sparsec/schedules/layout.py",
+    "schedules/cuda/fragments.py": "sparsec/schedules/cuda/fragments.py",
+}
+PACKAGES = ("sparsec", "sparsec/schedules", "sparsec/schedules/cuda")
+
+SIZES = (1, 16, 64, 128, 512, 2048, 4096)
+#: K and N of a product.
+PROJECTIONS = ((4096, 4096), (768, 3072))
+PATTERNS = (DENSE, Pattern(2, 4, 32), Pattern(1, 4, 32), Pattern(1, 8, 32))
+Tile = tensor_gemm.Tile
+#: Beside the tiles that are chosen: other shapes of a warp's share, deeper and shallower pipelines.
+MORE_TILES = (
+    Tile(channels=64, tokens=16, warps_c=2, warps_t=1, warps_k=4, stages=3),
+    Tile(channels=64, tokens=32, warps_c=2, warps_t=1, warps_k=2, stages=4),
+    Tile(channels=128, tokens=32, warps_c=4, warps_t=1, warps_k=1, stages=4),
+    Tile(channels=128, tokens=64, warps_c=2, warps_t=2, warps_k=1, stages=3),
+    Tile(channels=64, tokens=128, warps_c=2, warps_t=2, warps_k=1, stages=3),
+    Tile(channels=128, tokens=128, warps_c=2, warps_t=2, warps_k=1, stages=3),
+    Tile(channels=128, tokens=128, warps_c=4, warps_t=2, warps_k=1, stages=2),
+)
+
+
+def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.PrimFunc]]:
+    """What each kernel computes, and its definition."""
+    found = []
+    for (k, n), m, sparse in itertools.product(projections, sizes, (False, True)):
+        spec = tensor_gemm.TensorGemm((m,), k, n, sparse)
+        for tile in (*(tile for _, tile in tensor_gemm.TILES), *MORE_TILES):
+            if tile.tokens >= 2 * max(m, 16) or tile.tokens * 16 < m or _too_big(tile, sparse):
+                continue
+            problem = {"op": "tensor_gemm", "m": m, "k": k, "n": n, "sparse": sparse}
+            found.append((problem, with_tile(spec.prim_func(), tile)))
+    k, n = projections[-1]
+    for m, pattern in itertools.product(sizes, PATTERNS):
+        problem = {"op": "gemm", "m": m, "k": k, "n": n, "pattern": (pattern.n, pattern.m, pattern.block)}
+        found.append((problem, Gemm((m,), k, n, pattern).prim_func()))
+    for op, definition in (("softmax", softmax.softmax), ("sparsemax", sparsemax.sparsemax)):
+        for shape in ((12, 512, 512), (32, 32000)):
+            found.append(({"op": op, "shape": shape}, definition(shape)))
+    return found
+
+
+def _too_big(tile: Tile, sparse: bool) -> bool:
+    least = min(arch.shared for arch in ARCHITECTURES.values())
+    return tensor_gemm.Words.of(tile, sparse).total * 4 > least
+
+
+def generate(some: list[tuple[dict, tvm.tirx.PrimFunc]], arch: str) -> tuple[Kernels, list[dict]]:
+    """The kernels of all problems, and the plan: every problem with its launch."""
+    named = {f"k{i}": func for i, (_, func) in enumerate(some)}
+    kernels = build_kernels(tvm.IRModule(named), Gpu((arch,)))
+    plan = []
+    for name, (problem, func) in zip(named, some, strict=True):
+        (launch,) = kernels.launches[name]
+        plan.append(
+            problem
+            | {
+                "kernel": launch.kernel,
+                "tile": str(func.attrs.get("sparsec.tile", "chosen")),
+                "grid": launch.grid,
+                "block": launch.block,
+                "shared": launch.shared,
+                "args": [argument.where for argument in launch.args],
+            }
+        )
+    return kernels, plan
+
+
+def write(folder: Path, arch: str) -> int:
+    """Makes the folder; the number of kernels."""
+    kernels, plan = generate(problems(), arch)
+    binary = toolchain().fat_binary(kernels.source, (arch,), None)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kernels.fatbin").write_bytes(binary)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for package in PACKAGES:
+        (folder / package).mkdir(exist_ok=True)
+        (folder / package / "__init__.py").touch()
+    for source, to in FILES.items():
+        shutil.copyfile(ROOT / source, folder / to)
+    return len(plan)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.cuda.bundle", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="sm_90")
+    asked = parser.parse_args()
+    print(f"{write(asked.folder, asked.arch)} kernels for {asked.arch} in {asked.folder}")
+
+
+if __name__ == "__main__":
+    main()

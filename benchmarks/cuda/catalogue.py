@@ -1,0 +1,62 @@
+"""The kernels that are looked at: every tile of every kind at a size that it is for."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from sparsec.schedules import layer_norm, softmax, sparsemax
+from sparsec.schedules.contraction import Gemm, conv
+from sparsec.schedules.cuda import contraction_tile, tensor_gemm
+from sparsec.schedules.layout import DENSE, Pattern
+
+#: K and N of the products: those of a transformer's second projection.
+K, N = 4096, 4096
+#: The largest number of rows of a tile for any.
+MOST = 4096
+
+COPIES, PRODUCTS, SPARSE_PRODUCTS, MATRICES = "LDGSTS", "HMMA.16816", "HMMA.SP.16832", "LDSM"
+
+
+@dataclass(frozen=True)
+class Case:
+    """``definition`` makes the unscheduled function; ``instructions``: what the machine code must contain."""
+
+    name: str
+    definition: Callable[[], tirx.PrimFunc]
+    instructions: tuple[str, ...]
+
+
+def cases() -> list[Case]:
+    return [*_tensor(), *_contractions(), *_rows()]
+
+
+def _tensor():
+    # The two formats differ in one word of one instruction, so one tile will do for the second.
+    tiles = (("float16", "f16", tensor_gemm.TILES), ("bfloat16", "bf16", tensor_gemm.TILES[:1]))
+    for dtype, short, some in tiles:
+        for (most, tile), sparse in itertools.product(some, (False, True)):
+            spec = tensor_gemm.TensorGemm((min(most, MOST),), K, N, sparse, dtype)
+            name = f"{short}_gemm_{'2of4' if sparse else 'dense'}__{tile.channels}x{tile.tokens}"
+            yield Case(name, spec.prim_func, (SPARSE_PRODUCTS if sparse else PRODUCTS, MATRICES, COPIES))
+
+
+def _contractions():
+    for (most, tile), pattern in itertools.product(
+        contraction_tile.TILES, (DENSE, Pattern(2, 4, 32), Pattern(1, 8, 32))
+    ):
+        spec = Gemm((min(most, MOST),), K, N, pattern)
+        kind = "dense" if pattern.dense else f"{pattern.n}of{pattern.m}"
+        yield Case(f"f32_gemm_{kind}__{tile.channels}x{tile.rows}", spec.prim_func, ("FFMA", COPIES))
+    spec = conv(1, 28, 28, 128, 128, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1))
+    yield Case("f32_conv_3x3", spec.prim_func, ("FFMA", COPIES))
+
+
+def _rows():
+    for shape in ((12 * 512, 512), (1024, 4096), (32, 32000), (32, 50257)):
+        for name, definition in (("softmax", softmax.softmax), ("sparsemax", sparsemax.sparsemax)):
+            yield Case(f"f32_{name}__{shape[-1]}", functools.partial(definition, shape), ("SHFL",))
+    norm = functools.partial(layer_norm.layer_norm, (4096, 1024), -1, 1e-5, True)
+    yield Case("f32_layer_norm__1024", norm, ("SHFL",))

@@ -1,0 +1,58 @@
+"""What torch does with the same problems: cuBLAS, cuSPARSELt and CUTLASS, its own kernels."""
+
+import torch
+
+
+def seconds(problem: dict) -> dict[str, float]:
+    """Seconds of whatever torch has for ``problem``, by name; what it refuses is left out."""
+    return _PEERS[problem["op"]](problem)
+
+
+def _timed(run) -> float:
+    for _ in range(3):
+        run()
+    # As a graph, so that it is the GPU's time and not Python's.
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(20):
+            run()
+    times = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / 20)
+    return sorted(times)[2]
+
+
+def _tensor_gemm(problem: dict) -> dict[str, float]:
+    x = torch.randn(problem["m"], problem["k"], device="cuda", dtype=torch.float16)
+    weight = torch.randn(problem["n"], problem["k"], device="cuda", dtype=torch.float16)
+    found = {"cublas": _timed(lambda: torch.nn.functional.linear(x, weight))}
+    if problem["sparse"]:
+        keep = torch.tensor([1, 1, 0, 0], device="cuda", dtype=torch.float16).repeat(problem["k"] // 4)
+        for backend in ("cusparselt", "cutlass"):
+            torch.sparse.SparseSemiStructuredTensor._FORCE_CUTLASS = backend == "cutlass"
+            try:
+                sparse = torch.sparse.to_sparse_semi_structured(weight * keep)
+                found[backend] = _timed(lambda sparse=sparse: torch.nn.functional.linear(x, sparse))
+            except (RuntimeError, NotImplementedError) as error:
+                print(f"torch, {backend}, {problem['m']} rows: {str(error).splitlines()[0]}")
+    return found
+
+
+def _gemm(problem: dict) -> dict[str, float]:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    x = torch.randn(problem["m"], problem["k"], device="cuda")
+    weight = torch.randn(problem["n"], problem["k"], device="cuda")
+    return {"cublas": _timed(lambda: torch.nn.functional.linear(x, weight))}
+
+
+def _rows(problem: dict) -> dict[str, float]:
+    x = torch.randn(problem["shape"], device="cuda")
+    return {"torch_softmax": _timed(lambda: torch.softmax(x, -1))}
+
+
+_PEERS = {"tensor_gemm": _tensor_gemm, "gemm": _gemm, "softmax": _rows, "sparsemax": _rows}

@@ -1,0 +1,76 @@
+"""What a kernel of the bundle computes: its inputs, and samples of the result in float64.  Needs numpy alone.
+
+A problem is a plain dict of the bundle's plan: ``op``, its sizes, and how the kernel is launched.
+"""
+
+import numpy as np
+
+from sparsec.schedules.cuda import fragments
+from sparsec.schedules.layout import Pattern, pack
+
+_SAMPLES = 16
+#: What the rounding of float32 may do to a sum of products, relative to the largest result.
+TOLERANCE = 1e-5
+
+
+def inputs(problem: dict) -> tuple[list[np.ndarray], tuple[int, ...], np.ndarray]:
+    """The arrays of the kernel's parameters but the last, the shape of the result, the weight or None."""
+    rng = np.random.default_rng(0)
+    return _INPUTS[problem["op"]](problem, rng)
+
+
+def expected(problem: dict, arrays: list[np.ndarray], weight) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of some rows, and these rows of the result in float64."""
+    x = arrays[0].reshape(-1, arrays[0].shape[-1])
+    some = np.unique(np.linspace(0, len(x) - 1, _SAMPLES).astype(int))
+    chosen = x[some].astype(np.float64)
+    if weight is not None:
+        return some, chosen @ weight.astype(np.float64).T
+    return some, {"softmax": _softmax, "sparsemax": _sparsemax}[problem["op"]](chosen)
+
+
+def _tensor_gemm(problem: dict, rng):
+    m, k, n, sparse = (problem[name] for name in ("m", "k", "n", "sparse"))
+    x = rng.standard_normal((m, k), np.float32).astype(np.float16)
+    # Packed arrays at random are weights, too, and far sooner made than by packing.
+    (shape, _), *more = fragments.shapes(sparse, n, k, "float16")
+    packed = [rng.standard_normal(shape, np.float32).astype(np.float16)]
+    if more:
+        pairs = np.array([a | b << 2 for a in range(4) for b in range(a + 1, 4)], np.uint32)
+        chosen = pairs[rng.integers(0, len(pairs), (*more[0][0], 8))]
+        packed.append(np.bitwise_or.reduce(chosen << (np.arange(8, dtype=np.uint32) * 4), axis=-1))
+    return [x, *packed], (m, n), fragments.unpack(sparse, tuple(packed), n, k)
+
+
+def _gemm(problem: dict, rng):
+    m, k, n = (problem[name] for name in ("m", "k", "n"))
+    pattern = Pattern(*problem["pattern"])
+    x, weight = rng.standard_normal((m, k), np.float32), rng.standard_normal((n, k), np.float32)
+    if not pattern.dense:
+        groups = rng.random((n // pattern.block, k // pattern.m, pattern.m)).argsort(axis=-1) < pattern.n
+        weight *= np.repeat(groups.reshape(-1, k), pattern.block, axis=0)
+    arrays = [a.reshape(a.shape[0], *a.shape[2:]) for a in pack(pattern, weight[:, None])]
+    return [x, *arrays], (m, n), weight
+
+
+def _rows(problem: dict, rng):
+    shape = tuple(problem["shape"])
+    return [rng.standard_normal(shape, np.float32)], shape, None
+
+
+_INPUTS = {"tensor_gemm": _tensor_gemm, "gemm": _gemm, "softmax": _rows, "sparsemax": _rows}
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _sparsemax(x: np.ndarray) -> np.ndarray:
+    """By sorting (Martins and Astudillo 2016, algorithm 1)."""
+    x = x - x.max(-1, keepdims=True)
+    z = -np.sort(-x, axis=-1)
+    total = z.cumsum(-1)
+    support = (1 + np.arange(1, x.shape[-1] + 1) * z > total).sum(-1, keepdims=True)
+    tau = (np.take_along_axis(total, support - 1, -1) - 1) / support
+    return np.maximum(x - tau, 0)

@@ -1,0 +1,82 @@
+"""The bundle for a machine with a GPU: small problems by its loader, on the emulating driver."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+if str(ROOT) not in sys.path:  # at the end, where it shadows nothing
+    sys.path.append(str(ROOT))
+
+from benchmarks.cuda import bare, bundle  # noqa: E402
+from benchmarks.cuda.driver import Device, DriverError  # noqa: E402
+from benchmarks.cuda.problems import expected, inputs  # noqa: E402
+
+FAT_BINARY = b"\x50\xed\x55\xba" + bytes(60)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """One problem of each kind: kernels and plan."""
+    some = bundle.problems(sizes=(16,), projections=((64, 64),))
+    chosen = {(p["op"], p.get("sparse"), p.get("pattern")): (p, f) for p, f in reversed(some) if "m" in p}
+    return bundle.generate(list(chosen.values()), "sm_80")
+
+
+def test_kernels_are_right_by_the_loader_of_the_bundle(driver, small, capsys):
+    from cuda_emulator import library
+
+    kernels, plan = small
+    driver.be(library(kernels.source))
+    device = Device(FAT_BINARY, str(driver.path))
+    rows = bare.run(device, json.loads(json.dumps(plan)), check_only=False)
+    device.close()
+    assert len(rows) == len(plan) > 4
+    assert all(row["right"] and row["seconds"] > 0 for row in rows), capsys.readouterr().out
+
+
+def test_a_wrong_kernel_is_called_wrong(driver, small, capsys):
+    from cuda_emulator import library
+
+    kernels, plan = small
+    driver.be(library(kernels.source))
+    # The sum of a block too few.
+    wrong = [p | {"grid": [1, 1, 1]} for p in plan if p["op"] == "tensor_gemm" and p["grid"][0] > 1]
+    device = Device(FAT_BINARY, str(driver.path))
+    rows = bare.run(device, wrong, check_only=True)
+    device.close()
+    assert rows and not any(row["right"] for row in rows)
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_driver_that_fails_says_why(driver):
+    driver.be(load_result=209)
+    with pytest.raises(DriverError, match="cuModuleLoadData: .*209"):
+        Device(FAT_BINARY, str(driver.path))
+
+
+def test_expectations_are_those_of_torch():
+    import torch
+
+    problem = {"op": "sparsemax", "shape": [4, 33]}
+    (x,), shape, weight = inputs(problem)
+    some, want = expected(problem, [x], weight)
+    assert shape == (4, 33) and weight is None
+    # The projection: positive parts of a shift, which sum to one.
+    shift = (torch.from_numpy(x[some]).double() - torch.from_numpy(want))[torch.from_numpy(want) > 0]
+    assert np.allclose(want.sum(-1), 1) and (want >= 0).all() and shift.isfinite().all()
+
+
+def test_the_files_of_the_bundle_need_no_tvm(tmp_path):
+    for package in bundle.PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    for source, to in bundle.FILES.items():
+        (tmp_path / to).write_text((ROOT / source).read_text())
+    code = "import sys; sys.modules['tvm'] = None; import bare; print(bare.__doc__.splitlines()[0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("Checks and times"), done.stderr
