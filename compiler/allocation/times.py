@@ -24,7 +24,9 @@ from sparsec.compiler.tuning.measure import context, measure
 from sparsec.passes.nm_pattern import MAX_M, MIN_ZEROS, NM
 from sparsec.passes.prune.layout import Layout, Pattern
 from sparsec.schedules import layout
+from sparsec.schedules.contraction import packed_for
 from sparsec.schedules.contraction_spec import to_text
+from sparsec.schedules.target import LEVELS
 
 DENSE = "dense"
 
@@ -47,14 +49,17 @@ def layer_times(
     passes.run_pipeline(frozen, ())
     channels_last(frozen)
     layers = {node.name: made for node in frozen.graph if (made := products(node))}
-    here = context(native_level())
+    here, permute = context(native_level()), LEVELS[native_level()].permute
     known = Database().read(here)
     times: dict[str, dict[str, float]] = {}
     for number, (name, patterns) in enumerate(options.items(), 1):
         if name not in layers:
             continue  # it folds away before it is run
         made = {
-            p: [(dataclasses.replace(spec, pattern=_stored(p)), _masked(w, p)) for spec, w in layers[name]]
+            p: [
+                (packed_for(dataclasses.replace(spec, pattern=_stored(p)), permute), _masked(w, p))
+                for spec, w in layers[name]
+            ]
             for p in patterns
         }
         missing = {s: w for parts in made.values() for s, w in parts if to_text(s) not in known}

@@ -120,8 +120,7 @@ def run_spec(node: ir.Node, spec, choices: Mapping[str, str]):
 
 def apply(importer, node: ir.Node, x, spec, weight: np.ndarray):
     """The chosen kernel of ``spec`` on ``x``, the bytes of its packed weight, and what it computes in."""
-    spec = run_spec(node, spec, importer.choices)
-    spec = contraction.packed_for(spec, importer.permute)
+    spec = run_spec(node, contraction.packed_for(spec, importer.permute), importer.choices)
     arrays = spec.pack(weight.astype(np.float32, copy=False))
     packed = [importer.weight(array, node) for array in arrays]
     x = importer.narrow.operand(x, kind_of(spec), spec.x_shape)

@@ -15,6 +15,7 @@ from sparsec.compiler.to_relax.products import products
 from sparsec.compiler.tuning.candidates import with_tiles
 from sparsec.compiler.tuning.database import Database
 from sparsec.compiler.tuning.measure import context, measure
+from sparsec.schedules.contraction import packed_for
 from sparsec.schedules.contraction_spec import to_text
 from sparsec.schedules.target import LEVELS
 
@@ -42,7 +43,8 @@ def tune(
     for level in levels:
         here = context(level)
         known = {} if again else database.read(here)
-        for number, (spec, (weight, nodes)) in enumerate(layers.items(), 1):
+        for number, (layer, (weight, nodes)) in enumerate(layers.items(), 1):
+            spec = packed_for(layer, LEVELS[level].permute)
             candidates = with_tiles(spec, LEVELS[level])
             if len(candidates) < 2:
                 continue

@@ -15,9 +15,9 @@ from sparsec.compiler.request import CompileRequest
 
 SMALL, LARGE = "arm,armv7,riscv64,riscv64:rvv", "arm,riscv64"
 SHARED = [
-    ("mlperf_tiny_ad_fp32", SMALL),
-    ("mlperf_tiny_kws_fp32", SMALL),
     ("mnist", SMALL),
+    ("mlperf_tiny_kws_fp32", SMALL),
+    pytest.param("mlperf_tiny_ad_fp32", SMALL, marks=pytest.mark.slow),
     pytest.param("mlperf_tiny_ic_resnet8_fp32", SMALL, marks=pytest.mark.slow),
     pytest.param("mlperf_tiny_ic_resnet8_int8_qdq", "arm,armv7,riscv64", marks=pytest.mark.slow),
     pytest.param("ultraface_rfb320", LARGE, marks=pytest.mark.slow),

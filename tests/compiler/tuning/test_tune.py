@@ -136,3 +136,19 @@ def written(folder, report, tiles):
     path = folder / "choices.json"
     path.write_text(json.dumps({"choices": report["choices"], "tiles": tiles}))
     return str(path)
+
+
+def test_levels_without_a_permute_are_tuned_as_they_are_packed(text_graph, tmp_path, monkeypatch):
+    """So a compilation finds every time that it asks for."""
+    proto = text_graph("(float[5,64] x) => (y) { y = MatMul(x, w) }")
+    weight = RNG.standard_normal((64, 32)).astype(np.float32)
+    weight.reshape(32, 2, 32)[:, 0, ::2] = weight.reshape(32, 2, 32)[:, 1, 1::2] = 0
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    tune(CompileRequest(str(path), "", target="x86:v2"), Database(), log=lambda line: None)
+    (structure,) = Database().read(context("v2"))
+    assert '"permute": false' in structure
+    monkeypatch.setattr("sparsec.compiler.tuning.measure.measure", None)
+    report = compile_model(CompileRequest(str(path), str(tmp_path / "m.sparsec"), target="x86:v2"))
+    assert list(report["choices"]) and report["receipt"]["levels"] == ["v2"]
