@@ -14,7 +14,8 @@ OURS = """
 import sys
 import numpy as np
 from sparsec.runtime import load
-model = load(sys.argv[1], threads=int(sys.argv[2]), variant=sys.argv[3] or None)
+device = int(sys.argv[4]) if sys.argv[4] else None
+model = load(sys.argv[1], threads=int(sys.argv[2]), variant=sys.argv[3] or None, device=device)
 model({t.name: np.ones(t.shape, t.dtype) for t in model.inputs})
 """
 ORT = """
@@ -32,15 +33,23 @@ session.run(None, {name: np.ones(shape, dtype) for name, dtype, shape in json.lo
 @click.argument("artifact", type=options.PATH)
 @click.option("--against", type=options.PATH, metavar="MODEL.onnx", help="Measure ONNX Runtime on it, too.")
 @options.threads
+@options.device
 @options.variant
 @options.as_json
-def bench(artifact: Path, against: Path | None, threads: int, variant: str | None, as_json: bool) -> None:
+def bench(
+    artifact: Path,
+    against: Path | None,
+    threads: int,
+    device: int | None,
+    variant: str | None,
+    as_json: bool,
+) -> None:
     """Measure ARTIFACT: latency, cold start, memory."""
     from sparsec.runtime import load
 
     if against is not None:
         options.readable(against, "model")
-    with load(artifact, threads=threads, variant=variant) as model:
+    with load(artifact, threads=threads, device=device, variant=variant) as model:
         feeds = inputs(model.inputs)
         engines = {"sparsec": lambda: model(feeds)}
         if against is not None:
@@ -57,7 +66,9 @@ def bench(artifact: Path, against: Path | None, threads: int, variant: str | Non
         "engines": {name: result.to_json() for name, result in latency.items()},
     }
     click.echo("  cold starts in fresh processes", err=True)
-    found["engines"]["sparsec"] |= cold(OURS, [str(artifact), str(threads), variant or ""], threads)
+    found["engines"]["sparsec"] |= cold(
+        OURS, [str(artifact), str(threads), variant or "", "" if device is None else str(device)], threads
+    )
     if against is not None:
         found["engines"]["onnxruntime"] |= cold(ORT, [str(against), str(threads), ports], threads)
     if as_json:

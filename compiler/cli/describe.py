@@ -70,6 +70,6 @@ def artifact(path: Path) -> dict:
 
     raw = Artifact(path).manifest.raw
     names = ("sparsec_version", "tvm_version", "target", "libraries", "inputs", "outputs", "arena_size")
-    names += ("variants", "weights_size", "passes", "layers", "receipt", "source_sha256", "members")
+    names += ("variants", "gpu", "weights_size", "passes", "layers", "receipt", "source_sha256", "members")
     found = {"kind": "artifact", "file": str(path), "bytes": path.stat().st_size}
     return found | {name: raw.get(name) for name in names} | {"states": raw.get("states", [])}

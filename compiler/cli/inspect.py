@@ -73,6 +73,7 @@ def artifact_lines(found: dict) -> list[str]:
         f"made by sparsec {found['sparsec_version']} with TVM {found['tvm_version']}; "
         f"passes: {found['passes'] or 'none'}",
         f"source model SHA-256 {found['source_sha256']}",
+        *gpus(found),
         "",
         *ports(found),
         "",
@@ -86,6 +87,15 @@ def artifact_lines(found: dict) -> list[str]:
     ]
     rows = [[name, text.size(m["size"]), m["sha256"]] for name, m in sorted(found["members"].items())]
     return lines + text.table(["member", "size", "SHA-256"], rows, "<><")
+
+
+def gpus(found: dict) -> list[str]:
+    """What an artifact for GPUs has kernels for."""
+    gpu = found["gpu"]
+    if not gpu:
+        return []
+    ptx = f", PTX for GPUs from {gpu['ptx']} on" if gpu["ptx"] else ""
+    return [f"kernels for {', '.join(gpu['architectures'])}{ptx}, made by CUDA {gpu['cuda']}"]
 
 
 def ports(found: dict) -> list[str]:

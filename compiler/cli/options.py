@@ -123,6 +123,12 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the result
 threads = click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads to run with."
 )
+device = click.option(
+    "--device",
+    type=click.IntRange(0),
+    metavar="N",
+    help="GPU to run on, counted from 0; 0 by default.",
+)
 variant = click.option(
     "--variant", metavar="N:M", help="Of the artifact's variants the one to take; the first by default."
 )

@@ -14,6 +14,7 @@ from .failure import Failure
 @click.option("--input", "inputs", type=options.NamedFile(), multiple=True, help="An input as a .npy file.")
 @click.option("--output-dir", type=options.PATH, help="Write each output as a .npy file into this folder.")
 @options.threads
+@options.device
 @options.variant
 @options.signed_by
 @options.as_json
@@ -22,6 +23,7 @@ def run(
     inputs,
     output_dir: Path | None,
     threads: int,
+    device: int | None,
     variant: str | None,
     key: Path | None,
     as_json: bool,
@@ -32,7 +34,7 @@ def run(
     from sparsec.runtime import load
 
     options.readable(artifact, "artifact")
-    model = load(artifact, threads=threads, require_signature=key, variant=variant)
+    model = load(artifact, threads=threads, device=device, require_signature=key, variant=variant)
     feeds = {name: array(path) for name, path in options.unique(inputs, "--input").items()}
     outputs = model(feeds)
     files = save(outputs, output_dir) if output_dir is not None else {}

@@ -39,6 +39,7 @@ def test_one_architecture_from_model_to_file(tmp_path):
     if "not_run" in manifest["receipt"]:  # no GPU here
         assert manifest["receipt"]["stand_in"] in manifest["receipt"]["levels"]
         assert "in their place" in done.stdout and "level cuda was not compared: " in done.stdout
+    assert f"kernels for sm_87, made by CUDA {manifest['gpu']['cuda']}\n" in sparsec("inspect", out).stdout
     assert all(error["within"] for error in manifest["receipt"]["max_error"].values())
 
 
