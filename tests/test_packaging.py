@@ -77,6 +77,8 @@ def test_the_wheel_holds_sources_and_metadata(wheel):
     for top in ("compiler", "passes", "schedules", "runtime"):
         sources = {f"sparsec/{path.relative_to(ROOT)}" for path in (ROOT / top).rglob("*.py")}
         assert sources <= names
+    templates = {f"sparsec/{path.relative_to(ROOT)}" for path in (ROOT / "compiler/export/files").iterdir()}
+    assert "sparsec/compiler/export/files/install.sh" in templates and templates <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert tops == {"sparsec"}, "a top-level package 'compiler' or 'runtime' would overwrite somebody else's"

@@ -10,7 +10,7 @@ import click
 from . import options, text
 from .failure import Failure
 
-SSH = "ssh -o BatchMode=yes -o ConnectTimeout=10"
+SSH = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15"
 
 
 @click.command()

@@ -25,15 +25,18 @@ def device_folder(source: Source) -> dict[str, File]:
         "bin/sparsec-verify": File(programs.verifier(source.device.architecture), program=True),
         "lib/libsparsec.a": File(made["libsparsec.a"]),
         "lib/libsparsec.so": File(made["libsparsec.so"], program=True),
-        "include/sparsec.h": header(),
+        **headers(),
         "examples/classify.c": texts.plain("classify.c"),
         "examples/run.py": texts.plain("run.py"),
     }
     return with_sums(files | python_loader())
 
 
-def header() -> File:
-    return File((build.SOURCES / "sparsec.h").read_bytes())
+def headers() -> Mapping[str, File]:
+    """For C and for C++."""
+    return {
+        f"include/{name}": File((build.SOURCES / name).read_bytes()) for name in ("sparsec.h", "sparsec.hpp")
+    }
 
 
 def python_loader() -> Mapping[str, File]:

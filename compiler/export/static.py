@@ -1,7 +1,7 @@
 """The static form: one program with the model inside, and the same as a library and a header."""
 
 from . import programs, texts
-from .folder import header
+from .folder import headers
 from .publish import File, with_sums
 from .source import Source
 
@@ -18,7 +18,7 @@ def static_folder(source: Source) -> dict[str, File]:
             f"bin/{source.name}": File(program, program=True),
             "bin/sparsec-verify": File(verify, program=True),
             f"lib/lib{source.name}.a": File(archive),
-            "include/sparsec.h": header(),
+            "include/sparsec.h": headers()["include/sparsec.h"],
             "examples/embedded.c": texts.plain("embedded.c"),
         }
     )

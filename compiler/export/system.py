@@ -3,7 +3,7 @@
 from sparsec.runtime import build
 
 from . import debian, oci, programs, texts
-from .folder import header
+from .folder import headers
 from .publish import File, with_sums
 from .source import Source
 
@@ -18,7 +18,7 @@ def system_folder(source: Source) -> dict[str, File]:
         f"usr/lib/sparsec/{source.name}/bin/sparsec-device": File(made["sparsec-device"], program=True),
         f"usr/lib/sparsec/{source.name}/selftest": texts.script("selftest-artifact.sh"),
         f"usr/lib/sparsec/{source.name}/lib/libsparsec.a": File(made["libsparsec.a"]),
-        f"usr/lib/sparsec/{source.name}/include/sparsec.h": header(),
+        **{f"usr/lib/sparsec/{source.name}/{path}": file for path, file in headers().items()},
         f"usr/lib/systemd/system/sparsec-{source.name}.service": unit,
         f"usr/share/doc/sparsec-{source.name}/copyright": texts.plain("copyright"),
     }

@@ -16,7 +16,6 @@ from sparsec.compiler import contents, emulator, export, package
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.export import publish
 from sparsec.compiler.export.source import DEVICES, open_source, plain_name
-from sparsec.runtime import build
 
 SHAPES = {"y": (np.float32, (1, 15)), "n": (np.int64, (5,))}
 
@@ -72,7 +71,7 @@ def test_device_folder(exported, network, feeds, ort_run, tmp_path):
 TARGETS = [
     pytest.param("x86:v2", id="x86"),
     pytest.param("arm", id="arm", marks=pytest.mark.qemu("aarch64")),
-    pytest.param("riscv64", id="riscv64", marks=pytest.mark.qemu("riscv64")),
+    pytest.param("riscv64", id="riscv64", marks=[pytest.mark.qemu("riscv64"), pytest.mark.slow]),
 ]
 
 
@@ -136,6 +135,32 @@ def test_damage_is_refused_by_the_program(exported, tmp_path):
     data[len(data) // 2] ^= 1
     (tmp_path / "damaged").write_bytes(data)
     assert "damaged artifact" in failed(folder / "bin/sparsec-device", tmp_path / "damaged", "--selftest")
+
+
+def test_a_required_signature_in_c(artifact, exported, tmp_path):
+    pytest.importorskip("cryptography", reason="not installed: pip install 'sparsec[sign]'")
+    from sparsec.compiler import signing
+
+    for name in ("ours", "theirs"):
+        signing.new_key(tmp_path / name)
+    signed, program = tmp_path / "signed", exported("folder") / "bin/sparsec-device"
+    signing.sign(artifact(), signing.private_key(tmp_path / "ours", str), signed)
+
+    def required(key):
+        return "--require-signature", tmp_path / key, "--selftest"
+
+    assert said(program, signed, *required("ours.pub")).startswith("ok  output y")
+    assert said(program, signed, "--selftest").startswith("ok  output y")
+    assert "it is signed by the key" in failed(program, signed, *required("theirs.pub"))
+    assert "it is not signed" in failed(program, artifact(), *required("ours.pub"))
+    assert "not an Ed25519 public key in PEM" in failed(program, signed, *required("ours"))
+    found = contents.read(signed)
+    manifest = found.manifest_bytes.replace(b'"tvm_version": "', b'"tvm_version": "x', 1)
+    members = found.members | {"signature.bin": found.signature}
+    package.publish(tmp_path / "forged", package.layout(manifest, members))
+    assert "is wrong: it was changed after signing" in failed(
+        program, tmp_path / "forged", *required("ours.pub")
+    )
 
 
 def test_wrong_usage_of_the_programs(exported, tmp_path):
@@ -288,4 +313,3 @@ def test_the_command(artifact, tmp_path):
     ]
     assert said(*command).startswith(f"wrote {tmp_path / 'out'}, ")
     assert (tmp_path / "out/bin/tiny-net").exists()
-    assert build.SOURCES.exists()

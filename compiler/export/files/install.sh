@@ -40,6 +40,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+prefix=${prefix%/}
 case $prefix in /*) ;; *) die 2 "--prefix must be an absolute path, found $prefix" ;; esac
 [ -z "$key" ] || [ -r "$key" ] || die 1 "cannot read the key $key"
 
