@@ -12,6 +12,7 @@ import sparsec
 from sparsec import passes
 from sparsec.compiler import check, emulator, native, package, precision, sample, variants
 from sparsec.compiler.choices import choose
+from sparsec.compiler.cuda import road
 from sparsec.compiler.dump import Dump
 from sparsec.compiler.front import Stages, read_model
 from sparsec.compiler.objects import build_levels
@@ -31,12 +32,9 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
     ``log`` gets one line per stage and per thing that a user should know.  Raises SparsecError or
     PassError; then nothing was published, and what was at ``request.out`` is unchanged.
     """
-    if gpu_names(request.target):
-        from sparsec.compiler.cuda import road
-
-        return road.compile_model(request, log=log)
     stages, dump = Stages(log), Dump(request.dump_dir)
-    one = partial(compile_one, stages=stages, dump=dump)
+    compile_it = road.compile_one if gpu_names(request.target) else compile_one
+    one = partial(compile_it, stages=stages, dump=dump)
     made = variants.make(request, one, log) if request.variants else one(request, Weights())
     with stages("publish"):
         package.write_artifact(request.out, made.manifest, made.members)

@@ -66,10 +66,21 @@ class CompileRequest:
             raise CompileError(f"sparsity must be one of {', '.join(SPARSITY)}, found '{self.sparsity}'")
         if self.precision not in PRECISIONS:
             raise CompileError(f"precision must be one of {', '.join(PRECISIONS)}, found '{self.precision}'")
-        if self.precision != "fp32" and gpu_names(self.target):
-            raise CompileError(f"precision {self.precision} is for CPUs; compile for '{self.target}' in fp32")
+        if gpu_names(self.target):
+            self._check_gpu()
         if self.variants:
             self._check_variants()
+
+    def _check_gpu(self):
+        for option, given in (
+            (f"--precision {self.precision}", self.precision != "fp32"),
+            ("--state", self.states),
+            ("--variants", self.variants),
+            ("--exportable", self.exportable),
+            ("--choices", self.choices),
+        ):
+            if given:
+                raise CompileError(f"{option} is for CPUs; compile for '{self.target}' without it")
 
     def _check_variants(self):
         from sparsec.passes.nm_pattern import NM  # here, so that the command line starts without onnx_ir

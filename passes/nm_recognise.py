@@ -5,10 +5,11 @@
     Conv<...>(x, W, b)   -> NMConv<..., n, m, block>(x, W, b), and ConvTranspose likewise
 
 where the zeros of W keep to n:m along the reduction axis; a weight of mostly zeros that keeps to none is
-`scattered`, n of m on average. Nothing is computed differently: the weight stays as it is, and the body of
-the new operator is the one that it replaces. A constant left operand (MatMul(W, x)) is declined, for swapping
-the operands would add two Transposes to the model; so are other ranks and dtypes than the kernels take, and a
-pattern in an operator without N:M form (RNN, GRU, LSTM).
+`scattered`, n of m on average, and one with a few outliers has the pattern of a longer group: 33:64 for 2:4.
+Nothing is computed differently: the weight stays as it is, and the body of the new operator is the one that
+it replaces. A constant left operand (MatMul(W, x)) is declined, for swapping the operands would add two
+Transposes to the model; so are other ranks and dtypes than the kernels take, and a pattern in an operator
+without N:M form (RNN, GRU, LSTM).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sparsec.passes.findings import Finding
 from sparsec.passes.graph import node_name
 from sparsec.passes.nm_layers import Layer, as_initializer, find_layers, find_unserved, put
 from sparsec.passes.nm_pattern import MIN_ZEROS, NM
-from sparsec.passes.nm_structure import NearMiss, Unfinished, find, scattered, unfinished
+from sparsec.passes.nm_structure import NearMiss, Unfinished, cover, find, scattered, unfinished
 
 MIN_SIZE = 64
 """Fewer weights than this make no layer worth a kernel, and any few zeros among them look like a pattern."""
@@ -59,15 +60,18 @@ class RecogniseNM(SparsecPass):
             zeros = 1 - np.count_nonzero(layer.array) / layer.array.size
             able = layer.refusal is None and layer.array.size >= MIN_SIZE
             k = layer.weight.shape[-1]
-            loose = not isinstance(found, NM) or found.kept_fraction(k) > SLACK * (1 - zeros)
+            near = found if isinstance(found, NearMiss) else None
+            nm = cover(layer.weight, near, layer.groups) if near else found
+            loose = not isinstance(nm, NM) or nm.kept_fraction(k) > SLACK * (1 - zeros)
             if able and loose and k > 1 and MIN_ZEROS <= zeros < 1:
                 pattern = scattered(layer.weight, layer.groups)
                 put(model, layer, pattern, as_initializer(model, layer, made))
                 reason = f"{pattern}: keeps {100 * (1 - zeros):.1f} % of the weights; {found}"
                 findings.append(self.applied(name, reason, layer.before, layer.after))
-            elif able and isinstance(found, NM):
-                put(model, layer, found, as_initializer(model, layer, made))
-                findings.append(self.applied(name, _worth(found, layer), layer.before, layer.after))
+            elif able and isinstance(nm, NM):
+                put(model, layer, nm, as_initializer(model, layer, made))
+                reason = _worth(nm, layer) + (f", outliers among them; {near}" if near else "")
+                findings.append(self.applied(name, reason, layer.before, layer.after))
             elif not isinstance(found, str) or zeros >= TOLD_ZEROS:
                 findings.append(self.declined(name, _why_not(found, layer), layer.before))
         return findings

@@ -31,6 +31,8 @@ LOOSE_USED, LOOSE_M = 0.5, (4, 8, 16, 2, 32)
 NEAR_GROUPS = 0.01
 # Weights below this share of the root mean square are meant to be zero where they are this many.
 FAINT, FAINT_SHARE = 1e-4, 0.25
+# Outliers are kept by a longer group where that keeps at most this much more than the pattern they are from.
+COVER = 1.15
 # Scattered non-zeros are told by blocks of this many channels where the blocks are as full as this.
 STRIP, STRIP_FILLED = 4, 0.85
 # Short powers of two first: people prune to them, and an early good bound rejects the rest from a sample.
@@ -154,6 +156,21 @@ def unfinished(weight: np.ndarray, groups: int = 1) -> Unfinished | None:
     if share < FAINT_SHARE:
         return None
     return Unfinished(share, find(np.where(faint, np.zeros((), weight.dtype), weight), groups))
+
+
+def cover(weight: np.ndarray, near: NearMiss, groups: int = 1) -> NM | None:
+    """The pattern of longer groups that `weight` has exactly, outliers and all, for at most `COVER` times
+    what `near` would keep; None where they lie too close together.
+
+    A group of 64 that holds 16 groups of 2:4 has room for one more where 33 of it are kept.
+    """
+    union, k = _union(nonzero_mask(weight, groups), near.nm.block), weight.shape[-1]
+    lengths = range(2 * near.nm.m, min(k, MAX_M) + 1, near.nm.m)
+    found = [(int(_counts(union, m).max()), m) for m in lengths]
+    patterns = [NM(n, m, near.nm.block) for n, m in found if n < m]
+    best = min(patterns, key=lambda nm: nm.kept_fraction(k), default=None)
+    small = best is not None and best.kept_fraction(k) <= COVER * near.nm.kept_fraction(k)
+    return best if small else None
 
 
 def scattered(weight: np.ndarray, groups: int = 1) -> Scattered:

@@ -75,16 +75,24 @@ class Kernels:
 def build_kernels(functions: tvm.IRModule, gpu: Gpu) -> Kernels:
     """Schedule every PrimFunc of ``functions`` for ``gpu`` and generate its CUDA C.
 
-    Raises CompileError for what TVM cannot lower or generate.
+    Raises CompileError, which names the function, for what has no kernel.
     """
     try:
         return _build(functions, gpu)
-    except CompileError:
-        raise
     except Exception as error:
         raise CompileError(
-            f"kernels for {', '.join(gpu.names)} could not be made: {last_line(error)}"
+            f"{_culprit(functions, gpu)} has no kernel for GPUs: {last_line(error)}"
         ) from error
+
+
+def _culprit(functions: tvm.IRModule, gpu: Gpu) -> str:
+    """The first function that cannot be built by itself."""
+    for gv, func in functions.functions.items():
+        try:
+            _build(tvm.IRModule({gv.name_hint: func}), gpu)
+        except Exception:
+            return f"'{gv.name_hint}'"
+    return "the model"
 
 
 def _build(functions: tvm.IRModule, gpu: Gpu) -> Kernels:
@@ -100,7 +108,7 @@ def _build(functions: tvm.IRModule, gpu: Gpu) -> Kernels:
     host, source = _lower(scheduled, gpu)
     launches, scratch = {}, 0
     for name in whole:
-        found = _Launches(name, host[name], name in faulty)
+        found = _Launches(host[name], name in faulty)
         launches[name], scratch = tuple(found.launches), max(scratch, found.scratch)
     rules = {gv.name_hint: str(f.attrs[RULE]) for gv, f in scheduled.functions.items()}
     source = _RTC.sub(_RTC_TYPES, source, count=1).replace("#include <math_constants.h>\n", "")
@@ -132,8 +140,8 @@ def _lower(scheduled: tvm.IRModule, gpu: Gpu) -> tuple[dict[str, tirx.PrimFunc],
 class _Launches:
     """The kernel calls of one host function, in the order in which it makes them."""
 
-    def __init__(self, name: str, func: tirx.PrimFunc, faulty: bool):
-        self.name, self.launches, self.scratch = name, [], 0
+    def __init__(self, func: tirx.PrimFunc, faulty: bool):
+        self.launches, self.scratch = [], 0
         self.places = {param: Argument("param", index) for index, param in enumerate(func.params)}
         if faulty:
             self.places[func.params[-1]] = Argument("fault")
@@ -155,17 +163,13 @@ class _Launches:
             case "Evaluate":
                 self.call(stmt.value)
             case kind:
-                raise CompileError(
-                    f"{self.name}: the host would have to run a {kind}; this is a bug in sparsec"
-                )
+                raise CompileError(f"the host would have to run a {kind}; this is a bug in sparsec")
 
     def call(self, call) -> None:
         if not isinstance(call, tvm.ir.Call):
             return  # a bare 0, as an empty function has it
         if call.op.name != "tirx.call_ffi_kernel":
-            raise CompileError(
-                f"{self.name}: the host would have to call {call.op.name}; this is a bug in sparsec"
-            )
+            raise CompileError(f"the host would have to call {call.op.name}; this is a bug in sparsec")
         kernel, *args = call.args
         names = [str(p) for p in call.attrs.launch_params]
         pointers, extents = args[: len(args) - len(names)], args[len(args) - len(names) :]

@@ -3,7 +3,6 @@
 import gc
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ import sparsec
 from sparsec import passes
 from sparsec.compiler import check, native, package
 from sparsec.compiler.cuda.choices import choose
-from sparsec.compiler.cuda.kernels import Kernels, build_kernels
+from sparsec.compiler.cuda.kernels import build_kernels
 from sparsec.compiler.cuda.link import HOSTS, arena_size, link
 from sparsec.compiler.cuda.toolchain import toolchain
 from sparsec.compiler.dump import Dump
@@ -23,7 +22,7 @@ from sparsec.compiler.front import Stages, read_model
 from sparsec.compiler.lower import lower
 from sparsec.compiler.objects import build_levels
 from sparsec.compiler.plan import Plan
-from sparsec.compiler.planner import make_plan
+from sparsec.compiler.planner import Weights, make_plan
 from sparsec.compiler.request import CompileRequest, gpu_names, native_level
 from sparsec.compiler.to_relax import Importer
 from sparsec.runtime import cpu
@@ -36,20 +35,17 @@ SOURCE = "kernels.cu"
 """The member that holds the CUDA C, where it was asked for."""
 
 
-def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambda line: None) -> dict:
-    """Compile one model for GPUs and publish it, as ``pipeline.compile_model`` does for CPUs.
+def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, dump: Dump) -> package.Made:
+    """As ``pipeline.compile_one``, for GPUs.
 
     No GPU is needed.  Where there is none, the plan is checked with CPU kernels in the place of the GPU's.
     """
-    stages, dump = Stages(log), Dump(request.dump_dir)
     names = gpu_names(request.target)
     ptx = names[-1] if len(names) > 1 else None  # later GPUs translate it
     compiler = toolchain()  # before there is work to lose
-    if request.states:
-        raise CompileError("--state: models for GPUs keep no state yet; leave it an input and an output")
     pipeline = passes.parse_pipeline(request.passes)
 
-    source = read_model(request, pipeline, stages, dump, log)
+    source = read_model(request, pipeline, stages, dump, stages.log)
     with stages("choose kernels"):
         choices = choose(source.model, request)
         findings = source.findings + choices.findings
@@ -60,13 +56,16 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
         del importer
         source.model = None  # from here on the weights are in the module, and soon in the plan alone
         dump.text("lowered", lowered)
-        plan, functions = make_plan(lowered, source.inputs, source.outputs, labels)
+        plan, functions = make_plan(lowered, source.inputs, source.outputs, labels, None, weights)
         dump.text("plan", "\n".join(map(str, plan.steps)))
         del lowered
         gc.collect()  # graphs are full of cycles
     with stages(f"generate {len(functions.functions)} functions for {', '.join(names)}"):
         kernels = build_kernels(functions, Gpu(names))
         dump.text("cuda", kernels.source)
+        plain = sorted(name for name, rule in kernels.rules.items() if rule == "fallback")
+        if plain:
+            stages.log(f"a thread for each element, having no rule of their own: {', '.join(plain)}")
     with stages(f"compile by {compiler}"):
         binary = compiler.fat_binary(kernels.source, names, ptx)
 
@@ -100,9 +99,19 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
                 manifest["receipt"] = remarks | check.receipt(
                     runs, source.meant, source.feeds, bool(request.calib)
                 )
-        with stages("publish"):
-            package.write_artifact(request.out, manifest, members)
-    return _report(request, stages, plan, kernels, layers, findings, choices.kernels, manifest, names)
+
+    report = {
+        "levels": list(names),
+        "layers": layers,
+        "findings": [finding.to_json() for finding in findings],
+        "choices": choices.kernels,
+        "receipt": manifest["receipt"],
+        "kernels": dict(Counter(kernels.rules.values())),
+        "steps": len(plan.steps),
+        "arena_bytes": manifest["arena_size"],
+        "weights_bytes": len(plan.weights),
+    }
+    return package.Made(manifest, members, report)
 
 
 def hosts() -> list[str]:
@@ -141,24 +150,3 @@ def _runs(plan: Plan, functions: tvm.IRModule, manifest, members, feeds, folder:
 
 def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _report(
-    request: CompileRequest, stages, plan: Plan, kernels: Kernels, layers, findings, choices, manifest, names
-) -> dict:
-    return {
-        "out": request.out,
-        "size": Path(request.out).stat().st_size,
-        "seconds": round(sum(seconds for _, seconds in stages.done), 3),
-        "stages": stages.done,
-        "target": request.target,
-        "levels": list(names),
-        "layers": layers,
-        "findings": [finding.to_json() for finding in findings],
-        "choices": choices,
-        "receipt": manifest["receipt"],
-        "kernels": dict(Counter(kernels.rules.values())),
-        "steps": len(plan.steps),
-        "arena_bytes": manifest["arena_size"],
-        "weights_bytes": len(plan.weights),
-    }

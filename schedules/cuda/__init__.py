@@ -25,7 +25,7 @@ RULES = (
 def schedule(mod: tvm.IRModule, gpu: Gpu) -> tvm.IRModule:
     """``mod`` with every PrimFunc scheduled for ``gpu`` and annotated with the name of the rule that took it.
 
-    Raises ValueError, which names the function, where no rule takes one: nothing runs anywhere else.
+    Raises ValueError where no rule takes one: nothing runs anywhere else.
     """
     done = {gv.name_hint: _schedule_one(gv.name_hint, func, gpu) for gv, func in mod.functions.items()}
     return tvm.IRModule(done, attrs=mod.attrs)
@@ -36,4 +36,4 @@ def _schedule_one(name: str, func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
         scheduled = rule(func, gpu)
         if scheduled is not None:
             return scheduled.with_attr(RULE, rule_name)
-    raise ValueError(f"{name}: no rule makes a kernel for GPUs of it")
+    raise ValueError(f"no rule makes a kernel of {name!r}")

@@ -38,13 +38,15 @@ def to_faults(func: tirx.PrimFunc, texts: list[str]) -> tirx.PrimFunc:
         return tvm_ffi.structural_mutate(stmt, [(tirx.BufferStore, store)])
 
     def sequence(node, mutator):
-        stmts = []
-        for stmt in reversed([mutator.mutate(s) for s in node.seq]):
+        stmts, conditions = [], []
+        for stmt in node.seq:
             if isinstance(stmt, tirx.AssertStmt):
                 note = tirx.BufferStore(fault, tir.i32(code(stmt)), [tir.i64(0)])
-                stmts = [guarded(s, stmt.condition) for s in stmts]
-                stmt = tirx.IfThenElse(tirx.Not(stmt.condition), note, None)
-            stmts.insert(0, stmt)
+                stmts.append(tirx.IfThenElse(tirx.Not(stmt.condition), note, None))
+                conditions.append(stmt.condition)
+            else:
+                stmt = mutator.mutate(stmt)
+                stmts.append(guarded(stmt, tirx.all(*conditions)) if conditions else stmt)
         return tir.seq(stmts)
 
     body = tvm_ffi.structural_mutate(func.body, [(tirx.SeqStmt, sequence)])

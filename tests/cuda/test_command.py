@@ -90,6 +90,22 @@ def test_targets_that_cannot_be(target, words):
         gpu_names(target)
 
 
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--precision bf16", {"precision": "bf16"}),
+        ("--state", {"states": {"a": "b"}}),
+        ("--exportable", {"exportable": True}),
+    ],
+)
+def test_options_for_cpus_are_refused(option, given):
+    from sparsec.compiler.errors import CompileError
+    from sparsec.compiler.request import CompileRequest
+
+    with pytest.raises(CompileError, match=f"^{option} is for CPUs; compile for 'cuda' without it$"):
+        CompileRequest("m.onnx", "m.sparsec", target="cuda", **given)
+
+
 def test_requests_and_schedules_know_the_same_architectures():
     from sparsec.compiler.request import GPUS
     from sparsec.schedules.cuda.target import ARCHITECTURES

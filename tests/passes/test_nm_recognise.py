@@ -366,15 +366,29 @@ def test_integer_weights_are_told(zero):
     assert finding.reason == "no N:M kernel computes MatMulInteger, so it runs dense; its zeros: 2:4"
 
 
-def test_near_miss_is_declined_with_the_count(recognise):
+NEAR = (
+    "99.97 % of groups are 2:4; 1 group of 4,096 has up to 4 non-zeros: "
+    "prune them with nm{n=2,m=4,block=1} or retrain"
+)
+
+
+def test_outliers_are_kept_by_a_longer_group(recognise):
     weight = sparse(256, 64)
     weight[:4, 0] = 1
     inputs = {"x": [3, 256]}
+    (finding,), nodes = recognise(model_of([op("MatMul", ["x", "W"], "y")], inputs, {"W": weight}), inputs)
+    assert finding.applied
+    assert finding.reason == f"34:64: keeps 53.1 % of the weights, outliers among them; {NEAR}"
+    assert pattern(nodes[finding.node]) == ("NMMatMul", 34, 64, 1)
+
+
+def test_outliers_that_lie_too_close_are_declined_with_the_count(recognise):
+    """All four of one group: with 16 inputs no longer group has room for them."""
+    weight = sparse(16, 1024)
+    weight[:4, 0] = 1
+    inputs = {"x": [3, 16]}
     (finding,), _ = recognise(model_of([op("MatMul", ["x", "W"], "y")], inputs, {"W": weight}), inputs)
-    assert finding.reason == (
-        "99.97 % of groups are 2:4; 1 group of 4,096 has up to 4 non-zeros: "
-        "prune them with nm{n=2,m=4,block=1} or retrain"
-    )
+    assert not finding.applied and finding.reason == NEAR
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sparsec.passes import PassError
 from sparsec.passes.nm_pattern import BLOCKS, NM
 from sparsec.passes.nm_prune import mask
-from sparsec.passes.nm_structure import NearMiss, find, fits, kept_positions, unfinished
+from sparsec.passes.nm_structure import NearMiss, cover, find, fits, kept_positions, unfinished
 
 PATTERNS = [
     "2:4",
@@ -249,6 +249,28 @@ def test_one_bad_group_is_a_near_miss_of_the_pattern(text):
     found = find(weight)
     assert isinstance(found, NearMiss) and (found.nm, found.violations, found.worst) == (nm, 1, nm.m)
     assert "1 group of" in str(found) and " has " in str(found) and "100" not in str(found).split(" %")[0]
+
+
+@pytest.mark.parametrize("text", ["2:4x32", "1:4", "2:4x4", "6:8"])
+def test_a_cover_is_exact_and_keeps_little_more(text):
+    nm = NM.parse(text)
+    weight = pruned((512, 1, 256), nm)
+    for row in (5, 70, 200):
+        group = weight[row, 0, 8 * row % 256 :][: nm.m]
+        group[np.flatnonzero(group == 0)[0]] = 1
+    near = find(weight)
+    found = cover(weight, near)
+    assert isinstance(near, NearMiss) and fits(weight, found)
+    assert found.block == nm.block
+    assert nm.kept_fraction(256) < found.kept_fraction(256) <= nm.kept_fraction(256) + 2 / 60
+    assert not fits(weight, NM(found.n - 1, found.m, found.block))
+
+
+def test_nothing_covers_what_fills_its_groups():
+    weight = pruned((512, 1, 16), NM(2, 4))
+    weight[0] = 1
+    near = find(weight)
+    assert isinstance(near, NearMiss) and cover(weight, near) is None
 
 
 def test_wrong_axis_is_named():

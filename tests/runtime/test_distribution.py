@@ -52,7 +52,7 @@ def test_one_wheel_for_every_machine(wheel):
         metadata = opened.read(f"sparsec_runtime-{version}.dist-info/METADATA").decode()
     found = [
         p.relative_to(ROOT / "runtime")
-        for end in ("*.py", "c/**/*.[ch]")
+        for end in ("*.py", "c/**/*.[ch]*")
         for p in (ROOT / "runtime").glob(end)
     ]
     assert {name for name in names if ".dist-info/" not in name} == {f"sparsec_runtime/{p}" for p in found}
