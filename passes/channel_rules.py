@@ -77,6 +77,8 @@ def _along(node: ir.Node, index: int, at: At) -> Ties:
 
 
 def _reduce(node: ir.Node, index: int, at: At) -> Ties:
+    if attribute(node, "noop_with_empty_axes", 0):
+        raise Refusal("may reduce nothing")
     rank = len(sizes_of(node.inputs[0]))
     given = attribute(node, "axes")
     if given is None and len(node.inputs) > 1 and node.inputs[1] is not None:

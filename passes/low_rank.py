@@ -80,8 +80,8 @@ def _term(value: ir.Value, layers: dict[ir.Node, Layer]) -> _Term | None:
             return None
         if node in layers:
             layer = layers[node]
-            own = list(node.inputs[2:3]) if layer.standard == "Gemm" and node.inputs[2:3] != (None,) else []
-            if own and scale != 1.0:
+            own = [v for v in node.inputs[2:] if v is not None]
+            if own and (scale != 1.0 or const_array(own[0]) is None):
                 return None
             return _Term(layer, scale, (*biases, *own))
         if not is_op(node, "Add", "Mul"):

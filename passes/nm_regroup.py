@@ -103,7 +103,9 @@ def _order(channels: ChannelSet, node: ir.Node) -> np.ndarray | str:
     if not isinstance(old, NM) or not _better(find(layer.weight[order]), old, layer):
         return f"they move within runs of {channels.run} only"
     others = [(maker, maker.weight[order]) for maker in channels.makers if maker is not layer]
-    others += [(reader, reader.weight[:, :, every_inner(order, inner)]) for reader, inner in channels.readers]
+    others += [
+        (reader, reader.weight[:, :, _every_inner(order, inner)]) for reader, inner in channels.readers
+    ]
     for other, weight in others:
         before, after = find(other.weight, other.groups), find(weight, other.groups)
         if isinstance(before, NM):
@@ -113,6 +115,6 @@ def _order(channels: ChannelSet, node: ir.Node) -> np.ndarray | str:
     return order
 
 
-def every_inner(order: np.ndarray, inner: int) -> np.ndarray:
+def _every_inner(order: np.ndarray, inner: int) -> np.ndarray:
     """The order of single inputs where each channel has `inner` of them."""
     return (order[:, None] * inner + np.arange(inner)).ravel()

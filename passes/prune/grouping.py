@@ -64,7 +64,7 @@ class _Trial:
         if rows is not None:
             problem = replace(problem, dense=problem.dense[rows], target=problem.target[rows])
         if inputs is not None:
-            problem = problem.ordered(every_tap(inputs, self.taps))
+            problem = problem.ordered(_every_tap(inputs, self.taps))
         return prune(problem, self.pattern, TRIAL, taps=self.taps)
 
 
@@ -77,7 +77,7 @@ class _Attempt:
     made: list[Pruned]
 
 
-def every_tap(inputs: np.ndarray, taps: int) -> np.ndarray:
+def _every_tap(inputs: np.ndarray, taps: int) -> np.ndarray:
     """An order of input channels as one of the columns `[taps * inputs]`."""
     return (np.arange(taps)[:, None] * len(inputs) + inputs).ravel()
 
@@ -100,7 +100,7 @@ def group(
         readers = [r for r in readers if patterns[r.node].m == patterns[readers[0].node].m]
         if not makers and not readers:
             continue
-        first = (channels.makers or readers)[0]
+        first = channels.makers[0]
         name, kind = node_name(first.node), first.before
         reason = channels.refusal or _no_freedom(channels, makers, readers, patterns)
         if reason is not None:
@@ -111,7 +111,7 @@ def group(
         trials = []
         for layer, problem in zip(layers, problems(layers, dense, settings), strict=True):
             if layer.node in orders:
-                problem = problem.ordered(every_tap(orders[layer.node], layer.weight.shape[1]))
+                problem = problem.ordered(_every_tap(orders[layer.node], layer.weight.shape[1]))
             trials.append(_Trial(layer, patterns[layer.node], problem))
         order, before, after = _order(channels, trials[: len(makers)], trials[len(makers) :])
         told = (

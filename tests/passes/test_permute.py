@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsec.passes.base import PassError
 from sparsec.passes.channel_removal import why_not
+from sparsec.passes.channel_rules import RULES, At, Refusal
 from sparsec.passes.channels import find_channels
 from sparsec.passes.dead_channels import RemoveDeadChannels
 from sparsec.passes.graph import add_constant
@@ -198,6 +199,29 @@ def test_what_cannot_be_followed_says_why(name, exported):
     found = find_channels(exported(Mixed(between), torch.zeros(3, 4)))[0]
     assert found.refusal is not None
     assert re.search(reason, found.refusal)
+
+
+class Subnetwork(nn.Module):
+    """A sum over heads alone, which would mix channels that move differently."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.last(self.first(x).reshape(3, 2, 6).sum(1))
+
+
+def test_a_sum_over_heads_is_refused(exported):
+    found = find_channels(exported(Subnetwork(), torch.zeros(3, 4)))[0]
+    assert found.refusal.endswith("mixes heads")
+
+
+def test_a_reduction_that_may_do_nothing_is_refused():
+    x = ir.Value(name="x", shape=ir.Shape([2, 4]))
+    node = ir.node("ReduceSum", [x], {"noop_with_empty_axes": ir.AttrInt64("noop_with_empty_axes", 1)})
+    with pytest.raises(Refusal, match="may reduce nothing"):
+        list(RULES["ReduceSum"](node, 0, At((1,))))
 
 
 def test_a_tied_weight_stays(exported):
