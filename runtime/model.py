@@ -273,7 +273,7 @@ class Context:
         """As ``Model.snapshot``."""
         data = snapshots.room(self._states)
         self._copy_states("snapshot", data.ctypes.data, data.nbytes)
-        return snapshots.split(data, self._states)
+        return {name: view.copy() for name, view in snapshots.split(data, self._states).items()}
 
     def restore(self, snapshot: Mapping) -> None:
         """As ``Model.restore``."""

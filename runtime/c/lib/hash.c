@@ -125,11 +125,10 @@ static void work_on_all_cpus(job *j, uint64_t bytes) {
 
 static void work_on_all_cpus(job *j, uint64_t bytes) {
     pthread_t threads[MAX_THREADS - 1];
-    uint64_t most = bytes / WORTH_A_THREAD;
-    int wanted = most > 1 ? usable_cpus() : 1, started = 0;
-    if (wanted > MAX_THREADS) wanted = MAX_THREADS;
-    if ((uint64_t)wanted > most) wanted = (int)most;
-    if (wanted == 1) {
+    int wanted = bytes < MAX_THREADS * WORTH_A_THREAD ? (int)(bytes / WORTH_A_THREAD) : MAX_THREADS, started = 0;
+    int cpus = wanted > 1 ? usable_cpus() : 1;
+    if (wanted > cpus) wanted = cpus;
+    if (wanted < 2) {
         work(j);
         return;
     }
