@@ -43,11 +43,18 @@ class Device:
         with subprocess.Popen(made, stdin=pipe, stdout=pipe, stderr=pipe) as process:
             try:
                 with tarfile.open(fileobj=process.stdin, mode="w|") as out:
-                    out.add(folder, ".")
+                    out.add(folder, ".", filter=_nobodys)
             except OSError:
                 pass  # the other end says why
             stdout, stderr = process.communicate()
         return _done(subprocess.CompletedProcess(made, process.returncode, stdout, stderr))
+
+
+def _nobodys(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """What belongs to somebody here shall belong to root there, where root unpacks it."""
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info
 
 
 def _done(process: subprocess.CompletedProcess) -> Done:

@@ -99,6 +99,7 @@ def test_a_command_that_fails_after_the_switch_takes_it_back(folder, install, tm
     done = install(folder("two"), prefix, "--after", restart)
     assert done.returncode == 3 and "failed: back to " in done.stderr
     assert in_use(prefix) == "one" and log.read_text() == "one\ntwo\none\n"
+    assert not (prefix / "previous").is_symlink(), "as it was"
     first = tmp_path / "first"
     done = install(folder("one"), first, "--after", "false")
     assert done.returncode == 3 and "none is in use now" in done.stderr and in_use(first) is None

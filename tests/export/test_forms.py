@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sparsec.compiler import contents, emulator, export, package
+from sparsec.compiler.deploy import Plan
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.export import publish
 from sparsec.compiler.export.source import DEVICES, open_source, plain_name
@@ -184,6 +185,20 @@ def test_a_cpu_without_the_features_is_told_so(exported):
     program = exported("static") / "bin/tiny-net"
     said_ = failed(qemu, "-cpu", "Conroe", program, "--selftest")
     assert "this CPU lacks " in said_ and said_.endswith(", which the model was compiled for\n")
+
+
+def test_an_artifact_goes_to_a_device(artifact, exported, tmp_path):
+    """``deploy`` exports it first; ssh is a shell on this machine here.  A static program follows it."""
+    (tmp_path / "ssh").write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    command = [sys.executable, "-P", "-m", "sparsec", "deploy", artifact(), "here", "--ssh", tmp_path / "ssh"]
+    said(*command, "--prefix", tmp_path / "place", "--json")
+    current = tmp_path / "place/current"
+    assert current.readlink().name == Plan(exported("folder")).version, "exported anew, the same bytes"
+    assert said(current / "selftest").startswith("ok  output y")
+    out = said("sh", exported("static") / "install.sh", "--prefix", tmp_path / "place")
+    assert "ok  output y" in out and "installed " in out
+    said(current / "bin/tiny-net", "--selftest")
 
 
 # Packages of the system ---------------------------------------------------------------------------------

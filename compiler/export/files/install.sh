@@ -91,11 +91,11 @@ prepare() {
 # Every file listed, and no other, has the hash that is listed.
 check_files() {
     [ -f "$1/SHA256SUMS" ] || die 1 "$1 has no SHA256SUMS: it was not copied whole"
-    wrong=$(cd -- "$1" && sha256sum -c SHA256SUMS 2>&1 | grep -v ': OK$' | head -n 1)
-    [ -z "$wrong" ] || die 1 "damaged: $wrong"
+    said=$(cd -- "$1" && sha256sum -c SHA256SUMS 2>&1) ||
+        die 1 "damaged: $(echo "$said" | grep -v ': OK$' | head -n 1)"
     found=$(cd -- "$1" && find . -type f ! -path ./SHA256SUMS ! -path ./SHA256SUMS.sig | wc -l)
     [ "$found" -eq "$(wc -l <"$1/SHA256SUMS")" ] || die 1 "there are files that SHA256SUMS does not list"
-    [ -z "$(find "$1" ! -type f ! -type d)" ] || die 1 "there is something that is neither a file nor a folder"
+    odd=$(find "$1" ! -type f ! -type d) && [ -z "$odd" ] || die 1 "there is something that is neither a file nor a folder"
 }
 
 # By the program of the version in use, which is trusted, where there is one.
@@ -123,7 +123,7 @@ place() {
     esac
 }
 
-# Makes releases/$1 current; if COMMAND then fails, what was current before is it again.
+# Makes releases/$1 current; if COMMAND then fails, both links are again what they were.
 switch() {
     holds || die 4 "another installation took over in $prefix"
     before=$current
@@ -134,6 +134,7 @@ switch() {
     sh -c "$after" && return 0
     if [ -n "$before" ]; then
         point current "$before"
+        if [ -n "$previous" ]; then point previous "$previous"; else rm -f "$prefix/previous"; fi
         sh -c "$after" || say "the command fails with the version before, too" >&2
         die 3 "'$after' failed: back to $before"
     fi
