@@ -252,3 +252,13 @@ def test_an_accuracy_measured_again_replaces_the_old_one(tmp_path):
         store.add("digits", key | {"pattern": pattern, "dense": 0.98, "pruned": pruned}, file)
     assert [(r["pattern"], r["pruned"]) for r in store.load(file)["digits"]] == [("1:4", 0.9), ("2:4", 0.97)]
     assert "| search | 97.0 | 90.0 |" in page.page(store.load(file))
+
+
+def test_the_frontier_is_told_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    row = {"patterns": "2:4 3:4x32", "method": "sparsegpt", "layers": {"2:4": 20, "3:4x32": 4}}
+    rows = [row | {"latency": a, "speed": 1 / a, "cosine": c} for a, c in ((0.8, 0.97), (0.6, 0.91))]
+    found = {"frontier": rows}
+    assert "| 2:4 3:4x32 | 0.8 | 1.25x | 0.970 | 20 2:4, 4 3:4x32 |" in page.page(found)
+    page.write(found, tmp_path)
+    assert "mean cosine to its embedding" in (tmp_path / "frontier.svg").read_text()

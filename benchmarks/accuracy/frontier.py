@@ -28,7 +28,7 @@ from .store import add
 ROUNDS = 40
 
 
-def prune(folder: Path, patterns: list[str], latencies: list[float], method: str) -> None:
+def prune(folder: Path, patterns: list[str], latencies: list[float], method: str, layers: str) -> None:
     sentences = texts()
     test = tokens(sentences[CALIBRATION : CALIBRATION + TEST])
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def prune(folder: Path, patterns: list[str], latencies: list[float], method: str
     export(dense)
     np.savez(calibration, **tokens(sentences[:CALIBRATION]))
     reference = embeddings(dense.read_bytes(), test)
-    request = PruneRequest(patterns[0], method, str(calibration))
+    request = PruneRequest(patterns[0], method, str(calibration), layers=layers)
     known = survey(ir.load(dense), request, [parse_pattern(p) for p in patterns], None, print)
     for latency in latencies:
         point = next((p for p in known.space.points if known.space.latency(p) <= latency), None)
@@ -93,9 +93,11 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", default=["2:4", "2:4x32", "3:4x32"])
     parser.add_argument("--latencies", nargs="+", type=float, default=[0.9, 0.83, 0.75, 0.65])
     parser.add_argument("--method", default="sparsegpt")
+    parser.add_argument("--layers", default="*", metavar="GLOB", help="only these; all others stay dense")
     arguments = parser.parse_args()
     if arguments.step == "prune":
-        prune(arguments.folder, arguments.patterns, arguments.latencies, arguments.method)
+        chosen = arguments.patterns, arguments.latencies, arguments.method, arguments.layers
+        prune(arguments.folder, *chosen)
     else:
         measure(arguments.folder)
 
