@@ -115,6 +115,15 @@ public:
         });
     }
 
+    // On a GPU, for a model that is made for GPUs.
+    static Context on_device(const Model &model, int device) {
+        Context context(model.get());
+        context.create([&](sparsec_context **c, sparsec_error *e) {
+            return sparsec_context_create_on(context.model_, device, c, e);
+        });
+        return context;
+    }
+
     // `count` is the number of elements of T.
     template <class T> void bind_input(uint32_t index, const T *data, size_t count) {
         call(sparsec_bind_input, index, static_cast<const void *>(data), count * sizeof(T));
@@ -155,6 +164,8 @@ public:
     sparsec_context *get() const noexcept { return handle_.get(); }
 
 private:
+    explicit Context(sparsec_model *model) : model_(model) {}
+
     template <class Create> void create(Create function) {
         sparsec_context *context = nullptr;
         sparsec_error error;

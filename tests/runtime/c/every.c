@@ -127,6 +127,7 @@ static void binding(sparsec_model *model) {
     sparsec_context *c = 0;
     FAILS(SPARSEC_E_INPUT, "threads must be from 1 to", sparsec_context_create(model, -1, &c, error));
     FAILS(SPARSEC_E_INPUT, "threads must be from 1 to", sparsec_context_create(model, 1 << 20, &c, error));
+    FAILS(SPARSEC_E_INPUT, "the model runs on CPUs", sparsec_context_create_on(model, 0, &c, error));
     OK(sparsec_context_create(model, 1, &c, error));
     FAILS(SPARSEC_E_INPUT, "input 'x' was never given", sparsec_run(c, error));
     FAILS(SPARSEC_E_INPUT, "input 'x' takes 68 bytes, found 3", sparsec_bind_input(c, 0, x, 3, error));

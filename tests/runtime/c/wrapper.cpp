@@ -77,6 +77,7 @@ int main(int, char **arguments) {
     fails(SPARSEC_E_ARTIFACT, "cannot open '/nowhere'", [] { sparsec::Model nowhere("/nowhere"); });
     fails(SPARSEC_E_INPUT, "aligned", [] { sparsec::Model::from_memory(x + 1, 3); });
     fails(SPARSEC_E_INPUT, "is NULL", [&] { sparsec::Model::from_signed(path, nullptr); });
+    fails(SPARSEC_E_INPUT, "runs on CPUs", [&] { sparsec::Context::on_device(model, 0); });
     fails(SPARSEC_E_INPUT, "takes 68 bytes, found 4", [&] { context.bind_input(0, x, 1); });
     std::puts("ok");
     return 0;
