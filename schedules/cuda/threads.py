@@ -45,6 +45,8 @@ def _kernel(stmt: tir.Stmt) -> tir.Stmt:
         extents.append(int(stmt.extent))
         stmt = stmt.body
     total = math.prod(extents)
+    if not total:
+        return tir.nothing()
     width = min(THREADS, total)
 
     def thread(index):

@@ -43,6 +43,13 @@ def test_what_lies_between_kernels_is_scratch_memory():
     assert Argument("scratch", 0) in used and built.scratch_size == 64  # 7 floats, aligned
 
 
+def test_nothing_is_launched_for_no_elements():
+    z = tirx.decl_buffer([tir.i64(1)], "float32", name="z")
+    body = tir.loop("i", 0, lambda i: tirx.BufferStore(z, tir.f32(1.0), [i]), independent=True)
+    func = tirx.PrimFunc([z], body).with_attrs({tir.NOALIAS: True, "s_tir": True})
+    assert build_kernels(module(f=func), GPU).launches["f"] == ()
+
+
 def test_an_assertion_becomes_a_fault():
     built = build_kernels(module(f=checked_index((9,), "int64", (4,), "Gather 'g'")), GPU)
     assert built.faults == ("Gather 'g': an index is outside [-4, 4)",)
