@@ -36,7 +36,8 @@ class Narrow:
         """``result`` of ``node``, with its bit patterns known where its value is a narrow one."""
         if not self.values.intersection(node.outputs):
             return result
-        result = self.bb.emit(result)
+        if not isinstance(result, relax.Var):  # a second name for a variable would stand in fusion's way
+            result = self.bb.emit(result)
         if node.op_type in VIEWS and inputs[0] in self.bits:
             shape = [int(d) for d in result.ty.shape]
             self.bits[result] = self.bb.emit(relax.op.reshape(self.bits[inputs[0]], shape))

@@ -102,6 +102,11 @@ def test_the_artifact_says_what_it_is(report):
     assert all(1e-5 < error < 2e-2 for error in errors)  # rounded, and not much more
 
 
+def test_rounding_is_fused_into_the_layer_before(report):
+    """Left alone: the input's, with the transpose, and the normaliser's."""
+    assert report["steps"] == 10
+
+
 def test_halves_the_weights(report):
     layers = report["layers"]
     assert all(2 * layer["packed_bytes"] <= 1.3 * layer["dense_bytes"] for layer in layers[:3])
