@@ -70,27 +70,12 @@ class _Kernel:
         self.turn = warp // (tile.warps_r * tile.warps_c)
         self.row = (warp // tile.warps_c % tile.warps_r * 4 + lane // SIDE) * tile.height
         self.channel = (warp % tile.warps_c * SIDE + lane % SIDE) * CHANNELS
-        ahead = tile.stages - 1
         return tir.seq(
             [
                 *tir.alloc([self.shared, self.sums, self.inputs, self.values]),
                 ptx.zero(self.sums),
-                *(self._fetch(tir.i64(step), tir.i64(step)) for step in range(min(ahead, self.rounds))),
-                *(ptx.commit() for _ in range(self.rounds, ahead)),
-                tir.loop("step", self.rounds, self._round),
+                *ptx.pipeline(self.rounds, tile.stages, self._fetch, self._products),
                 *self._finish(),
-            ]
-        )
-
-    def _round(self, step) -> tir.Stmt:
-        ahead = self.tile.stages - 1
-        return tir.seq(
-            [
-                ptx.wait(ahead - 1),
-                # The stage has come for everybody, and nobody reads the one that is fetched into any more.
-                ptx.barrier(),
-                self._fetch(step + ahead, (step + ahead) % self.tile.stages, step + ahead < self.rounds),
-                self._products(step),
             ]
         )
 
@@ -105,10 +90,9 @@ class _Kernel:
 
     # ---- copies -----------------------------------------------------------------------------------------
 
-    def _fetch(self, step, stage, condition=None) -> tir.Stmt:
+    def _fetch(self, step, stage) -> tir.Stmt:
         start = stage * self.words.stage
-        pieces = tir.seq([self._fetch_inputs(step, start), self._fetch_weights(step, start)])
-        return tir.seq([ptx.when(condition, pieces), ptx.commit()])
+        return tir.seq([self._fetch_inputs(step, start), self._fetch_weights(step, start)])
 
     def _fetch_inputs(self, step, start) -> tir.Stmt:
         layer, depth, tile = self.layer, self.depth, self.tile
@@ -168,8 +152,8 @@ class _Kernel:
 
     # ---- products ---------------------------------------------------------------------------------------
 
-    def _products(self, step) -> tir.Stmt:
-        start = step % self.tile.stages * self.words.stage + self.turn * self.words.turn
+    def _products(self, step, stage) -> tir.Stmt:
+        start = stage * self.words.stage + self.turn * self.words.turn
         tap, chunk, _ = self._place(step, self.turn)
         unroll = _UNROLL if self.depth.slots % _UNROLL == 0 else 1
 

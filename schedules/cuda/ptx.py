@@ -124,6 +124,33 @@ def wait(groups_left: int) -> tir.Stmt:
     return tirx.Evaluate(T.ptx["cp.async.wait_group"](groups_left))
 
 
+def pipeline(rounds: int, stages: int, fetch: Callable, work: Callable) -> list[tir.Stmt]:
+    """``work(step, stage)`` for every round; ``fetch`` of the same copies ``stages - 1`` rounds before."""
+    ahead = stages - 1
+
+    def group(copies: tir.Stmt) -> tir.Stmt:
+        return tir.seq([copies, commit()])
+
+    def one(step) -> tir.Stmt:
+        later = step + ahead
+        return tir.seq(
+            [
+                wait(ahead - 1),
+                # The stage has come for everybody, and nobody reads the one that is fetched into any more.
+                barrier(),
+                # An empty group is a group: one for each round, so that counting them tells which have come.
+                group(when(later < rounds, fetch(later, later % stages))),
+                work(step, step % stages),
+            ]
+        )
+
+    return [
+        *(group(fetch(tir.i64(step), tir.i64(step))) for step in range(min(ahead, rounds))),
+        *(commit() for _ in range(rounds, ahead)),
+        tir.loop("step", rounds, one),
+    ]
+
+
 def load_matrices(to: tir.Buffer, first, source: tir.Buffer, word) -> tir.Stmt:
     """Four 8 x 8 matrices of 16-bit elements to ``to[first]`` and on; ``word`` is the row of this lane."""
     lanes = [tir.load(to, first + tir.i64(i)) for i in range(4)]

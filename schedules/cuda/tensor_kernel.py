@@ -77,42 +77,26 @@ class _Kernel:
         self.warp_band = warp % tile.warps_c * self.warp_bands
         self.warp_octet = warp // tile.warps_c % tile.warps_t * self.warp_octets
         self.warp_k = warp // (tile.warps_c * tile.warps_t)
-        ahead = tile.stages - 1
         own = [self.shared, self.sums, self.left, self.right]
         return tir.seq(
             [
                 *tir.alloc([*own, self.metadata] if self.spec.sparse else own),
                 ptx.zero(self.sums),
-                *(self._fetch(tir.i64(step), tir.i64(step)) for step in range(min(ahead, self.rounds))),
-                *(ptx.commit() for _ in range(self.rounds, ahead)),
-                tir.loop("step", self.rounds, self._round),
+                *ptx.pipeline(self.rounds, tile.stages, self._fetch, self._products),
                 *self._finish(),
-            ]
-        )
-
-    def _round(self, step) -> tir.Stmt:
-        ahead = self.tile.stages - 1
-        return tir.seq(
-            [
-                ptx.wait(ahead - 1),
-                # The stage has come for everybody, and nobody reads the one that is fetched into any more.
-                ptx.barrier(),
-                self._fetch(step + ahead, (step + ahead) % self.tile.stages, step + ahead < self.rounds),
-                *self._products(step % self.tile.stages * self.words.stage),
             ]
         )
 
     # ---- copies -----------------------------------------------------------------------------------------
 
-    def _fetch(self, step, stage, condition=None) -> tir.Stmt:
-        """Copies of round ``step`` to ``stage`` where ``condition`` holds, as a group that always is."""
+    def _fetch(self, step, stage) -> tir.Stmt:
         start = stage * self.words.stage
         pieces = [self._fetch_weights(self.weights[0], step, start, self.words.values)]
         if self.spec.sparse:
             at = start + self.words.metadata
             pieces.append(self._fetch_weights(self.weights[1], step, at, fragments.LANES))
         pieces.append(self._fetch_activations(step, start + self.words.activations))
-        return tir.seq([ptx.when(condition, tir.seq(pieces)), ptx.commit()])
+        return tir.seq(pieces)
 
     def _fetch_weights(self, source: tir.Buffer, step, start, words: int) -> tir.Stmt:
         """``words`` of each band and each block of 64 inputs."""
@@ -159,16 +143,17 @@ class _Kernel:
 
     # ---- products ---------------------------------------------------------------------------------------
 
-    def _products(self, start) -> list[tir.Stmt]:
-        """What the warp does with its block of 64 inputs of the stage that starts at word ``start``."""
+    def _products(self, step, stage) -> tir.Stmt:
+        """What the warp does with its block of 64 inputs in ``stage``."""
+        start = stage * self.words.stage
         stmts = [self._load_metadata(start)] if self.spec.sparse else []
         for half in range(2):
             stmts.append(self._load_right(start + self.words.activations, half))
             steps = (half,) if self.spec.sparse else (half * 2, half * 2 + 1)
-            for step in steps:
-                stmts.append(self._load_left(start + step * (fragments.LANES * fragments.VALUES // 2)))
-                stmts.append(self._multiply(step))
-        return stmts
+            for part in steps:
+                stmts.append(self._load_left(start + part * (fragments.LANES * fragments.VALUES // 2)))
+                stmts.append(self._multiply(part))
+        return tir.seq(stmts)
 
     def _load_metadata(self, start) -> tir.Stmt:
         def one(band):
