@@ -61,6 +61,8 @@ def open_source(path: Path, device: str | None, name: str | None, level: str | N
     manifest = found.manifest
     machines = {library: machine(manifest.raw, library) for library in manifest.libraries}
     kinds = [kind for kind, d in DEVICES.items() if d.architecture in machines.values()]
+    if not kinds:
+        raise CompileError(f"{str(path)!r} has no code for a CPU of these devices: it goes there as it is")
     if device is None and len(kinds) != 1:
         raise CompileError(f"{str(path)!r} runs on {', '.join(kinds)}; name one with --device")
     kind = device or kinds[0]

@@ -268,6 +268,11 @@ def test_what_cannot_be_exported(artifact, network, tmp_path):
         open_source(artifact(), None, None, "v4")
     with pytest.raises(CompileError, match="a model cannot be called '---' on a device"):
         open_source(artifact(), None, "---", None)
+    found = contents.read(artifact())
+    foreign = {**json.loads(found.manifest_bytes), "target": {"architecture": "vax", "system": "linux"}}
+    package.write_artifact(tmp_path / "foreign", foreign, found.members)
+    with pytest.raises(CompileError, match="has no code for a CPU"):
+        open_source(tmp_path / "foreign", None, None, None)
     compile_model(CompileRequest(str(network), str(tmp_path / "plain"), target="x86:v2"))
     with pytest.raises(CompileError, match=r"has no sample.bin: compile the model with --exportable"):
         open_source(tmp_path / "plain", None, None, None)

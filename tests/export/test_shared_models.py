@@ -10,10 +10,10 @@ from sparsec.compiler.export.source import open_source
 from sparsec.compiler.pipeline import compile_model
 from sparsec.compiler.request import CompileRequest
 
-# file, symbolic dims, the most bytes of a program with weights, of one without
+# file, symbolic dims; the most bytes of a program, of one less its weights, of the library
 MODELS = {
-    "mnist": ("mnist.onnx", {}, 110_000, 80_000),
-    "kws": ("mlperf_tiny_kws_fp32.onnx", {"unk__123": 1}, 160_000, 70_000),
+    "mnist": ("mnist.onnx", {}, 110_000, 80_000, 65_000),
+    "kws": ("mlperf_tiny_kws_fp32.onnx", {"unk__123": 1}, 160_000, 70_000, 120_000),
 }
 LEVELS = {"x86:v3": "v3", "arm": "neon", "armv7": "armv7", "riscv64": "rv64gc"}
 ARCHITECTURES = {"arm": "aarch64", "armv7": "arm", "riscv64": "riscv64"}
@@ -32,7 +32,7 @@ def cases():
 
 @pytest.mark.parametrize(("model", "target"), list(cases()))
 def test_static_program(model, target, shared_models, ort_run, tmp_path):
-    file, dims, most, most_without = MODELS[model]
+    file, dims, most, most_without, most_of_library = MODELS[model]
     artifact = tmp_path / f"{model}.sparsec"
     request = CompileRequest(
         str(shared_models / file), str(artifact), target=target, dims=dims, exportable=True
@@ -47,7 +47,7 @@ def test_static_program(model, target, shared_models, ort_run, tmp_path):
         told = subprocess.run(
             ["size", "-t", tmp_path / f"out/lib/lib{model}.a"], capture_output=True, check=True
         )
-        assert weights < int(told.stdout.splitlines()[-1].split()[0]) < weights + 30_000
+        assert weights < int(told.stdout.splitlines()[-1].split()[0]) < most_of_library
     (given,), (wanted,) = (side for side in ports(artifact))
     x = np.random.default_rng(4).random(given.shape, np.float32)
     x.tofile(tmp_path / "x")
