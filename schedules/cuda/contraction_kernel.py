@@ -16,7 +16,7 @@ from sparsec.schedules.contraction_rule import operands
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.contraction_tile import CHANNELS, SIDE, Layer, Tile, Words, sums_line, tile_for
 from sparsec.schedules.cuda.results import Staged, deal, every, write
-from sparsec.schedules.cuda.target import Gpu
+from sparsec.schedules.cuda.target import WARP, Gpu
 from sparsec.schedules.cuda.tile import tile_of
 from sparsec.schedules.layout import PANEL
 
@@ -65,7 +65,7 @@ class _Kernel:
         tile = self.tile
         *group, thread = rest
         self.group = group[0] if group else tir.i64(0)
-        self.thread, lane, warp = thread, thread % ptx.WARP, thread // ptx.WARP
+        self.thread, lane, warp = thread, thread % WARP, thread // WARP
         self.first_panel, self.first_row = block_c * (tile.channels // PANEL), block_r * tile.rows
         self.turn = warp // (tile.warps_r * tile.warps_c)
         self.row = (warp // tile.warps_c % tile.warps_r * 4 + lane // SIDE) * tile.height

@@ -13,8 +13,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from sparsec.schedules import tir
-
-WARP = 32
+from sparsec.schedules.cuda.target import WARP
 
 #: Element type of an activation or weight -> how PTX calls it.
 TYPES = {"float16": "f16", "bfloat16": "bf16"}

@@ -14,7 +14,7 @@ from sparsec.schedules import tir
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
 from sparsec.schedules.cuda import fragments, ptx
 from sparsec.schedules.cuda.results import Staged, deal, every, write
-from sparsec.schedules.cuda.target import Gpu
+from sparsec.schedules.cuda.target import WARP, Gpu
 from sparsec.schedules.cuda.tensor_gemm import (
     ALIGNED,
     TensorGemm,
@@ -72,7 +72,7 @@ class _Kernel:
 
     def _block(self, block_c, block_t, thread) -> tir.Stmt:
         tile = self.tile
-        self.thread, self.lane, warp = thread, thread % ptx.WARP, thread // ptx.WARP
+        self.thread, self.lane, warp = thread, thread % WARP, thread // WARP
         self.first_band, self.first_token = block_c * self.tile_bands, block_t * tile.tokens
         self.warp_band = warp % tile.warps_c * self.warp_bands
         self.warp_octet = warp // tile.warps_c % tile.warps_t * self.warp_octets
