@@ -106,7 +106,7 @@ def _why_other(z: ir.Value, node: ir.Node) -> str:
     if "GatherND" in kinds:
         return "recomputes exactly one slice, as in the example traced; the graph fails for any other number"
     if kinds & {"Sqrt", "Pow"}:
-        return "this is entmax with alpha 1.5, not sparsemax (alpha 2); it has no operator yet"
+        return "this is entmax with alpha 1.5, not sparsemax (alpha 2); it stays as it is"
     return "sorts and sums, but tau is not (sum of the support - 1) / size of the support"
 
 

@@ -163,7 +163,7 @@ def test_entmax15_is_declined(dynamo, tmp_path, transform, unchanged):
     model = export(lambda x: entmax.entmax15(x, -1), False, dynamo, torch.tensor(x), tmp_path / "model.onnx")
     was = unchanged(model)
     (finding,), _, _ = transform(model, {model.graph.inputs[0].name: x})
-    assert finding.reason == "this is entmax with alpha 1.5, not sparsemax (alpha 2); it has no operator yet"
+    assert finding.reason == "this is entmax with alpha 1.5, not sparsemax (alpha 2); it stays as it is"
     assert unchanged(model) == was
 
 
