@@ -91,5 +91,5 @@ def plain_name(name: str) -> str:
     """``name`` as packages and files may be called (Debian policy 5.6.1), or CompileError."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if len(plain) < 2:
-        raise CompileError(f"a model cannot be called {name!r} on a device; name it with --name")
+        raise CompileError(f"a model called {name!r} needs two letters or digits in its name; give --name")
     return plain

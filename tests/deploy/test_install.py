@@ -147,6 +147,11 @@ def test_wrong_usage(folder, install, tmp_path, options):
     assert done.returncode == 2 and done.stderr.startswith("toy: ")
 
 
+def test_help(folder, install, tmp_path):
+    done = install(folder("one"), tmp_path / "prefix", "--help")
+    assert done.returncode == 0 and "--rollback" in done.stdout and not (tmp_path / "prefix").exists()
+
+
 @pytest.mark.parametrize(
     "victims", [pytest.param("0", id="all"), pytest.param("$PPID", id="parent", marks=pytest.mark.slow)]
 )

@@ -266,7 +266,7 @@ def test_what_cannot_be_exported(artifact, network, tmp_path):
         open_source(artifact(), "aarch64-linux", None, None)
     with pytest.raises(CompileError, match="has the levels v2 for x86-64-linux, not v4"):
         open_source(artifact(), None, None, "v4")
-    with pytest.raises(CompileError, match="a model cannot be called '---' on a device"):
+    with pytest.raises(CompileError, match="'---' needs two letters or digits in its name; give --name"):
         open_source(artifact(), None, "---", None)
     found = contents.read(artifact())
     foreign = {**json.loads(found.manifest_bytes), "target": {"architecture": "vax", "system": "linux"}}

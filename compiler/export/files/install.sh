@@ -36,7 +36,8 @@ while [ $# -gt 0 ]; do
         ;;
     --rollback) action=rollback ;;
     --status) action=status ;;
-    *) die 2 "unknown option $1; see the head of install.sh" ;;
+    --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) die 2 "unknown option $1; --help lists them" ;;
     esac
     shift
 done
