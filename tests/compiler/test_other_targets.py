@@ -133,7 +133,9 @@ def test_library(layers, target, monkeypatch):
     """The library's architecture, and that it asks for the oldest glibc's symbols alone."""
     kept = []
     real = native._check_library
-    monkeypatch.setattr(native, "_check_library", lambda data: (kept.append(data), real(data)))
+    monkeypatch.setattr(
+        native, "_check_library", lambda data, *names: (kept.append(data), real(data, *names))
+    )
     monkeypatch.setattr(emulator.shutil, "which", lambda name: None)
     _, report = compiled(layers, target)
     machine, _, name = MACHINES[target]
