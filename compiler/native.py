@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -72,11 +73,12 @@ def archive(plan: Plan, objects: Sequence[bytes | Path], workspace_size: int, le
     """The static library for programs without a loader: plan, kernels and core, without a system.
 
     The arguments and errors are those of ``link``.  Who links it adds the weights as ``sparsec_weights``.
+    Labels of steps are as long as in messages: exporters of TFLite models join names to hundreds of bytes.
     """
     what = f"{level}.a"
     with failures(Path(what)), tempfile.TemporaryDirectory(prefix="sparsec-") as name:
         folder, cc = Path(name), build.zig(build.ZIG_STATIC[LEVEL_ARCHITECTURE[level]])
-        names = _write_model(plan, objects, workspace_size, folder, level, cc)
+        names = _write_model(_with_short_labels(plan), objects, workspace_size, folder, level, cc)
         names += build.compile_sources(cc, build.BARE, folder, build.BARE_FLAGS)
         return build.archive(what, names, folder).read_bytes()
 
@@ -154,6 +156,10 @@ def _core_objects(cc: tuple[str, ...]) -> dict[str, bytes]:
             o: (folder / o).read_bytes()
             for o in build.compile_sources(cc, build.CORE, folder, build.tls_flags(cc))
         }
+
+
+def _with_short_labels(plan: Plan) -> Plan:
+    return replace(plan, steps=tuple(replace(step, label=step.label[:100]) for step in plan.steps))
 
 
 def _check_kernels(plan: Plan, contents: Sequence[bytes]) -> None:

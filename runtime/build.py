@@ -42,9 +42,32 @@ BARE = (
 )
 # Programs for devices: one that reads artifacts, one of a model that is linked with it, one for signatures.
 ARTIFACT_PROGRAM = ("tools/artifact.c", "tools/device.c", "tools/files.c", "tools/key.c", "tools/selftest.c")
-LINKED_PROGRAM = ("tools/linked.c", "tools/device.c", "tools/files.c", "tools/selftest.c", "lib/cpu.c")
-VERIFY_PROGRAM = ("tools/verify.c", "tools/files.c", "tools/key.c", "lib/ed25519.c", "lib/sha512.c")
-BARE_FLAGS = ("-Os", "-ffunction-sections", "-fdata-sections", "-DSPARSEC_BARE", "-DSPARSEC_NO_THREADS")
+LINKED_PROGRAM = (
+    "tools/linked.c",
+    "tools/device.c",
+    "tools/files.c",
+    "tools/libc.c",
+    "tools/selftest.c",
+    "lib/cpu.c",
+)
+VERIFY_PROGRAM = (
+    "tools/verify.c",
+    "tools/files.c",
+    "tools/key.c",
+    "tools/libc.c",
+    "lib/ed25519.c",
+    "lib/sha512.c",
+)
+# Small rather than fast; no tables for unwinding and no frame pointers, which nobody there follows.
+SMALL = (
+    "-Os",
+    "-fomit-frame-pointer",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+)
+BARE_FLAGS = (*SMALL, "-DSPARSEC_BARE", "-DSPARSEC_NO_THREADS")
 RUNNER = "runner.c"
 LIBRARY = (
     "cpus.c",

@@ -9,15 +9,9 @@ from sparsec.runtime import build
 
 from .source import Source
 
-# Programs on devices are small rather than fast: the kernels are what takes time.
-_FLAGS = (
-    "-Os",
-    "-ffunction-sections",
-    "-fdata-sections",
-    "-fno-unwind-tables",
-    "-fno-asynchronous-unwind-tables",
-)
-_LINK = ("-Os", "-s", "-Wl,--gc-sections")  # zig builds its libc the same way
+# Programs on devices are small rather than fast: the kernels are what takes time.  zig builds its libc with
+# the flags of the link.
+_LINK = (*build.SMALL, "-s", "-Wl,--gc-sections", "-Wl,--no-eh-frame-hdr")
 
 # Weights and sample in read-only data; who does not use the sample does not get it.
 _DATA = """
@@ -43,7 +37,7 @@ def runtime(architecture: str) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="sparsec-") as name:
         folder, cc = Path(name), build.zig(build.ZIG_TARGETS[architecture])
         archive, shared = build.make_library(cc, folder)
-        objects = build.compile_sources(cc, build.ARTIFACT_PROGRAM, folder, _FLAGS)
+        objects = build.compile_sources(cc, build.ARTIFACT_PROGRAM, folder, build.SMALL)
         libraries = ["libsparsec.a", "-ldl", "-lpthread", "-lm"]
         build.run([*cc, *_LINK, "-o", "sparsec-device", *objects, *libraries], folder)
         return {
@@ -92,6 +86,6 @@ def _static(
 ) -> bytes:
     """A program that holds its libc, which is musl's."""
     cc = build.zig(build.ZIG_STATIC[architecture])
-    objects = build.compile_sources(cc, sources, folder, (*_FLAGS, *flags))
+    objects = build.compile_sources(cc, sources, folder, (*build.SMALL, *flags))
     build.run([*cc, "-static", *_LINK, "-o", "program", *objects, *libraries], folder)
     return (folder / "program").read_bytes()

@@ -16,4 +16,12 @@ sparsec_status default_threads(int *threads, sparsec_error *error) { return (voi
 
 int process_id(void) { return 0; }
 
+sparsec_status fail(sparsec_error *error, sparsec_status kind, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vfail(error, kind, format, args);
+    va_end(args);
+    return kind;
+}
+
 double now(void) { return 0; }

@@ -14,10 +14,9 @@ enum { EAX, EBX, ECX, EDX };
 #define AVX512 0xe6u
 
 typedef struct feature {
-    const char *name;
-    uint32_t leaf, subleaf;
-    uint8_t reg, bit;
-    uint32_t state;
+    char name[11];
+    uint32_t leaf;
+    uint8_t subleaf, reg, bit, state;
 } feature;
 
 static const feature features[] = {

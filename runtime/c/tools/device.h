@@ -11,8 +11,11 @@ typedef struct subject {
     span sample;
 } subject;
 
-// A context of one thread in memory that is never given back; NULL, and *error says why, where there is none.
-sparsec_context *new_context(const subject *s, sparsec_error *error);
+// A context of one thread in memory that is never given back; NULL after a complaint.
+sparsec_context *new_context(const subject *s);
+
+// One line, printf-style, of text that ends with it; static programs know the formats in libc.c.
+__attribute__((format(printf, 2, 3))) void say(int fd, const char *format, ...);
 
 // One line on stderr; 1.
 int complain(const char *who, const char *why);
@@ -20,17 +23,20 @@ int complain(const char *who, const char *why);
 // Runs the sample and compares; says what came out and how long a run takes.  The exit status.
 int self_test(const subject *s);
 
-// One inference: reads the files in `inputs`, one for each input, and writes those in `outputs`, raw data all.
-// Missing names at the end of `outputs` are outputs that are not written.  The exit status.
-int run_files(const subject *s, char *const *inputs, int input_count, char *const *outputs, int output_count);
-
 // What is left of a command line: --selftest, or --input FILE ... --output FILE ...  The exit status.
 int device_main(const char *usage, const subject *s, char **args, int count);
 
 // An Ed25519 public key in a PEM file.
 bool read_key(const char *path, uint8_t key[32]);
 
+// Zeros, aligned to a page; NULL if there are none.
+void *new_memory(size_t bytes);
+
 // The bytes of a file in new memory, with a zero behind them; no data, and *why says so, where it cannot be read.
 span read_file(const char *path, const char **why);
+void drop_file(span file);
+
+// The exit status; complains.
+int write_file(const char *path, const void *data, size_t bytes);
 
 #endif

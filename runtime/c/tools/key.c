@@ -1,7 +1,5 @@
 // key.c - public keys out of PEM files
 
-#include <stdlib.h>
-
 #include "device.h"
 
 static int sextet(char c) {
@@ -26,6 +24,6 @@ bool read_key(const char *path, uint8_t key[32]) {
         count += 6;
         if (count >= 8) key[used++] = (uint8_t)(bits >> (count -= 8));
     }
-    free((void *)text.data);
+    drop_file(text);
     return used == 32;
 }

@@ -2,6 +2,8 @@
 //
 // SPARSEC_FEATURES lists the CPU features that its kernels use, as "avx2", "fma", ...
 
+#include <unistd.h>
+
 #include "device.h"
 
 extern const uint8_t sparsec_sample[], sparsec_sample_end[]; // from an assembler file that includes sample.bin
@@ -10,7 +12,7 @@ int main(int count, char **args) {
     static const char *const features[] = {SPARSEC_FEATURES 0};
     for (const char *const *f = features; *f; f++) {
         if (cpu_has((span){(const uint8_t *)*f, strlen(*f)})) continue;
-        fprintf(stderr, "%s: this CPU lacks %s, which the model was compiled for\n", args[0], *f);
+        say(STDERR_FILENO, "%s: this CPU lacks %s, which the model was compiled for\n", args[0], *f);
         return 1;
     }
     size_t size = (size_t)(sparsec_sample_end - sparsec_sample);

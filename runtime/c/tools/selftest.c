@@ -3,17 +3,20 @@
 #include <math.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "device.h"
 
 #define MAX_RUNS 101
 #define ENOUGH 0.5 // seconds of timed runs
 
-static double from_float16(uint16_t bits) {
-    int exponent = bits >> 10 & 31;
-    double fraction = bits & 1023, sign = bits >> 15 ? -1 : 1;
-    if (exponent == 31) return fraction != 0 ? NAN : sign * INFINITY;
-    return sign * (exponent ? ldexp(1 + fraction / 1024, exponent - 15) : ldexp(fraction, -24));
+// Exponent and fraction are where a float's are after a shift; the exponents count from 15 and from 127.
+static double from_float16(uint16_t half) {
+    uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
+    if (bits >= 0x0f800000u) return bits > 0x0f800000u ? NAN : half >> 15 ? -INFINITY : INFINITY;
+    float magnitude;
+    memcpy(&magnitude, &bits, sizeof bits);
+    return (half >> 15 ? -1.0 : 1.0) * 0x1p112 * magnitude;
 }
 
 // Element i of a floating-point tensor; `size` is that of an element.
@@ -32,7 +35,7 @@ static double element(const uint8_t *data, size_t size, size_t i) {
 // The largest error of an output; infinite where values that must be equal are not.
 static double error_of(const sparsec_tensor *t, const uint8_t *found, const uint8_t *expected) {
     if (strncmp(t->dtype, "float", 5)) return memcmp(found, expected, t->bytes) ? INFINITY : 0;
-    size_t size = (size_t)atoi(t->dtype + 5) / 8;
+    size_t size = t->dtype[5] == '1' ? 2 : t->dtype[5] == '3' ? 4 : 8; // float16, float32, float64
     double worst = 0;
     for (size_t i = 0; i < t->bytes / size; i++) {
         double a = element(found, size, i), b = element(expected, size, i);
@@ -49,40 +52,56 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static int time_runs(sparsec_context *context, uint64_t memory, sparsec_error *error) {
-    double seconds[MAX_RUNS], start = now();
+    double seconds[MAX_RUNS], start = now(); // ascending
     int runs = 0;
     while (runs < MAX_RUNS && (runs < 3 || now() - start < ENOUGH)) {
         double before = now();
         if (sparsec_run(context, error)) return complain("run", error->message);
-        seconds[runs++] = now() - before;
+        double taken = now() - before;
+        int at = runs++;
+        for (; at && seconds[at - 1] > taken; at--) seconds[at] = seconds[at - 1];
+        seconds[at] = taken;
     }
-    qsort(seconds, (size_t)runs, sizeof *seconds, ascending);
-    printf("ok  a run takes %.3f ms (median of %d) and %llu kB\n", 1e3 * seconds[runs / 2], runs,
-           (unsigned long long)(memory + 999) / 1000);
+    unsigned long long microseconds = (unsigned long long)(1e6 * seconds[runs / 2] + 0.5);
+    say(STDOUT_FILENO, "ok  a run takes %llu.%03u ms (median of %d) and %llu kB\n", microseconds / 1000,
+        (unsigned)(microseconds % 1000), runs, (unsigned long long)(memory + 999) / 1000);
     return 0;
 }
 
-// Gives the inputs; returns where the outputs begin, NULL if the sample has another size.
-static const uint8_t *set_inputs(const subject *s, sparsec_context *context, sparsec_error *error) {
+// A non-negative number as %.1e writes it.
+typedef struct scientific {
+    char text[12];
+} scientific;
+
+static scientific scientific_of(double x) {
+    scientific s = {"inf"};
+    if (isinf(x)) return s;
+    int exponent = 0;
+    for (; x >= 9.95; exponent++) x /= 10;
+    for (; x && x < 0.995; exponent--) x *= 10;
+    unsigned tenths = (unsigned)(10 * x + 0.5);
+    snprintf(s.text, sizeof s.text, "%u.%ue%s%02u", tenths / 10, tenths % 10, exponent < 0 ? "-" : "+",
+             (unsigned)abs(exponent));
+    return s;
+}
+
+// Gives the inputs; returns where the outputs begin, NULL after a complaint.
+static const uint8_t *set_inputs(const subject *s, sparsec_context *context) {
+    sparsec_error error;
     uint32_t inputs = sparsec_input_count(s->model), outputs = sparsec_output_count(s->model);
     size_t size = outputs * sizeof(double);
     for (uint32_t i = 0; i < inputs; i++) size += sparsec_input(s->model, i)->bytes;
     size_t first = size;
     for (uint32_t i = 0; i < outputs; i++) size += sparsec_output(s->model, i)->bytes;
     if (!s->sample.data || s->sample.size != size) {
-        fail(error, SPARSEC_E_ARTIFACT, "the model has no sample of its inputs and outputs");
+        complain("sample", "the model has no sample of its inputs and outputs");
         return 0;
     }
     const uint8_t *at = s->sample.data + outputs * sizeof(double);
     for (uint32_t i = 0; i < inputs; i++) {
         size_t bytes = sparsec_input(s->model, i)->bytes;
-        if (sparsec_set_input(context, i, at, bytes, error)) return 0;
+        if (sparsec_set_input(context, i, at, bytes, &error)) return complain("sample", error.message), (void *)0;
         at += bytes;
     }
     return s->sample.data + first;
@@ -90,10 +109,9 @@ static const uint8_t *set_inputs(const subject *s, sparsec_context *context, spa
 
 int self_test(const subject *s) {
     sparsec_error error;
-    sparsec_context *context = new_context(s, &error);
-    if (!context) return complain("context", error.message);
-    const uint8_t *expected = set_inputs(s, context, &error);
-    if (!expected) return complain("sample", error.message);
+    sparsec_context *context = new_context(s);
+    const uint8_t *expected = context ? set_inputs(s, context) : 0;
+    if (!expected) return 1;
     if (sparsec_run(context, &error)) return complain("run", error.message);
     int wrong = 0;
     for (uint32_t i = 0; i < sparsec_output_count(s->model); i++) {
@@ -101,7 +119,8 @@ int self_test(const subject *s) {
         double allowed, found = error_of(t, sparsec_output_data(context, i), expected);
         memcpy(&allowed, s->sample.data + i * sizeof allowed, sizeof allowed);
         bool within = found <= allowed;
-        printf("%s  output %s: %.1e from the stored one, %.1e allowed\n", within ? "ok" : "--", t->name, found, allowed);
+        say(STDOUT_FILENO, "%s  output %s: %s from the stored one, %s allowed\n", within ? "ok" : "--", t->name,
+            scientific_of(found).text, scientific_of(allowed).text);
         expected += t->bytes;
         wrong += !within;
     }
