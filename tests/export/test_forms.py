@@ -177,8 +177,15 @@ def test_wrong_usage_of_the_programs(exported, tmp_path):
         == "the model takes 2 inputs and gives 2 outputs, found 1 and 0 files\n"
     )
     assert "no-file: No such file" in failed(program, "--input", "no-file", "--input", "b")
-    (tmp_path / "short").write_bytes(b"abc")
-    assert "takes 756 bytes, found 3" in failed(program, "--input", tmp_path / "short", "--input", "b")
+    assert failed(program, "--input", tmp_path, "--input", "b") == f"{tmp_path}: Is a directory\n"
+    for size in (0, 3, 2**16 - 1, 2**16, 200_000):
+        (tmp_path / "x").write_bytes(bytes(size))
+        said_ = failed(program, "--input", tmp_path / "x", "--input", "b")
+        assert f"takes 756 bytes, found {size}\n" in said_
+    (tmp_path / "x").write_bytes(bytes(756))
+    (tmp_path / "i").write_bytes(bytes(40))
+    inputs = ("--input", tmp_path / "x", "--input", tmp_path / "i")
+    assert failed(program, *inputs, "--output", "/dev/full") == "/dev/full: No space left on device\n"
 
 
 def test_a_cpu_without_the_features_is_told_so(exported):

@@ -12,7 +12,7 @@ from sparsec.compiler.request import CompileRequest
 
 # file, symbolic dims; the most bytes of a program, of one less its weights, of the library
 MODELS = {
-    "mnist": ("mnist.onnx", {}, 76_000, 45_000, 65_000),
+    "mnist": ("mnist.onnx", {}, 80_000, 48_000, 65_000),
     "kws": ("mlperf_tiny_kws_fp32.onnx", {"unk__123": 1}, 124_000, 32_500, 110_000),
 }
 KWS_ASKED = 120_000  # of x86-64 and aarch64; the others' instructions take more room
