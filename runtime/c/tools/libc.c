@@ -74,11 +74,16 @@ char *strerror(int code) {
         int code;
         char text[28];
     } known[] = {
-        {EACCES, "Permission denied"},    {EFBIG, "File too large"},
-        {EIO, "I/O error"},               {EISDIR, "Is a directory"},
-        {ENAMETOOLONG, "Filename too long"}, {ENOENT, "No such file or directory"},
-        {ENOMEM, "Out of memory"},        {ENOSPC, "No space left on device"},
-        {ENOTDIR, "Not a directory"},     {EPERM, "Operation not permitted"},
+        {EACCES, "Permission denied"},
+        {EFBIG, "File too large"},
+        {EIO, "I/O error"},
+        {EISDIR, "Is a directory"},
+        {ENAMETOOLONG, "Filename too long"},
+        {ENOENT, "No such file or directory"},
+        {ENOMEM, "Out of memory"},
+        {ENOSPC, "No space left on device"},
+        {ENOTDIR, "Not a directory"},
+        {EPERM, "Operation not permitted"},
         {EROFS, "Read-only file system"},
     };
     static char text[40];

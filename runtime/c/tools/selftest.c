@@ -76,11 +76,12 @@ typedef struct scientific {
 
 static scientific scientific_of(double x) {
     scientific s = {"inf"};
-    if (isinf(x)) return s;
+    if (!isfinite(x)) return s;
     int exponent = 0;
     for (; x >= 9.95; exponent++) x /= 10;
     for (; x && x < 0.995; exponent--) x *= 10;
     unsigned tenths = (unsigned)(10 * x + 0.5);
+    if (tenths == 100) tenths = 10, exponent++; // at the border, where both loops round
     snprintf(s.text, sizeof s.text, "%u.%ue%s%02u", tenths / 10, tenths % 10, exponent < 0 ? "-" : "+",
              (unsigned)abs(exponent));
     return s;
