@@ -1,10 +1,8 @@
 """Channels put in order for a pattern, in whole models: the function stays and the error falls."""
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from sparsec.compiler.prune import PruneRequest, prune_model
 
@@ -12,30 +10,17 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
-def mlp(tmp_path):
+def mlp(mlp_of):
     """x `[16, 24]` -> 32 -> Relu -> 20; rows of the first weight are of two kinds that want different
     columns, mixed, and of the second one's columns the first half matters. And its calibration data."""
     first = RNG.standard_normal((24, 32)) * 0.1
     kind = RNG.permutation(np.repeat([0, 1], 16))
     first += np.where((np.arange(24)[:, None] % 4 < 2) == (kind == 0), RNG.standard_normal((24, 32)), 0)
     second = RNG.standard_normal((32, 20)) * np.where(np.arange(32) < 16, 1, 0.1)[:, None]
-    constants = {"P": first, "b": RNG.standard_normal(32), "Q": second}
-    nodes = [
-        helper.make_node("MatMul", ["x", "P"], ["a"], name="first"),
-        helper.make_node("Add", ["a", "b"], ["c"], name="bias"),
-        helper.make_node("Relu", ["c"], ["d"], name="relu"),
-        helper.make_node("MatMul", ["d", "Q"], ["y"], name="second"),
-    ]
-    ports = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
-        for name, shape in (("x", [16, 24]), ("y", [16, 20]))
-    ]
-    weights = [numpy_helper.from_array(v.astype(np.float32), name) for name, v in constants.items()]
-    graph = helper.make_graph(nodes, "g", *ports, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    bias = RNG.standard_normal(32)
     x = RNG.standard_normal((320, 24)).astype(np.float32)
-    np.savez(tmp_path / "calib.npz", x=x)
-    return ir.from_proto(onnx.shape_inference.infer_shapes(model)), str(tmp_path / "calib.npz"), x[:16]
+    proto, calib = mlp_of(first, bias, second, x)
+    return ir.from_proto(proto), calib, x[:16]
 
 
 def prune(mlp, ort_run, **asked):

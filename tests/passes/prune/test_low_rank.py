@@ -5,7 +5,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from scipy.linalg import sqrtm
 
 from sparsec.compiler.errors import CompileError
@@ -60,29 +59,11 @@ def test_gradient_descent_finds_next_to_nothing_better(problem):
 
 
 @pytest.fixture
-def mlp(tmp_path):
+def mlp(mlp_of):
     """x `[16, 24]` -> 40 -> Relu -> 20, the last layer an output itself; and its calibration data."""
-    weights = {
-        "P": RNG.standard_normal((24, 40)),
-        "b": RNG.standard_normal(40),
-        "Q": RNG.standard_normal((40, 20)),
-    }
-    nodes = [
-        helper.make_node("MatMul", ["x", "P"], ["a"], name="first"),
-        helper.make_node("Add", ["a", "b"], ["c"], name="bias"),
-        helper.make_node("Relu", ["c"], ["d"], name="relu"),
-        helper.make_node("MatMul", ["d", "Q"], ["y"], name="second"),
-    ]
-    ports = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
-        for name, shape in (("x", [16, 24]), ("y", [16, 20]))
-    ]
-    constants = [numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items()]
-    graph = helper.make_graph(nodes, "g", *ports, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    weights = [RNG.standard_normal(shape) for shape in ((24, 40), 40, (40, 20))]
     x = RNG.standard_normal((480, 24)).astype(np.float32)
-    np.savez(tmp_path / "calib.npz", x=x)
-    return onnx.shape_inference.infer_shapes(model), str(tmp_path / "calib.npz"), x[:16]
+    return *mlp_of(*weights, x), x[:16]
 
 
 @pytest.mark.parametrize("sweeps", [1, 2])
