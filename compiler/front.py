@@ -43,12 +43,10 @@ class Source:
             check.same_model(self.plain, request.model, self.feeds)
 
 
-def read_model(
-    request: CompileRequest, pipeline, stages: "Stages", dump: Dump, log: Callable[[str], None]
-) -> Source:
+def read_model(request: CompileRequest, pipeline, stages: "Stages", dump: Dump) -> Source:
     """Read, change as ``pipeline`` says, and lay out channels-last the model of ``request``."""
     with stages("read the model"):
-        model = ingest(request.model, request.shapes, request.dims, log=log)
+        model = ingest(request.model, request.shapes, request.dims, log=stages.log)
         inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
         sha256 = hashlib.sha256(Path(request.model).read_bytes()).hexdigest()
         dump.onnx("ingested", model)

@@ -53,7 +53,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
     levels = cpu_levels(request.target, request.precision)
     pipeline = passes.parse_pipeline(request.passes)
 
-    source = read_model(request, pipeline, stages, dump, stages.log)
+    source = read_model(request, pipeline, stages, dump)
     model, inputs, outputs, findings = source.model, source.inputs, source.outputs, source.findings
     states = resolve(request.states, inputs, outputs)
     with stages("choose kernels"):

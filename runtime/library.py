@@ -147,11 +147,7 @@ class Code:
             raise
 
     def _entry(self) -> Module:
-        entry = getattr(self._library, "sparsec_module_v1", None)
-        if entry is None:
-            raise ArtifactError("the artifact's library does not export sparsec_module_v1")
-        entry.restype = ctypes.POINTER(Module)
-        module = entry().contents
+        module = self._exported("sparsec_module_v1", Module)
         if not 1 <= module.abi <= ABI:
             raise ArtifactError(
                 f"the artifact's library has ABI {module.abi}, this runtime speaks ABI 1 to {ABI}"
@@ -159,16 +155,20 @@ class Code:
         return module
 
     def _gpu_entry(self) -> Gpu:
-        entry = getattr(self._library, "sparsec_gpu_v1", None)
-        if entry is None:
-            raise ArtifactError("the artifact's library does not export sparsec_gpu_v1")
-        entry.restype = ctypes.POINTER(Gpu)
-        gpu = entry().contents
+        gpu = self._exported("sparsec_gpu_v1", Gpu)
         if gpu.abi != GPU_ABI:
             raise ArtifactError(
                 f"the artifact's library has GPU ABI {gpu.abi}, this runtime speaks ABI {GPU_ABI}"
             )
         return gpu
+
+    def _exported(self, name: str, table: type[ctypes.Structure]):
+        """The ``table`` that the library's function ``name`` gives."""
+        entry = getattr(self._library, name, None)
+        if entry is None:
+            raise ArtifactError(f"the artifact's library does not export {name}")
+        entry.restype = ctypes.POINTER(table)
+        return entry().contents
 
     def create(self, threads: int, device: int = 0) -> int:
         """A new context's address; ``threads`` as in sparsec.h, 0 for the default; on GPU ``device``."""

@@ -58,31 +58,35 @@ class Variants(click.ParamType):
         return value if isinstance(value, tuple) else tuple(value.split(","))
 
 
-class State(click.ParamType):
+class Pair(click.ParamType):
+    """``a=b`` -> ("a", "b"), neither empty.  The first ``=`` divides, so that ``b`` may contain one."""
+
+    wanted: str
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        left, _, right = value.partition("=")
+        if not left or not right:
+            self.fail(f"{value!r}: write {self.wanted}", param, ctx)
+        return left, right
+
+
+class State(Pair):
     """``past_*=present_*`` -> ("past_*", "present_*"): an input, and the output that feeds it."""
 
     name = "PAST=PRESENT"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        past, equals, present = value.partition("=")
-        if not equals or not past or not present:
-            self.fail(f"{value!r}: write an input and an output, as in past=present", param, ctx)
-        return past, present
+    wanted = "an input and an output, as in past=present"
 
 
-class NamedFile(click.ParamType):
-    """``x=x.npy`` -> ("x", Path("x.npy")).  The first ``=`` divides, so that a path may contain one."""
+class NamedFile(Pair):
+    """``x=x.npy`` -> ("x", Path("x.npy"))."""
 
     name = "NAME=FILE.npy"
+    wanted = "the input's name and a file, as in x=x.npy"
 
     def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        name, equals, path = value.partition("=")
-        if not equals or not name or not path:
-            self.fail(f"{value!r}: write the input's name and a file, as in x=x.npy", param, ctx)
+        name, path = super().convert(value, param, ctx)
         return name, Path(path)
 
 

@@ -45,7 +45,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
     compiler = toolchain()  # before there is work to lose
     pipeline = passes.parse_pipeline(request.passes)
 
-    source = read_model(request, pipeline, stages, dump, stages.log)
+    source = read_model(request, pipeline, stages, dump)
     with stages("choose kernels"):
         choices = choose(source.model, request)
         findings = source.findings + choices.findings

@@ -59,8 +59,8 @@ def open_source(path: Path, device: str | None, name: str | None, level: str | N
     """
     found = contents.read(path)
     manifest = found.manifest
-    machines = {library: machine(manifest.raw, library) for library in manifest.libraries}
-    kinds = [kind for kind, d in DEVICES.items() if d.architecture in machines.values()]
+    machines = {library.architecture for library in manifest.libraries}
+    kinds = [kind for kind, d in DEVICES.items() if d.architecture in machines]
     if not kinds:
         raise CompileError(f"{str(path)!r} has no code for a CPU of these devices: it goes there as it is")
     if device is None and len(kinds) != 1:
@@ -70,7 +70,7 @@ def open_source(path: Path, device: str | None, name: str | None, level: str | N
         raise CompileError(
             f"{str(path)!r} runs on {', '.join(kinds)}, not on {kind}; compile it for that, too"
         )
-    fitting = [lib for lib in manifest.libraries if machines[lib] == DEVICES[kind].architecture]
+    fitting = [lib for lib in manifest.libraries if lib.architecture == DEVICES[kind].architecture]
     levels = [lib.level for lib in fitting]
     if level is not None and level not in levels:
         raise CompileError(f"{str(path)!r} has the levels {', '.join(levels)} for {kind}, not {level}")
@@ -79,12 +79,6 @@ def open_source(path: Path, device: str | None, name: str | None, level: str | N
         if member not in found.members:
             raise CompileError(f"{str(path)!r} has no {member}: compile the model with --exportable")
     return Source(plain_name(name or path.stem), DEVICES[kind], path.read_bytes(), found, chosen)
-
-
-def machine(raw: Mapping, library: Library) -> str:
-    """The architecture of a library: its own, or that of the whole artifact."""
-    entry = next(item for item in raw["libraries"] if item["member"] == library.member)
-    return entry.get("architecture") or raw["target"]["architecture"]
 
 
 def plain_name(name: str) -> str:
