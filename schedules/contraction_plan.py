@@ -89,7 +89,7 @@ def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, asse
 
     Weights that are ``streamed`` come from the second-level cache, half a line a cycle at best; the nearer to
     that, the less of it is hidden.  Loads that fit beside the multiply-adds still cost a little.  Words that
-    are ``assembled`` from activations that lie apart take six instructions a row, and their broadcast goes
+    are ``assembled`` from activations that lie apart take four instructions a row, and their broadcast goes
     through a port that multiplies.
     """
     vectors = vectors_in(cpu, columns)
@@ -100,7 +100,7 @@ def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, asse
     # Measured: a tile that holds its broadcasts is a little slower than one that holds its weights.
     held = 0.25 if cpu.lanes < PANEL and rows < vectors else 0.0
     if assembled:
-        busy = max(busy, (6 * rows + products) / 4.7) + rows / 6  # both measured
+        busy = max(busy, (4 * rows + products) / 4.7) + rows / 6  # both measured
     return busy + loads / 16 + busy * (lines / busy) ** 2 / 5 + held
 
 

@@ -49,7 +49,9 @@ class Reduction:
         def dense(slot, channels, neighbours=False):
             return self._multiply_add(
                 tile,
-                lambda r, v: self.element.word(self.x, [at(r, c) for c in channels], neighbours),
+                lambda r, v: self.element.word(
+                    self.cpu, self.x, [at(r, c) for c in channels], neighbours, stored == 1
+                ),
                 self._weight(tile, panel, tap, slot),
                 tile.columns,
                 chosen,

@@ -93,12 +93,18 @@ class Element:
 
     # Instructions, for kernels ------------------------------------------------------------------------
 
-    def word(self, x: tir.Buffer, places: list[list], neighbours: bool):
-        """The word of activations at ``places``, which ``neighbours`` in memory or not."""
+    def word(self, cpu: Cpu, x: tir.Buffer, places: list[list], neighbours: bool, first: bool = False):
+        """The word of activations at ``places``, which ``neighbours`` in memory or not.
+
+        ``first``: the last of the places may be the first of all values, so nothing before it can be read.
+        """
         if self.group == 1:
             return tirx.BufferLoad(x, places[0])
+        address = [tirx.address_of(tirx.BufferLoad(x, at)) for at in places]
         if neighbours:
-            return tirx.call_extern("int32", "sparsec_word", tirx.address_of(tirx.BufferLoad(x, places[0])))
+            return tirx.call_extern("int32", "sparsec_word", address[0])
+        if cpu.triple.startswith("x86") and not first:
+            return tirx.call_extern("int32", "sparsec_pair", *address)
         low, high = (tirx.BufferLoad(x, at).astype("int32") for at in places)
         return low | high << tir.i32(_BITS)
 
@@ -193,6 +199,17 @@ define weak_odr i32 @sparsec_word(ptr %from) alwaysinline {
 }
 """
 
+#: The upper value is loaded with the one before it, which the lower one then replaces: two instructions,
+#: where LLVM takes four, of which a tile has one set for each row.
+_PAIR = """
+define weak_odr i32 @sparsec_pair(ptr %low, ptr %high) alwaysinline {
+  %before = getelementptr i16, ptr %high, i64 -1
+  %word = call i32 asm "movl $2, $0\\0Amovw $1, ${0:w}", "=&r,*m,*m"(
+    ptr elementtype(i16) %low, ptr elementtype(i32) %before)
+  ret i32 %word
+}
+"""
+
 _DOT = """
 declare <{lanes} x float> @llvm.x86.avx512bf16.dpbf16ps.{bits}(
   <{lanes} x float>, <{twice} x bfloat>, <{twice} x bfloat>)
@@ -213,7 +230,7 @@ define weak_odr <{lanes} x i16> @sparsec_narrow_{lanes}(<{lanes} x float> %x) al
 """
 
 
-_CALLED = ("sparsec_word", "sparsec_dot")
+_CALLED = ("sparsec_word", "sparsec_pair", "sparsec_dot")
 
 
 def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
@@ -229,7 +246,7 @@ def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     tvm_ffi.structural_walk(func.body, (ir.Call, visit))
     if not called:
         return func
-    text = _WORD
+    text = _WORD + (_PAIR if cpu.triple.startswith("x86") else "")
     if DOT_FEATURE in cpu.features:
         text += "".join(_DOT.format(lanes=n, twice=2 * n, bits=32 * n) for n in math.DOT_LANES)
     body = tirx.AttrStmt(tir.i32(0), "pragma_import_llvm", ir.StringImm(text), func.body)

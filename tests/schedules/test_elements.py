@@ -65,7 +65,7 @@ def test_dense_of_every_size(assert_close, level, precision, m, k, n):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("pattern", [Pattern(2, 4, 32), Pattern(1, 4, 16), Pattern(3, 5, 48), Pattern(1, 3)],
                          ids=str)  # fmt: skip
-@pytest.mark.parametrize("m,k,n", [(1, 67, 50), (17, 34, 129)])
+@pytest.mark.parametrize("m,k,n", [(1, 67, 50), (17, 34, 129), (2, 1, 3)])
 def test_patterns(assert_close, pruned_weight, level, pattern, m, k, n):
     weight = pruned_weight(np.random.default_rng(9), pattern, n, 1, k)[:, 0]
     check(assert_close, Gemm((m,), k, n, pattern, precision="bfloat16"), level, weight, gemm)
