@@ -1,4 +1,4 @@
-"""One row in the hands of a warp, or of a block where it is long.
+"""One row in the hands of a warp, of a block where it is long, or of some lanes where it is a tile's.
 
 A thread has every 32nd (or 256th, or 1024th) vector of the row, in registers unless the row is very long.
 What is folded is exchanged by shuffles, and between warps through shared memory, so that all threads of a
@@ -40,47 +40,35 @@ class Number:
 
 
 class Row:
-    """The row at hand of ``x`` and ``y``, which are cut into rows at ``axis``.
+    """A row of ``extent`` elements: ``threads`` work on it and have ``count`` each, ``width`` at a time.
 
-    ``threads`` work on it and have ``count`` elements each, ``width`` neighbours at a time, in registers
-    where ``kept``.  The methods give statements, to be used within ``kernel``.
+    They are in registers where ``kept``; else ``element`` reads them again for every fold.  A kind of row says
+    what ``element`` is, and what ``write`` does.  The methods give statements.
     """
 
-    def __init__(self, x: tir.Buffer, y: tir.Buffer, axis: int, threads: int, width: int):
-        shape = tir.shape_of(x)
-        self.x, self.y, self.lead, self.inner = x, y, shape[:axis], shape[axis:]
-        self.extent, self.threads, self.width = math.prod(self.inner), threads, width
-        self.count = -(-self.extent // (threads * width)) * width
-        self.kept = self.count <= _KEPT
-        self.values = ptx.registers("values", self.count if self.kept else width, "float32")
+    def __init__(self, extent: int, threads: int, width: int, kept: bool):
+        self.extent, self.threads, self.width, self.kept = extent, threads, width, kept
+        self.count = -(-extent // (threads * width)) * width
+        self.values = ptx.registers("values", self.count if kept else width, "float32")
         self.exchanged = tirx.decl_buffer([tir.i64(_NUMBERS * WARP)], "float32", "exchanged", scope="shared")
         self.numbers: list[Number] = []
 
-    @staticmethod
-    def of(x: tir.Buffer, y: tir.Buffer, axis: int) -> "Row":
-        """By as few threads as can keep it."""
-        extent = math.prod(tir.shape_of(x)[axis:])
-        fitting = [threads for threads in _BLOCKS if extent <= threads * _KEPT]
-        threads = WARP if extent <= _WARP_ROW else (fitting or [_REREADING])[0]
-        return Row(x, y, axis, threads, 4 if tir.shape_of(x)[-1] % 4 == 0 else 1)
+    def element(self, at) -> tir.Expr:
+        """Element ``at`` of the row, from where it lies."""
+        raise NotImplementedError
 
-    def kernel(self, steps: Callable[[], list[tir.Stmt]]) -> tir.Stmt:
-        """``steps()`` for every row; warps that have one each come in blocks of several."""
-        count, side = math.prod(self.lead), max(1, THREADS // self.threads if self.threads == WARP else 1)
+    def write(self, value: Callable) -> tir.Stmt:
+        """Stores ``value(x, at)`` of all elements."""
+        raise NotImplementedError
 
-        def block(index, thread):
-            row = index * side + thread // self.threads
-            self.thread, self.warp = thread % self.threads, thread // WARP
-            self.at = tir.unflatten(row, self.lead)
-            body = tir.seq([*([self._read_all()] if self.kept else []), *steps()])
-            buffers = [
-                self.values,
-                *(n.buffer for n in self.numbers),
-                *([self.exchanged] if self.threads > WARP else []),
-            ]
-            return tir.seq([*tir.alloc(buffers), ptx.when(row < count if count % side else None, body)])
-
-        return ptx.grid((-(-count // side),), self.threads * side, block)
+    @property
+    def buffers(self) -> list[tir.Buffer]:
+        """What is to be allocated around the statements, once they have been made."""
+        return [
+            self.values,
+            *(number.buffer for number in self.numbers),
+            *([self.exchanged] if self.threads > WARP else []),
+        ]
 
     def number(self, name: str) -> Number:
         self.numbers.append(Number(name))
@@ -101,24 +89,29 @@ class Row:
 
         return ptx.unrolled("i", self.count, store)
 
-    def write(self, value: Callable) -> tir.Stmt:
-        """Stores ``value(x, index)`` of all elements, ``index`` being the place in the row."""
+    def repeat(self, condition: Callable[[], tir.Expr], body: list[tir.Stmt]) -> list[tir.Stmt]:
+        """``body`` as long as ``condition()``, which all threads of the row agree on.
 
-        def store(x, index):
-            return tirx.BufferStore(self.y, value(x, index), [*self.at, *index])
-
-        return self._each(store, vector=True)
+        Rows that share a warp go on together, as shuffles are for all of its lanes: for rows that have ended,
+        ``body`` must change nothing.
+        """
+        if self.threads >= WARP:
+            return [tirx.While(condition(), tir.seq(body))]
+        any_ = self.number("any")
+        ask = [any_.set(tirx.Select(condition(), tir.f32(1.0), tir.f32(0.0)))]
+        ask += self._butterfly(any_, tirx.Max, WARP)
+        return [*ask, tirx.While(any_.value > tir.f32(0.0), tir.seq([*body, *ask]))]
 
     # ---- elements ---------------------------------------------------------------------------------------
 
     def _each(self, body: Callable, vector: bool = False) -> tir.Stmt:
-        """``body(x, index)`` for the elements of this thread, one by one or as vectors."""
+        """``body(x, at)`` for the elements of this thread, one by one or as vectors."""
 
         def some(group):
             held = group if self.kept else tir.i64(0)
 
             def lane(v):
-                return body(tir.load(self.values, held * self.width + v), self._index(group, v))
+                return body(tir.load(self.values, held * self.width + v), self._place(group) + v)
 
             own = tir.vector_loop(self.width, lane) if vector else ptx.unrolled("v", self.width, lane)
             return ptx.when(
@@ -128,7 +121,7 @@ class Row:
         groups = self.count // self.width
         return ptx.unrolled("group", groups, some) if self.kept else tir.loop("group", groups, some)
 
-    def _read_all(self) -> tir.Stmt:
+    def read_all(self) -> tir.Stmt:
         def some(group):
             return ptx.when(self._exists(group), self._read(group, group))
 
@@ -136,25 +129,22 @@ class Row:
 
     def _read(self, group, held) -> tir.Stmt:
         def lane(v):
-            value = tir.load(self.x, *self.at, *self._index(group, v))
-            return tirx.BufferStore(self.values, value, [held * self.width + v])
+            return tirx.BufferStore(self.values, self.element(self._place(group) + v), [held * self.width + v])
 
         return tir.vector_loop(self.width, lane)
 
-    def _index(self, group, v) -> list:
-        return tir.unflatten((group * self.threads + self.thread) * self.width + v, self.inner)
+    def _place(self, group):
+        return (group * self.threads + self.thread) * self.width
 
     def _exists(self, group):
-        if self.count * self.threads == self.extent:
-            return None
-        return (group * self.threads + self.thread) * self.width < self.extent
+        return None if self.count * self.threads == self.extent else self._place(group) < self.extent
 
     # ---- numbers ----------------------------------------------------------------------------------------
 
     def _exchange(self, number: Number, join: Callable) -> list[tir.Stmt]:
         """Joins what the threads of the row have, for all of them in the same order."""
-        if self.threads == WARP:
-            return self._butterfly(number, join, WARP)
+        if self.threads <= WARP:
+            return self._butterfly(number, join, self.threads)
         # Each number has its own place: another one's barrier is between two exchanges of the same.
         place = self.numbers.index(number) * WARP
         warps, lane = self.threads // WARP, self.thread % WARP
@@ -174,3 +164,47 @@ class Row:
             other = ptx.shuffle_xor(number.value, lanes)
             stmts.append(number.set(join(number.value, other)))
         return stmts
+
+
+class MemoryRow(Row):
+    """The row at hand of ``x`` and ``y``, which are cut into rows at ``axis``; used within ``kernel``."""
+
+    def __init__(self, x: tir.Buffer, y: tir.Buffer, axis: int, threads: int, width: int):
+        shape = tir.shape_of(x)
+        self.x, self.y, self.lead, self.inner = x, y, shape[:axis], shape[axis:]
+        extent = math.prod(self.inner)
+        super().__init__(extent, threads, width, -(-extent // (threads * width)) * width <= _KEPT)
+
+    @staticmethod
+    def of(x: tir.Buffer, y: tir.Buffer, axis: int) -> "MemoryRow":
+        """By as few threads as can keep it."""
+        extent = math.prod(tir.shape_of(x)[axis:])
+        fitting = [threads for threads in _BLOCKS if extent <= threads * _KEPT]
+        threads = WARP if extent <= _WARP_ROW else (fitting or [_REREADING])[0]
+        return MemoryRow(x, y, axis, threads, 4 if tir.shape_of(x)[-1] % 4 == 0 else 1)
+
+    def kernel(self, steps: Callable[[], list[tir.Stmt]]) -> tir.Stmt:
+        """``steps()`` for every row; warps that have one each come in blocks of several."""
+        count, side = math.prod(self.lead), max(1, THREADS // self.threads if self.threads == WARP else 1)
+
+        def block(index, thread):
+            row = index * side + thread // self.threads
+            self.thread, self.warp = thread % self.threads, thread // WARP
+            self.at = tir.unflatten(row, self.lead)
+            body = tir.seq([*([self.read_all()] if self.kept else []), *steps()])
+            return tir.seq([*tir.alloc(self.buffers), ptx.when(row < count if count % side else None, body)])
+
+        return ptx.grid((-(-count // side),), self.threads * side, block)
+
+    def index(self, at) -> list:
+        """The place in the row that ``at`` is, along all of its axes."""
+        return tir.unflatten(at, self.inner)
+
+    def element(self, at) -> tir.Expr:
+        return tir.load(self.x, *self.at, *self.index(at))
+
+    def write(self, value: Callable) -> tir.Stmt:
+        def store(x, at):
+            return tirx.BufferStore(self.y, value(x, at), [*self.at, *self.index(at)])
+
+        return self._each(store, vector=True)

@@ -10,7 +10,7 @@ from tvm import tirx
 
 from sparsec.schedules import rows, tir
 from sparsec.schedules.cuda import ptx
-from sparsec.schedules.cuda.row import Row
+from sparsec.schedules.cuda.row import MemoryRow, Row
 from sparsec.schedules.cuda.target import Gpu
 
 _ONE, _ZERO = tir.f32(1.0), tir.f32(0.0)
@@ -24,7 +24,7 @@ def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
     shape, axis = tir.shape_of(func.params[0]), int(func.attrs["sparsec.axis"])
     if 0 in shape or not normalises and math.prod(shape[axis + 1 :]) > 1:
         return None
-    row = Row.of(func.params[0], func.params[-1], axis)
+    row = MemoryRow.of(func.params[0], func.params[-1], axis)
     made = ptx.narrow(
         tirx.PrimFunc(func.params, row.kernel(lambda: steps(row, func)), func.ret_type, func.attrs)
     )
@@ -35,9 +35,9 @@ def _add(a, b):
     return a + b
 
 
-def _softmax(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
+def softmax(row: Row, log: bool = False) -> list[tir.Stmt]:
+    """Puts softmax of the row, or its logarithm, in its place."""
     top, total = row.number("top"), row.number("total")
-    log = rows.is_op(func, "log_softmax")
     find_top = row.fold(top, float("-inf"), tirx.Max, lambda x: x)
     if log:
         add_up = row.fold(total, 0.0, _add, lambda x: tirx.exp(x - top.value))
@@ -55,7 +55,8 @@ def _softmax(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
     ]
 
 
-def _sparsemax(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
+def sparsemax(row: Row) -> list[tir.Stmt]:
+    """Puts sparsemax of the row in its place."""
     names = ("top", "total", "count", "before", "tau")
     top, total, count, before, tau = (row.number(name) for name in names)
 
@@ -74,12 +75,12 @@ def _sparsemax(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
         count.set(tir.f32(float("inf"))),
         before.set(tir.f32(float("inf"))),
         *step,
-        tirx.While(count.value < before.value, tir.seq(step)),
+        *row.repeat(lambda: count.value < before.value, step),
         row.write(lambda x, _: tirx.Max(x - top.value - tau.value, _ZERO)),
     ]
 
 
-def _normalise(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
+def _normalise(row: MemoryRow, func: tirx.PrimFunc) -> list[tir.Stmt]:
     mean, power = row.number("mean"), row.number("power")
     _, scale, *bias, _ = func.params
     eps, count = tir.f32(float(func.attrs["sparsec.eps"])), tir.f32(row.extent)
@@ -88,7 +89,8 @@ def _normalise(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
     def centred(x):
         return x - mean.value if centre else x
 
-    def value(x, index):
+    def value(x, at):
+        index = row.index(at)
         scaled = centred(x) * power.value * tir.load(scale, *index)
         return scaled + tir.load(bias[0], *index) if bias else scaled
 
@@ -103,9 +105,9 @@ def _normalise(row: Row, func: tirx.PrimFunc) -> list[tir.Stmt]:
 
 #: Operator -> the statements of a row, and whether the row goes over all axes from the given one on.
 _OPS = {
-    "softmax": (_softmax, False),
-    "log_softmax": (_softmax, False),
-    "sparsemax": (_sparsemax, False),
+    "softmax": (lambda row, _: softmax(row), False),
+    "log_softmax": (lambda row, _: softmax(row, log=True), False),
+    "sparsemax": (lambda row, _: sparsemax(row), False),
     "layer_norm": (_normalise, True),
     "rms_norm": (_normalise, True),
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparsec.schedules import layer_norm, softmax, sparsemax
-from sparsec.schedules.cuda.row import Row
+from sparsec.schedules.cuda.row import MemoryRow
 from sparsec.schedules.cuda.rows import rule
 
 # A warp with rows to spare, tails, several elements each; a block; a block that reads its row again.
@@ -94,7 +94,7 @@ def test_rows_are_kept_in_registers_where_they_fit():
     rows = {}
     for extent in (1024, 8192, 32768, 32772):
         x = tvm.tirx.decl_buffer((2, extent), "float32")
-        row = Row.of(x, x, 1)
+        row = MemoryRow.of(x, x, 1)
         rows[extent] = row.threads, row.kept
     assert rows == {1024: (32, True), 8192: (256, True), 32768: (1024, True), 32772: (512, False)}
 
