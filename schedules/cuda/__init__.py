@@ -4,12 +4,21 @@ import tvm
 from tvm import tirx
 
 from sparsec.schedules import RULE
-from sparsec.schedules.cuda import contraction_kernel, library, recurrent, rows, tensor_kernel, threads
+from sparsec.schedules.cuda import (
+    attention_kernel,
+    contraction_kernel,
+    library,
+    recurrent,
+    rows,
+    tensor_kernel,
+    threads,
+)
 from sparsec.schedules.cuda.target import Gpu
 
 #: ``rule(func, gpu)`` gives the function scheduled, or None where it is not for it.
 RULES = (
     ("recurrent", recurrent.rule),
+    ("attention", attention_kernel.rule),
     ("tensor_gemm", tensor_kernel.rule),
     ("contraction", contraction_kernel.rule),
     ("row", rows.rule),

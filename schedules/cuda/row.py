@@ -42,8 +42,8 @@ class Number:
 class Row:
     """A row of ``extent`` elements: ``threads`` work on it and have ``count`` each, ``width`` at a time.
 
-    They are in registers where ``kept``; else ``element`` reads them again for every fold.  A kind of row says
-    what ``element`` is, and what ``write`` does.  The methods give statements.
+    They are in registers where ``kept``; else ``element`` reads them again for every fold.  A kind of row
+    says what ``element`` is, and what ``write`` does.  The methods give statements.
     """
 
     def __init__(self, extent: int, threads: int, width: int, kept: bool):
@@ -129,7 +129,9 @@ class Row:
 
     def _read(self, group, held) -> tir.Stmt:
         def lane(v):
-            return tirx.BufferStore(self.values, self.element(self._place(group) + v), [held * self.width + v])
+            return tirx.BufferStore(
+                self.values, self.element(self._place(group) + v), [held * self.width + v]
+            )
 
         return tir.vector_loop(self.width, lane)
 

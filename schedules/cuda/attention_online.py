@@ -1,0 +1,172 @@
+"""Softmax attention whose scores are forgotten after each round of keys."""
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.attention import Attention, evaluate
+from sparsec.schedules.cuda import ptx
+from sparsec.schedules.cuda.attention_parts import LOW, ONE, ZERO, Kernel
+from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, Shape, Tile
+
+
+class Online(Kernel):
+    """Softmax, whose scores are forgotten after a round.  Keys are copied while values are used, and back."""
+
+    online = True
+
+    def __init__(self, spec: Attention, shape: Shape, tile: Tile, params: list[tir.Buffer]):
+        super().__init__(spec, shape, tile, params)
+        self.tops, self.totals = (ptx.registers(n, tile.height, "float32") for n in ("tops", "totals"))
+        self.numbers, self.factors = (
+            ptx.registers(n, count, "float32") for n, count in (("numbers", 2), ("factors", tile.warps_k))
+        )
+
+    def buffers(self) -> list[tir.Buffer]:
+        return [*super().buffers(), self.tops, self.totals, self.numbers, self.factors]
+
+    def number(self, i: int) -> tir.Expr:
+        return tir.load(self.numbers, tir.i64(i))
+
+    def number_is(self, i: int, value: tir.Expr) -> tir.Stmt:
+        return tirx.BufferStore(self.numbers, value, [tir.i64(i)])
+
+    def weights(self) -> list:
+        return [tir.load(self.factors, tir.i64(turn)) for turn in range(self.tile.warps_k)]
+
+    def weight_is(self, turn: int, value: tir.Expr) -> tir.Stmt:
+        return tirx.BufferStore(self.factors, value, [tir.i64(turn)])
+
+    def steps(self) -> list[tir.Stmt]:
+        words = self.words
+        self.own_scores = words.scores + (
+            (self.warp * (self.tile.height * DOWN) + self.row % (self.tile.height * DOWN)) * words.score_line
+        )
+
+        def step(t):
+            return tir.seq(
+                [
+                    ptx.wait(0),
+                    ptx.barrier(),
+                    self.fetch_values(t, words.values),
+                    ptx.commit(),
+                    self.score(t, words.keys),
+                    self.each_row(self.exponentials),
+                    ptx.wait(0),
+                    ptx.barrier(),
+                    ptx.when(t + 1 < self.rounds, self.fetch_keys(t + 1, words.keys)),
+                    ptx.commit(),
+                    self.attend(self.own_scores, words.values),
+                ]
+            )
+
+        return [
+            self.each_row(lambda r: tirx.BufferStore(self.tops, LOW, [r])),
+            ptx.zero(self.totals),
+            self.fetch_queries(),
+            self.fetch_keys(tir.i64(0), words.keys),
+            ptx.commit(),
+            tir.loop("step", self.rounds, step),
+        ]
+
+    def exponentials(self, r) -> tir.Stmt:
+        """Puts the exponentials of a query's scores into shared memory, and all sums on the new top."""
+        top, factor, total = self.number(0), self.number(1), tir.load(self.totals, r)
+
+        def raise_top(_, s):
+            return self.number_is(0, _larger(top, s))
+
+        def use(i, s):
+            at = self.own_scores + r * (DOWN * self.words.score_line) + i * SIDE + self.side
+            return tir.seq(
+                [
+                    self.score_is(r, i, tirx.exp(s - _finite(top))),
+                    tirx.BufferStore(self.totals, total + s, [r]),
+                    ptx.put_shared(self.shared, at, self.counted(s)),
+                ]
+            )
+
+        def shrink(c):
+            at = r * self.shape.columns + c
+            return tirx.BufferStore(self.sums, tir.load(self.sums, at) * factor, [at])
+
+        before = tir.load(self.tops, r)
+        return tir.seq(
+            [
+                self.number_is(0, before),
+                self.each_score(r, raise_top),
+                *_across(self.numbers, tir.i64(0), _larger),
+                self.number_is(1, tirx.exp(before - _finite(top))),
+                self.number_is(1, self.counted(factor)),
+                tirx.BufferStore(self.tops, top, [r]),
+                tirx.BufferStore(self.totals, total * factor, [r]),
+                self.each_score(r, use),
+                ptx.unrolled("c", self.shape.columns, shrink),
+            ]
+        )
+
+    def counted(self, value: tir.Expr) -> tir.Expr:
+        """What becomes of NaN in the sums: with a guard they must last till it is asked."""
+        if self.spec.guard == "S":
+            return value
+        return tirx.Select(tirx.isnan(value), ZERO, value)
+
+    def finish_rows(self, own) -> list[tir.Stmt]:
+        def one(r):
+            def put(word, buffer):
+                return ptx.put_shared(self.shared, word + own + r * DOWN, tir.load(buffer, r))
+
+            both = tir.seq([put(self.words.tops, self.tops), put(self.words.totals, self.totals)])
+            return tir.seq([*_across(self.totals, r, lambda a, b: a + b), ptx.when(self.side < 1, both)])
+
+        return [self.each_row(one)]
+
+    def weigh(self, row) -> list[tir.Stmt]:
+        turns, top, scale = range(self.tile.warps_k), self.number(0), self.number(1)
+
+        def of_row(word, turn):
+            return tir.load(self.shared, word + turn * self.tile.queries + row)
+
+        def weight(turn):
+            value = of_row(self.words.tops, turn)
+            return [
+                self.weight_is(turn, tirx.exp(value - _finite(top))),
+                self.weight_is(turn, self.counted(self.weights()[turn])),
+                self.number_is(1, scale + of_row(self.words.totals, turn) * self.weights()[turn]),
+            ]
+
+        return [
+            self.number_is(0, LOW),
+            *(self.number_is(0, _larger(top, of_row(self.words.tops, turn))) for turn in turns),
+            self.number_is(1, ZERO),
+            *(stmt for turn in turns for stmt in weight(turn)),
+            self.number_is(1, self.guarded(row, scale)),
+            *(self.weight_is(turn, self.weights()[turn] * scale) for turn in turns),
+        ]
+
+    def guarded(self, row, total: tir.Expr) -> tir.Expr:
+        """What a row with this sum of exponentials is multiplied by."""
+        if self.spec.guard == "S":
+            return ONE / total
+        logical = [*self.batch, self.first + row, tir.i64(0)]
+        # No key at all leaves a sum of nothing, which makes NaN of softmax.
+        share = tirx.Select(total > ZERO, total, tir.f32(float("nan")))
+        given = evaluate(self.spec.guard[1], share, lambda which: self.operand(which, logical))
+        return tirx.Select(given, ZERO, ONE / total)
+
+
+def _finite(top: tir.Expr) -> tir.Expr:
+    """What scores are taken to: nothing but -inf so far is taken to 0, for -inf - -inf is NaN."""
+    return tirx.Select(top <= LOW, ZERO, top)
+
+
+def _larger(a: tir.Expr, b: tir.Expr) -> tir.Expr:
+    """One instruction, which forgets a NaN: the exponentials have it still, and so has their sum."""
+    return tirx.call_pure_extern("float32", "fmaxf", a, b)
+
+
+def _across(buffer: tir.Buffer, at, join: Callable) -> list[tir.Stmt]:
+    """Joins ``buffer[at]`` of the lanes side by side, for all of them."""
+    value = tir.load(buffer, at)
+    return [tirx.BufferStore(buffer, join(value, ptx.shuffle_xor(value, by)), [at]) for by in (4, 2, 1)]

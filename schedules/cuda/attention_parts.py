@@ -1,0 +1,245 @@
+"""What every kernel of attention on a GPU is made of: copies to shared memory, products, results."""
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.attention import Attention, Strided, evaluate
+from sparsec.schedules.cuda import ptx
+from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, Shape, Tile, Words, rounds
+from sparsec.schedules.cuda.results import deal, every
+from sparsec.schedules.cuda.target import WARP
+
+LOW, ZERO, ONE = tir.f32(float("-inf")), tir.f32(0.0), tir.f32(1.0)
+
+
+class Kernel:
+    """One kernel: ``body`` makes it, the rest are its parts in the order in which they run."""
+
+    online: bool
+
+    def __init__(self, spec: Attention, shape: Shape, tile: Tile, params: list[tir.Buffer]):
+        self.spec, self.shape, self.tile = spec, shape, tile
+        self.q, self.k, self.v, *self.operands, self.y = params
+        self.words = Words.of(spec, shape, tile, self.online)
+        self.rounds = rounds(spec, tile)
+        self.shared = ptx.shared(self.words.total, "float32")
+        self.left = ptx.registers("left", tile.height * 4, "float32")
+        self.right = ptx.registers("right", max(4, shape.vector), "float32")
+        self.scores = ptx.registers("scores", tile.height * tile.width, "float32")
+        self.sums = ptx.registers("sums", tile.height * shape.columns, "float32")
+
+    def body(self) -> tir.Stmt:
+        spec, tile = self.spec, self.tile
+        blocks = -(-spec.m // tile.queries)
+
+        def block(index, thread):
+            lane, warp = thread % WARP, thread // WARP
+            self.thread, self.warp = thread, warp
+            self.first, self.batch = index % blocks * tile.queries, tir.unflatten(index // blocks, spec.batch)
+            self.turn, self.side = warp % tile.warps_k, lane % SIDE
+            self.row = warp // tile.warps_k * (tile.height * DOWN) + lane // SIDE
+            steps = self.steps()
+            return tir.seq([*tir.alloc(self.buffers()), ptx.zero(self.sums), *steps, *self.finish()])
+
+        return ptx.grid((blocks * spec.batches,), tile.threads, block)
+
+    def buffers(self) -> list[tir.Buffer]:
+        return [self.shared, self.left, self.right, self.scores, self.sums]
+
+    def each_row(self, body: Callable) -> tir.Stmt:
+        """``body(r)`` for the thread's queries."""
+        return ptx.unrolled("r", self.tile.height, body)
+
+    def each_score(self, r, body: Callable) -> tir.Stmt:
+        """``body(i, s)`` for the thread's keys, ``s`` being the score of query ``r`` and key ``i``."""
+
+        def one(i):
+            return body(i, tir.load(self.scores, r * self.tile.width + i))
+
+        return ptx.unrolled("i", self.tile.width, one)
+
+    def score_is(self, r, i, value) -> tir.Stmt:
+        return tirx.BufferStore(self.scores, value, [r * self.tile.width + i])
+
+    # ---- copies -----------------------------------------------------------------------------------------
+
+    def fetch_queries(self) -> tir.Stmt:
+        spec, shape = self.spec, self.shape
+        columns = (spec.d, shape.d, shape.d_line)
+        return self._fetch(self.q, spec.q, self.first, spec.m, self.tile.queries, columns, 0)
+
+    def fetch_keys(self, step, word) -> tir.Stmt:
+        spec, shape, keys = self.spec, self.shape, self.tile.keys
+        return self._fetch(self.k, spec.k, step * keys, spec.n, keys, (spec.d, shape.d, shape.d_line), word)
+
+    def fetch_values(self, step, word) -> tir.Stmt:
+        spec, shape, keys = self.spec, self.shape, self.tile.keys
+        columns = (spec.e, shape.e_line, shape.e_line)
+        return self._fetch(self.v, spec.v, step * keys, spec.n, keys, columns, word)
+
+    def _fetch(self, source, place: Strided, first, most: int, count: int, columns, word) -> tir.Stmt:
+        """``count`` rows from ``first`` on to ``word``; zeros behind the last of ``most``, and on the right.
+
+        ``columns``: how many there are, how many are wanted, and the words of a row.
+        """
+        there, wanted, line = columns
+        vector = 4 if _in_vectors(place, there) else 1
+        runs = wanted // vector
+        turned = place.strides[-2] == 1
+
+        def piece(i):
+            row, run = (i % count, i // count) if turned else (i // runs, i % runs)
+            column = run * vector
+            valid = every(
+                first + row < most if most % count else None, column < there if there < wanted else None
+            )
+            at = [tirx.min(first + row, tir.i64(most - 1)), tirx.min(column, tir.i64(there - vector))]
+            index = [place.at([*self.batch, *at])]
+            return ptx.copy_async(self.shared, word + row * line + column, source, index, valid, 4 * vector)
+
+        return deal(count * runs, self.tile.threads, self.thread, piece)
+
+    # ---- products ---------------------------------------------------------------------------------------
+
+    def score(self, step, word) -> tir.Stmt:
+        """``scores`` of the thread's queries and the keys of a round, which begin at ``word``."""
+        tile, shape, spec = self.tile, self.shape, self.spec
+        keys = word + (self.turn * tile.own_keys + self.side) * shape.d_line
+
+        def some(part):
+            def one(i):
+                def multiply(r, x):
+                    product = tir.load(self.left, r * 4 + x) * tir.load(self.right, x)
+                    return self.score_is(r, i, tir.load(self.scores, r * tile.width + i) + product)
+
+                return tir.seq(
+                    [
+                        self._load(self.right, 0, keys + i * (SIDE * shape.d_line) + part * 4),
+                        ptx.unrolled_nest((tile.height, 4), multiply),
+                    ]
+                )
+
+            queries = [
+                self._load(self.left, r * 4, (self.row + r * DOWN) * shape.d_line + part * 4)
+                for r in range(tile.height)
+            ]
+            return tir.seq([*queries, ptx.unrolled("i", tile.width, one)])
+
+        first = step * tile.keys + self.turn * tile.own_keys + self.side
+
+        def finished(r):
+            def one(i, s):
+                key = first + i * SIDE
+                row = tirx.min(self.first + self.row + r * DOWN, tir.i64(spec.m - 1))
+                logical = [*self.batch, row, tirx.min(key, tir.i64(spec.n - 1))]
+                value = evaluate(spec.score, s, lambda which: self.operand(which, logical))
+                if spec.n % tile.keys:
+                    value = tirx.Select(key < spec.n, value, LOW)
+                return self.score_is(r, i, value)
+
+            return self.each_score(r, one)
+
+        return tir.seq([ptx.zero(self.scores), tir.loop("d", shape.d // 4, some), self.each_row(finished)])
+
+    def operand(self, which: int, logical: list) -> tir.Expr:
+        return tir.load(self.operands[which], self.spec.operands[which].at(logical))
+
+    def attend(self, scores, word) -> tir.Stmt:
+        """Adds to ``sums`` the values of a round, from ``word`` on, times the scores from ``scores`` on."""
+        tile, shape = self.tile, self.shape
+        values = word + self.turn * (tile.own_keys * shape.e_line) + self.side * shape.vector
+
+        def some(part):
+            def one(x):
+                def vector(c):
+                    def multiply(r, v):
+                        at = r * shape.columns + c * shape.vector + v
+                        product = tir.load(self.left, r * 4 + x) * tir.load(self.right, v)
+                        return tirx.BufferStore(self.sums, tir.load(self.sums, at) + product, [at])
+
+                    at = values + (part * 4 + x) * shape.e_line + c * (SIDE * shape.vector)
+                    return tir.seq(
+                        [
+                            self._load(self.right, 0, at, shape.vector),
+                            ptx.unrolled_nest((tile.height, shape.vector), multiply),
+                        ]
+                    )
+
+                return ptx.unrolled("c", shape.parts, vector)
+
+            shares = [
+                self._load(self.left, r * 4, scores + r * (DOWN * self.words.score_line) + part * 4)
+                for r in range(tile.height)
+            ]
+            return tir.seq([*shares, ptx.unrolled("x", 4, one)])
+
+        return tir.loop("j", tile.own_keys // 4, some)
+
+    def _load(self, to: tir.Buffer, at, word, count: int = 4) -> tir.Stmt:
+        def lane(v):
+            return tirx.BufferStore(to, tir.load(self.shared, word + v), [at + v])
+
+        return tir.vector_loop(count, lane)
+
+    # ---- results ----------------------------------------------------------------------------------------
+
+    def finish(self) -> list[tir.Stmt]:
+        """Adds up what the warps have, and stores it."""
+        tile, shape, spec, words = self.tile, self.shape, self.spec, self.words
+        own = self.turn * tile.queries + self.row
+
+        def keep(r, c):
+            at = (own + r * DOWN) * words.sum_line + (c * SIDE + self.side) * shape.vector
+
+            def lane(v):
+                value = tir.load(self.sums, r * shape.columns + c * shape.vector + v)
+                return tirx.BufferStore(self.shared, value, [at + v])
+
+            return tir.vector_loop(shape.vector, lane)
+
+        last = not spec.y_order or spec.y_order[-1] == len(spec.batch) + 1
+        vector = 4 if last and spec.e % 4 == 0 else 1
+        runs = spec.e // vector
+
+        def run(i):
+            row, column = i // runs, i % runs * vector
+            query = self.first + row
+
+            def lane(v):
+                at = row * words.sum_line + column + v
+                parts = [
+                    tir.load(self.shared, turn * tile.queries * words.sum_line + at) * weight
+                    for turn, weight in enumerate(self.weights())
+                ]
+                value = sum(parts[1:], parts[0])
+                return tirx.BufferStore(self.y, value, spec.y_index(self.batch, query, column + v))
+
+            stmt = tir.seq([*self.weigh(row), tir.vector_loop(vector, lane)])
+            return ptx.when(query < spec.m if spec.m % tile.queries else None, stmt)
+
+        return [
+            ptx.barrier(),
+            ptx.unrolled_nest((tile.height, shape.parts), keep),
+            *self.finish_rows(own),
+            ptx.barrier(),
+            deal(tile.queries * runs, tile.threads, self.thread, run),
+        ]
+
+    def finish_rows(self, own) -> list[tir.Stmt]:
+        """What else the warps leave of their rows, the first of which is ``own`` of all warps' rows."""
+        return []
+
+    def weigh(self, row) -> list[tir.Stmt]:
+        """Finds ``weights`` of the block's row ``row``."""
+        return []
+
+    def weights(self) -> list:
+        """What the sums of the warps are multiplied by in the end."""
+        return [ONE] * self.tile.warps_k
+
+
+def _in_vectors(place: Strided, columns: int) -> bool:
+    """Whether rows lie in runs of 16 bytes."""
+    return place.strides[-1] == 1 and not any(n % 4 for n in (place.offset, columns, *place.strides[:-1]))

@@ -1,0 +1,150 @@
+"""How attention is cut for a GPU: tiles of queries and keys, and what lies in shared memory."""
+
+from dataclasses import dataclass
+
+from sparsec.schedules.attention import Attention
+
+#: Threads of a warp below and beside each other: rows of queries, and keys or values.
+DOWN, SIDE = 4, 8
+#: Sums that a thread may have for its part of the result, and those with its scores: the rest is operands.
+_MOST_SUMS, _MOST = 128, 144
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one block of threads computes, and how its warps share it.
+
+    A warp has 4 x 8 threads of ``height`` queries and ``width`` keys each.  ``warps_q`` warps have queries
+    of their own, ``warps_k`` have keys of their own, whose sums are added at the end.
+    """
+
+    height: int
+    warps_q: int
+    warps_k: int
+    width: int
+
+    @property
+    def queries(self) -> int:
+        return self.height * DOWN * self.warps_q
+
+    @property
+    def own_keys(self) -> int:
+        """Keys of a warp in one round."""
+        return SIDE * self.width
+
+    @property
+    def keys(self) -> int:
+        return self.own_keys * self.warps_k
+
+    @property
+    def warps(self) -> int:
+        return self.warps_q * self.warps_k
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+
+#: Scores that are forgotten at once, by the most queries that a tile is for; the first that fits is taken.
+ONLINE = (
+    (4, Tile(height=1, warps_q=1, warps_k=8, width=2)),
+    (16, Tile(height=4, warps_q=1, warps_k=4, width=4)),
+    (1 << 62, Tile(height=4, warps_q=4, warps_k=1, width=8)),
+    (1 << 62, Tile(height=4, warps_q=2, warps_k=1, width=4)),
+    (1 << 62, Tile(height=1, warps_q=4, warps_k=1, width=4)),
+    (1 << 62, Tile(height=1, warps_q=1, warps_k=1, width=2)),
+)
+#: Scores that are kept until the row is whole.
+WHOLE = (
+    (4, Tile(height=1, warps_q=1, warps_k=4, width=2)),
+    (1 << 62, Tile(height=4, warps_q=1, warps_k=4, width=2)),
+    (1 << 62, Tile(height=2, warps_q=1, warps_k=4, width=2)),
+    (1 << 62, Tile(height=1, warps_q=1, warps_k=4, width=2)),
+    (1 << 62, Tile(height=1, warps_q=1, warps_k=1, width=2)),
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A row of queries, keys, values and scores in shared memory: words, and those from row to row.
+
+    Lanes below each other read four words of rows that follow each other, lanes side by side too, so rows
+    start in different banks.  A thread's values are ``parts`` vectors of ``vector``.
+    """
+
+    d: int
+    d_line: int
+    vector: int
+    parts: int
+
+    @property
+    def e_line(self) -> int:
+        return SIDE * self.vector * self.parts
+
+    @property
+    def columns(self) -> int:
+        """Values of a thread."""
+        return self.vector * self.parts
+
+    @staticmethod
+    def of(spec: Attention) -> "Shape":
+        d = -(-spec.d // 4) * 4
+        vector = 1 if spec.e <= SIDE else 2 if spec.e <= 2 * SIDE else 4
+        return Shape(d, d if d // 4 % 2 else d + 4, vector, -(-spec.e // (SIDE * vector)))
+
+
+@dataclass(frozen=True)
+class Words:
+    """Where things begin in shared memory, in words.
+
+    Online, keys and values have a place each and ``scores`` are those of a round, ``[warp, row, key]``;
+    else two stages serve both in turn, and ``scores`` are those of all, ``[row, key]``.  When all rounds are
+    over, sums ``[turn, query, value]``, ``tops`` and ``totals``, ``[turn, query]``, lie in their place.
+    """
+
+    keys: int
+    values: int
+    scores: int
+    score_line: int
+    sum_line: int
+    tops: int
+    totals: int
+    total: int
+
+    @staticmethod
+    def of(spec: Attention, shape: Shape, tile: Tile, online: bool) -> "Words":
+        keys = tile.queries * shape.d_line
+        stage = tile.keys * (shape.d_line if online else max(shape.d_line, shape.e_line))
+        values = keys + stage
+        scores = values + (tile.keys * shape.e_line if online else stage)
+        # A whole line of eight lanes more, so that rows below each other start in banks of their own.
+        covered = tile.own_keys if online else rounds(spec, tile) * tile.keys
+        score_line = -(-covered // 32) * 32 + SIDE
+        rows = tile.queries * (tile.warps_k if online else 1)
+        sum_line = shape.e_line + 4
+        tops = tile.warps_k * tile.queries * sum_line
+        totals = tops + tile.warps_k * tile.queries
+        ended = totals + tile.warps_k * tile.queries
+        return Words(
+            keys, values, scores, score_line, sum_line, tops, totals, max(scores + rows * score_line, ended)
+        )
+
+
+def rounds(spec: Attention, tile: Tile) -> int:
+    """How often a block takes new keys."""
+    return -(-spec.n // tile.keys)
+
+
+def tile_for(spec: Attention, shape: Shape, shared: int, online: bool) -> Tile | None:
+    """The tile in ``shared`` bytes of shared memory; None where none fits."""
+
+    def fits(tile: Tile) -> bool:
+        sums = tile.height * shape.columns
+        return (
+            sums <= _MOST_SUMS
+            and sums + tile.height * tile.width <= _MOST
+            and Words.of(spec, shape, tile, online).total * 4 <= shared
+        )
+
+    wide = (tile for most, tile in (ONLINE if online else WHOLE) if spec.m <= most)
+    return next(filter(fits, wide), None)
