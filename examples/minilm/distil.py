@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sentences import LENGTH, Batches, texts, tokens
+from sentences import LENGTH, Batches, held_out, tokens, training
 
 import sparsec
 from sparsec import train
@@ -54,28 +54,29 @@ def compiled_embeddings(artifact: Path, sentences: list[list[int]]) -> np.ndarra
     return np.concatenate(found)
 
 
-def trained(pattern: str, seconds: float, sentences: list[list[int]], held_out: list[list[int]], say):
+def trained(pattern: str, seconds: float, sentences: list[list[int]], scored: list[list[int]], say):
     """The dense teacher and the sparse student after ``seconds``, the one-shot start included."""
     start = time.monotonic()
     teacher = minilm(small=False).module
-    wanted = embeddings(teacher, held_out)
+    wanted = embeddings(teacher, scored)
     student = copy.deepcopy(teacher)
     train.sparsify(student, pattern, layers="bert.layers.*")
-    say(f"magnitude: cosine {cosine(embeddings(student, held_out), wanted):.4f}")
+    say(f"magnitude: cosine {cosine(embeddings(student, scored), wanted):.4f}")
     some = list(islice(Batches(sentences, TOKENS, seed=1), REFIT_BATCHES))
     train.refit(student, teacher, some, autocast=torch.bfloat16)
-    say(f"least squares: cosine {cosine(embeddings(student, held_out), wanted):.4f}")
+    say(f"least squares: cosine {cosine(embeddings(student, scored), wanted):.4f}")
     steps = train.distil(
         student,
         teacher,
         Batches(sentences, TOKENS),
+        remember=True,
         seconds=seconds - (time.monotonic() - start),
-        rate=5e-4,
+        rate=1e-3,
         features="bert.layers.?",
         autocast=torch.bfloat16,
         log=say,
     )
-    say(f"{len(steps)} steps: cosine {cosine(embeddings(student, held_out), wanted):.4f}")
+    say(f"{len(steps)} steps: cosine {cosine(embeddings(student, scored), wanted):.4f}")
     return teacher, student
 
 
@@ -85,9 +86,9 @@ def main(pattern: str, seconds: float, folder: Path) -> None:
     def say(line: str) -> None:
         print(f"{time.monotonic() - start:6.0f} s  {line}", flush=True)
 
-    unseen = texts(held_out=True)
-    held_out = tokens(unseen[:: len(unseen) // SCORED])
-    teacher, student = trained(pattern, seconds, tokens(texts(held_out=False)), held_out, say)
+    unseen = held_out()
+    scored = tokens(unseen[:: len(unseen) // SCORED])
+    teacher, student = trained(pattern, seconds, tokens(training(), whole=True), scored, say)
     onnx, artifact = folder / "minilm.onnx", folder / "minilm.sparsec"
     inputs = {name: torch.ones(1, LENGTH, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     train.export_onnx(
@@ -99,8 +100,8 @@ def main(pattern: str, seconds: float, folder: Path) -> None:
     )
     command = [sys.executable, "-m", "sparsec", "compile", onnx, "--target", "native", "-o", artifact]
     subprocess.run(command, check=True)
-    wanted = embeddings(teacher, held_out)
-    say(f"the artifact: cosine {cosine(compiled_embeddings(artifact, held_out), wanted):.4f} at {pattern}")
+    wanted = embeddings(teacher, scored)
+    say(f"the artifact: cosine {cosine(compiled_embeddings(artifact, scored), wanted):.4f} at {pattern}")
 
 
 if __name__ == "__main__":

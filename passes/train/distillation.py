@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from sparsec.passes.base import PassError
 from sparsec.passes.train.modules import sparse_weights
+from sparsec.passes.train.outputs import answers, observed
 from sparsec.passes.train.schedules import Fixed, Schedule
 
 WARM_UP = 0.03
@@ -38,6 +37,7 @@ def distil(
     schedule: Schedule | None = None,
     features: str = "",
     autocast: torch.dtype | None = None,
+    remember: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[float]:
     """Train the masked ``student``, in place, to compute what ``teacher`` computes; the loss of every step.
@@ -46,7 +46,11 @@ def distil(
     iterated again when they end (a DataLoader shuffles then).  Only the layers with a pattern and the vectors
     (biases, scales of normalisations) are trained.  ``schedule`` is one of :mod:`.schedules`; ``features``
     are globs, joined by ``|``, over names of modules; ``autocast`` (``torch.bfloat16``) halves the time on
-    processors with such units.  PassError for a student without patterns or a bound that is missing.
+    processors with such units.
+
+    With ``remember`` the teacher runs once for each batch and its answers are kept in memory, in the type of
+    ``autocast``: a quarter less to compute from the second round on.  The same batches then come back in
+    another order.  PassError for a student without patterns or a bound that is missing.
     """
     if (steps is None) == (seconds is None):
         raise PassError("train: distil needs either steps or seconds")
@@ -59,22 +63,17 @@ def distil(
     optimizer = torch.optim.Adam(trained, rate, betas=(0.9, 0.98), fused=True)
     schedule = schedule or Fixed()
     losses: list[float] = []
-    with _captured(student, features) as found, _captured(teacher, features) as wanted:
+    kept = autocast or trained[0].dtype if remember else None
+    with observed(student, features, autocast) as pupil, observed(teacher, features, autocast) as dense:
         start = time.monotonic()
-        for batch in _endless(batches):
+        for batch, wanted in answers(dense, batches, kept):
             done = len(losses) / steps if steps else (time.monotonic() - start) / seconds
             if done >= 1:
                 break
             schedule(student, done)
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1, (done + 1e-3) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
-            found.clear()  # here, because `log` may run the networks too
-            wanted.clear()
-            with torch.autocast(batch[0].device.type, autocast, enabled=autocast is not None):
-                with torch.no_grad():
-                    target = [*_tensors(teacher(*batch)), *wanted]
-                output = [*_tensors(student(*batch)), *found]
-            loss = sum(relative_error(s, t) for s, t in zip(output, target, strict=True))
+            loss = sum(relative_error(s, t) for s, t in zip(pupil(batch), wanted, strict=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -97,42 +96,3 @@ def _trained(student: nn.Module, layers: list[nn.Module]) -> list[nn.Parameter]:
     for parameter in student.parameters():
         parameter.requires_grad_(parameter in chosen)
     return [parameter for parameter in student.parameters() if parameter in chosen]
-
-
-def _endless(batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise PassError("train: distil needs at least one batch; an iterator can be used up only once")
-
-
-def _tensors(output) -> Iterator[torch.Tensor]:
-    """The float tensors of a module's output: a tensor, a sequence or a mapping."""
-    if isinstance(output, torch.Tensor):
-        if output.is_floating_point():
-            yield output
-    else:
-        for part in output.values() if hasattr(output, "values") else output:
-            yield from _tensors(part)
-
-
-@contextmanager
-def _captured(module: nn.Module, globs: str) -> Iterator[list[torch.Tensor]]:
-    """A list that gets the output of each module that ``globs`` name whenever it runs."""
-    seen: list[torch.Tensor] = []
-    chosen = [
-        part
-        for name, part in module.named_modules()
-        if any(fnmatchcase(name, glob) for glob in globs.split("|") if glob)
-    ]
-    if globs and not chosen:
-        raise PassError(f"train: features={globs} names no module")
-    hooks = [part.register_forward_hook(lambda _, __, out: seen.extend(_tensors(out))) for part in chosen]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()

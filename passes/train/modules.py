@@ -50,6 +50,11 @@ class Masked(nn.Module):
             self.mask.copy_(stored(best(score, self.reached, self.groups), weight))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        kind = weight.device.type
+        if torch.is_autocast_enabled(
+            kind
+        ):  # first, so that half the bytes are masked, forwards and backwards
+            weight = weight.to(torch.get_autocast_dtype(kind))
         if self.straight:
             return _StraightThrough.apply(weight, self.mask, self.decay)
         return torch.where(self.mask, weight, self.leak * weight if self.leak else 0.0)

@@ -10,6 +10,7 @@ from torch import nn  # noqa: E402
 from sparsec.passes import PassError  # noqa: E402
 from sparsec.passes.train import MaskDecay, Regrow, StructureDecay, distil, sparse_weights, sparsify  # noqa: E402
 from sparsec.passes.train.distillation import relative_error  # noqa: E402
+from sparsec.passes.train.outputs import answers, observed  # noqa: E402
 
 
 class Net(nn.Module):
@@ -92,6 +93,27 @@ def test_bfloat16_trains_float32_weights():
     before = error(student, teacher)
     distil(student, teacher, batches(), steps=60, rate=3e-3, autocast=torch.bfloat16)
     assert student.body[0].weight.dtype == torch.float32 and error(student, teacher) < 0.7 * before
+
+
+def test_the_teacher_is_asked_once_where_its_answers_are_kept():
+    student, teacher = pair()
+    before, asked = error(student, teacher), []
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    distil(student, teacher, iter(batches()), steps=60, rate=3e-3, features="body.0", remember=True)
+    assert len(asked) == len(batches())
+    assert error(student, teacher) < 0.7 * before
+
+
+def test_kept_answers_come_with_their_batch():
+    _, teacher = pair()
+    with observed(teacher, "body.2", None) as dense:
+        stream = answers(dense, batches(), torch.float32)
+        seen = [next(stream) for _ in range(3 * len(batches()))]
+        for batch, kept in seen:
+            assert all(torch.equal(k, w) for k, w in zip(kept, dense(batch), strict=True))
+    orders = [[id(batch[0]) for batch, _ in seen[i : i + 10]] for i in (0, 10, 20)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert len({frozenset(order) for order in orders}) == 1
 
 
 def test_what_it_asks_for():
