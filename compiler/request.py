@@ -21,8 +21,8 @@ GPUS = ("sm_80", "sm_87", "sm_89", "sm_90")
 """What ``cuda`` means, oldest first; ``cuda:sm_87`` is one of them."""
 SPARSITY = ("auto", "require", "off")
 PRECISIONS = ("fp32", "bf16")
-#: Levels that only artifacts of a lower precision have.
-LOW_PRECISION = ("v4bf16",)
+#: Levels that only artifacts of a lower precision have, those with instructions for it.
+LOW_PRECISION = {"bf16": ("v4bf16",), "int8": ("v4vnni", "v3vnni")}
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def cpu_levels(target: str, precision: str = "fp32") -> tuple[str, ...]:
             known = ", ".join([*TARGETS, "native"])
             raise CompileError(f"unknown target '{name}'; choose of {known}, several with commas between")
         levels += (native_level(precision),) if name == "native" else TARGETS[name]
-        if name == "x86" and precision != "fp32":
-            levels += LOW_PRECISION
+        if name == "x86":
+            levels += LOW_PRECISION.get(precision, ())
     machines = list(dict.fromkeys(cpu.LEVEL_ARCHITECTURE[level] for level in levels))
     worst_first = list(cpu.LEVEL_FEATURES)
     key = lambda v: (machines.index(cpu.LEVEL_ARCHITECTURE[v]), -worst_first.index(v))  # noqa: E731
@@ -154,7 +154,8 @@ def runnable(levels: Iterable[str]) -> list[str]:
 
 def native_level(precision: str = "fp32") -> str:
     """The best level that this machine runs at ``precision``."""
-    runs = [level for level in cpu.levels() if precision != "fp32" or level not in LOW_PRECISION]
+    others = {level for name, own in LOW_PRECISION.items() if name != precision for level in own}
+    runs = [level for level in cpu.levels() if level not in others]
     if not runs:
         raise CompileError(
             f"target 'native': this machine's CPU ({cpu.architecture()}) runs no level; name a target"

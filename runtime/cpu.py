@@ -1,10 +1,10 @@
 """CPU features by name: what a library needs, and what this machine has.
 
 The names are LLVM's, and the x86 levels are those of the x86-64 psABI (section "Micro-Architecture
-Levels"); ``v4bf16`` is v4 with one feature more.  ``neon`` is Armv8-A with Advanced SIMD and ``rv64gc`` the
-scalar profile of the RISC-V distributions, which every Linux of their architecture has, so they need no
-feature by name; ``armv7`` is a 32-bit Arm core with fused multiply-add in NEON (Cortex-A7, A15 and later),
-``rv64gcv`` has RISC-V's vector extension 1.0.
+Levels"); ``v3vnni``, ``v4vnni`` and ``v4bf16`` are v3 and v4 with products of narrow numbers.  ``neon`` is
+Armv8-A with Advanced SIMD and ``rv64gc`` the scalar profile of the RISC-V distributions, which every Linux of
+their architecture has, so they need no feature by name; ``armv7`` is a 32-bit Arm core with fused
+multiply-add in NEON (Cortex-A7, A15 and later), ``rv64gcv`` has RISC-V's vector extension 1.0.
 Linux lists a feature only when the kernel also saves its registers, so nothing more has to be asked.
 """
 
@@ -17,13 +17,17 @@ from .errors import TargetError
 V2 = ("cx16", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3")
 V3 = (*V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
-V4_BF16 = (*V4, "avx512bf16")
+V3_VNNI = (*V3, "avxvnni")
+V4_VNNI = (*V4, "avx512vnni")
+V4_BF16 = (*V4_VNNI, "avx512bf16")
 
 # level -> the features that its code may use
 LEVEL_FEATURES = {
     "v2": V2,
     "v3": V3,
+    "v3vnni": V3_VNNI,
     "v4": V4,
+    "v4vnni": V4_VNNI,
     "v4bf16": V4_BF16,
     "neon": (),
     "armv7": ("neon", "vfp4"),
@@ -34,7 +38,9 @@ LEVEL_FEATURES = {
 LEVEL_ARCHITECTURE = {
     "v2": "x86_64",
     "v3": "x86_64",
+    "v3vnni": "x86_64",
     "v4": "x86_64",
+    "v4vnni": "x86_64",
     "v4bf16": "x86_64",
     "neon": "aarch64",
     "armv7": "armv7",

@@ -9,8 +9,12 @@ anchor's block carries the spec as an annotation, by which ``find_anchor`` recog
 A spec's ``permute`` says whether it is packed for CPUs that pick activations by a permute (``target.Cpu``).
 
 Parameters of the function, in order: ``X``, the packed weight arrays (values, then what a sparse form needs
-to find its inputs, see ``layout`` and ``layout_strips``), ``Y``.  All activations are float32.  A pruned
-position is skipped: it turns ``0 * Inf`` and ``0 * NaN`` of the dense weight into 0.
+to find its inputs, see ``layout`` and ``layout_strips``), ``Y``.  A pruned position is skipped: it turns
+``0 * Inf`` and ``0 * NaN`` of the dense weight into 0.
+
+``precision`` says what is stored and multiplied (``elements``).  At ``int8`` X is uint8 and Y int32, the
+plain sum of products: what zero points add to it is a constant for each output channel, and the caller's.  So
+that it is one, cells in the padding of a window hold ``zero``.
 """
 
 import json
@@ -33,8 +37,8 @@ from sparsec.schedules.contraction_spec import (
     strips_sum,
 )
 from sparsec.schedules.depthwise import Depthwise
-from sparsec.schedules.elements import FLOAT32, Element, element
-from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, shapes, unpack
+from sparsec.schedules.elements import FLOAT32, Element, element, stored_pattern
+from sparsec.schedules.layout import DENSE, PANEL, Pattern
 from sparsec.schedules.layout_strips import Strips, strips_of
 
 
@@ -52,7 +56,12 @@ class Gemm:
     @property
     def kind(self) -> Element:
         """What is stored and multiplied at this precision."""
-        return element(self.precision, "strips" if self.strips else self.pattern.form(self.k))
+        return element(self.precision, "strips" if self.strips else self.packed.form(self.k))
+
+    @property
+    def packed(self) -> Pattern:
+        """The pattern as packed."""
+        return stored_pattern(self.precision, self.pattern, self.k)
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -65,13 +74,13 @@ class Gemm:
     @property
     def strips(self) -> Strips | None:
         """The form with lanes over rows, where it is the one to take."""
-        return strips_of(self.pattern, self.n, 1, self.k, math.prod(self.lead), self.permute)
+        return strips_of(self.packed, self.n, 1, self.k, math.prod(self.lead), self.permute)
 
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each packed array."""
         if self.strips:
             return self.strips.args()
-        return self.kind.args(shapes(self.pattern, self.n, (), self.k))
+        return self.kind.args(self.packed, self.n, (), self.k)
 
     def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Packs ``weight [n, k]``; ``kept`` (bool, same shape) marks the kept positions, else non-zeros."""
@@ -79,16 +88,15 @@ class Gemm:
         kept = None if kept is None else kept[:, None]
         if self.strips:
             return self.strips.pack(weight[:, None], kept)
-        arrays = self.kind.pack(pack(self.pattern, weight[:, None], kept))
+        arrays = self.kind.pack(self.packed, weight[:, None], kept)
         return tuple(a.reshape(shape) for a, (shape, _) in zip(arrays, self.weight_args(), strict=True))
 
     def unpack(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """The dense weight ``[n, k]`` of packed arrays."""
         if self.strips:
             return self.strips.unpack(arrays)[:, 0]
-        arrays = self.kind.unpack(arrays, self.pattern.kept(self.k))
         arrays = tuple(a.reshape(a.shape[0], 1, *a.shape[1:]) for a in arrays)
-        return unpack(self.pattern, arrays, self.n, self.k)[:, 0]
+        return self.kind.unpack(self.packed, arrays, self.n, self.k)[:, 0]
 
     def prim_func(self) -> tirx.PrimFunc:
         """The unscheduled function ``(X, W, [I, [S]], Y)``."""
@@ -101,7 +109,7 @@ class Gemm:
                 self.y_shape,
                 lambda *i: strips_sum(self.strips, weights, i[-1], lambda _, c: x[(*i[:-1], c)]),
             )
-        words = Words(self.kind, self.pattern, self.k)
+        words = Words(self.kind, self.packed, self.k)
 
         def value(*i):
             panel, lane = i[-1] // PANEL, i[-1] % PANEL
@@ -125,25 +133,13 @@ def conv(
     groups: int = 1,
     pattern: Pattern = DENSE,
     precision: str = FLOAT32.name,
+    zero: int = 0,
 ) -> "Conv | Depthwise":
     """The spec of a convolution: ``Depthwise`` where each group reads one channel, else ``Conv``."""
+    window = (batch, in_h, in_w, in_c, out_c, k_h, k_w, strides, dilations, pads)
     if groups == in_c and groups > 1:
-        return Depthwise(batch, in_h, in_w, in_c, out_c, k_h, k_w, strides, dilations, pads)
-    return Conv(
-        batch,
-        in_h,
-        in_w,
-        in_c,
-        out_c,
-        k_h,
-        k_w,
-        strides,
-        dilations,
-        pads,
-        groups,
-        pattern,
-        precision=precision,
-    )
+        return Depthwise(*window, precision, zero=zero)
+    return Conv(*window, groups, pattern, precision=precision, zero=zero)
 
 
 def packed_for(spec, permute: bool):

@@ -15,8 +15,8 @@ from sparsec.schedules.contraction_spec import (
     reduce_axis,
     strips_sum,
 )
-from sparsec.schedules.elements import FLOAT32, Element, element
-from sparsec.schedules.layout import DENSE, PANEL, Pattern, pack, panels, shapes, unpack
+from sparsec.schedules.elements import FLOAT32, Element, element, stored_pattern
+from sparsec.schedules.layout import DENSE, PANEL, Pattern, panels
 from sparsec.schedules.layout_strips import Strips, strips_of
 
 
@@ -25,7 +25,7 @@ class Conv(Image):
     """``Y[b,i,j,o] = sum_{p,q,c} X[b, i*s0+p*d0-top, j*s1+q*d1-left, g*in_c/groups+c] * W[o,p,q,c]``.
 
     X is ``[batch, in_h, in_w, in_c]``, Y ``[batch, out_h, out_w, out_c]``, the weight ``[out_c, k_h, k_w,
-    in_c/groups]``; ``pads`` are (top, left, bottom, right) rows and columns of zeros, as in ONNX.  A
+    in_c/groups]``; ``pads`` are (top, left, bottom, right) rows and columns of ``zero``, as in ONNX.  A
     convolution in one dimension has height 1.
     """
 
@@ -75,11 +75,12 @@ class Conv(Image):
         is stored per channel.
         """
         own, padded, block = self.out_c // self.groups, self.group_panels * PANEL, self.pattern.block
-        if self.groups == 1 or self.pattern.dense:
-            return self.pattern
-        if own <= block and not self.pattern.scattered:
-            return replace(self.pattern, block=padded)
-        return replace(self.pattern, block=1 if padded % block else block)
+        pattern = self.pattern
+        if self.groups > 1 and not pattern.dense:
+            if own <= block and not pattern.scattered:
+                block = padded
+            pattern = replace(pattern, block=1 if padded % block else block)
+        return stored_pattern(self.precision, pattern, self.depth)
 
     @property
     def strips(self) -> Strips | None:
@@ -91,7 +92,7 @@ class Conv(Image):
         """Shape and dtype of each packed array."""
         if self.strips:
             return self.strips.args()
-        return self.kind.args(shapes(self.packed, self._padded_out, (self.k_h, self.k_w), self.depth))
+        return self.kind.args(self.packed, self._padded_out, (self.k_h, self.k_w), self.depth)
 
     @property
     def _padded_out(self) -> int:
@@ -104,7 +105,7 @@ class Conv(Image):
         kept = None if kept is None else self._pad_groups(kept)
         if self.strips:
             return self.strips.pack(flat, kept)
-        arrays = self.kind.pack(pack(self.packed, flat, kept))
+        arrays = self.kind.pack(self.packed, flat, kept)
         return tuple(a.reshape(shape) for a, (shape, _) in zip(arrays, self.weight_args(), strict=True))
 
     def _pad_groups(self, weight: np.ndarray) -> np.ndarray:
@@ -118,9 +119,8 @@ class Conv(Image):
         if self.strips:
             flat = self.strips.unpack(arrays)
         else:
-            arrays = self.kind.unpack(arrays, self.packed.kept(self.depth))
             arrays = tuple(a.reshape(a.shape[0], taps, *a.shape[3:]) for a in arrays)
-            flat = unpack(self.packed, arrays, self._padded_out, self.depth)
+            flat = self.kind.unpack(self.packed, arrays, self._padded_out, self.depth)
         flat = flat.reshape(self.groups, -1, taps, self.depth)[:, : self.out_c // self.groups]
         return flat.reshape(self.out_c, self.k_h, self.k_w, self.depth)
 
@@ -137,7 +137,7 @@ class Conv(Image):
             if not any(self.pads):
                 return value
             bounds = [ih >= 0, ih < self.in_h, iw >= 0, iw < self.in_w]
-            return tirx.if_then_else(tirx.all(*bounds), value, tirx.const(0, self.kind.activation))
+            return tirx.if_then_else(tirx.all(*bounds), value, tirx.const(self.zero, self.kind.activation))
 
         def in_group(o):
             return (o // own, o % own) if self.groups > 1 else (tir.i64(0), o)

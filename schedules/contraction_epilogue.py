@@ -60,9 +60,9 @@ class Epilogue:
 
     @property
     def staging(self) -> tir.Buffer | None:
-        """An output that can hold the raw float32 value until the epilogue runs, if there is one."""
+        """An output that can hold the raw value until the epilogue runs, if there is one."""
         for buffer, _ in self.outputs:
-            if tir.dtype_of(buffer) == "float32":
+            if tir.dtype_of(buffer) == tir.dtype_of(self.anchor):
                 return buffer
         return None
 
@@ -72,7 +72,7 @@ def extract(func: tirx.PrimFunc, anchor: tir.Block) -> Epilogue | str:
     result = anchor.writes[0].source
     shape = tir.shape_of(result)
     coords = [tir.var(f"c{axis}") for axis in range(len(shape))]
-    value = tirx.Var("anchor", "float32")
+    value = tirx.Var("anchor", tir.dtype_of(result))
     known = {result: (coords, value, True)}
     try:
         chain = tir.blocks(func.body)

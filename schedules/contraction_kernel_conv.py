@@ -41,7 +41,7 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
 
     def one(panel, columns, channel, group_index, b, i, run: PixelRun, pixel) -> tir.Stmt:
         width = plan.width(columns)
-        tile = Tile(min(cpu.lanes, width), run.width, width)
+        tile = Tile(min(cpu.lanes, width), run.width, width, spec.kind.sums)
 
         def index(r, column):
             return [b, i, pixel + r, channel + column]

@@ -31,7 +31,7 @@ def gemm_body(
 
     def one(panel, columns: int, row, height: int) -> tir.Stmt:
         width = plan.width(columns)
-        tile = Tile(min(cpu.lanes, width), height, width)
+        tile = Tile(min(cpu.lanes, width), height, width, reduce.element.sums)
 
         def at(r, channel):
             return [*tir.unflatten(row + r, lead), channel]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sparsec.schedules.contraction_tile import even_split
-from sparsec.schedules.elements import DOT_FEATURE
+from sparsec.schedules.elements import FLOAT32, Element
 from sparsec.schedules.layout import PANEL, Pattern
 from sparsec.schedules.target import LINE, Cpu
 
@@ -14,6 +14,8 @@ IN_FLIGHT = 8
 CACHE_SETS, CACHE_WAYS = 64, 8
 #: Tasks that keep the cores busy, and the least rows of a task that is made only for that.
 TASKS, TASK_ROWS = 16, 48
+#: Instructions that put a word together of so many activations that lie apart; a float is a word itself.
+ASSEMBLED = {1: 0, 2: 4, 4: 10}
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
 PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
 #: The same for a single row that permutes: memory limits it, and more panels ask it for more lines at once.
@@ -84,13 +86,13 @@ def vectors_in(cpu: Cpu, columns: int) -> int:
     return -(-columns // min(cpu.lanes, PANEL))
 
 
-def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, assembled: bool = False) -> float:
+def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, assembled: int = 0) -> float:
     """Half cycles of one reduction step of a tile: two multiply-adds and two loads a cycle.
 
     Weights that are ``streamed`` come from the second-level cache, half a line a cycle at best; the nearer to
     that, the less of it is hidden.  Loads that fit beside the multiply-adds still cost a little.  Words that
-    are ``assembled`` from activations that lie apart take four instructions a row, and their broadcast goes
-    through a port that multiplies.
+    are ``assembled`` from activations that lie apart take so many instructions a row, and their broadcast
+    goes through a port that multiplies.
     """
     vectors = vectors_in(cpu, columns)
     products = rows * vectors
@@ -100,7 +102,7 @@ def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, asse
     # Measured: a tile that holds its broadcasts is a little slower than one that holds its weights.
     held = 0.25 if cpu.lanes < PANEL and rows < vectors else 0.0
     if assembled:
-        busy = max(busy, (4 * rows + products) / 4.7) + rows / 6  # both measured
+        busy = max(busy, (assembled * rows + products) / 4.7) + rows / 6  # both measured
     return busy + loads / 16 + busy * (lines / busy) ** 2 / 5 + held
 
 
@@ -108,8 +110,8 @@ def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, asse
 class Extent:
     """What is cut: ``rows``, ``stride`` activations apart, by ``count`` panels that hold ``columns``.
 
-    Each value is a sum over ``depth`` channels of ``taps``, ``group`` of them in a word of 32 bits, which
-    ``stride`` counts as well; ``written`` values are stored in all.
+    Each value is a sum over ``depth`` channels of ``taps``, taken in words of ``element``, which ``stride``
+    counts as well; ``written`` values are stored in all.
     """
 
     pattern: Pattern
@@ -120,12 +122,12 @@ class Extent:
     count: int
     taps: int = 1
     written: int = 0
-    group: int = 1
+    element: Element = FLOAT32
 
     @property
     def steps(self) -> int:
         """Multiply-adds of one value: words, where those are taken at once."""
-        return self.taps * -(-self.pattern.kept(self.depth) // self.group)
+        return self.taps * self.element.words(self.pattern.kept(self.depth))
 
 
 def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
@@ -133,7 +135,8 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
     form = extent.pattern.form(extent.depth)
     run = cpu.run_cost if 4 * extent.written > cpu.l2 // 2 else 0
 
-    assembled = extent.group > 1 and form == "shared"
+    whole = form != "shared" or extent.element.windows(extent.pattern, extent.depth)
+    assembled = 0 if whole else ASSEMBLED[extent.element.group]
 
     def cost(plan: TilePlan) -> float:
         total = 0.0
@@ -144,15 +147,14 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
                 total += repeats * tiles * (extent.steps * step + height * run)
         return total
 
-    single = extent.taps > 1 and extent.pattern.kept(extent.depth) == 1
+    single = extent.steps == extent.taps > 1
     plans = []
     for panels in ROW_PANEL_CHOICES if extent.rows == 1 and form == "lanes" else PANEL_CHOICES:
         if form == "shared" and (extent.pattern.block // PANEL) % panels:
             continue
         if panels > max(1, extent.count) or vectors_in(cpu, panels * PANEL) * 2 > cpu.registers:
             continue
-        parts = 1 if DOT_FEATURE in cpu.features else extent.group
-        plans.append(TilePlan(cpu, form, panels, extent.stride, single, parts))
+        plans.append(TilePlan(cpu, form, panels, extent.stride, single, extent.element.parts(cpu)))
     return sorted(((cost(plan), plan) for plan in plans), key=lambda found: found[0])
 
 

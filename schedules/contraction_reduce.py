@@ -15,6 +15,7 @@ from sparsec.schedules.contraction_lanes import choices, chosen_activations
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.elements import FLOAT32, Element
 from sparsec.schedules.layout import PANEL, WINDOW, Pattern
+from sparsec.schedules.quads import Windows
 from sparsec.schedules.target import Cpu
 
 #: How many slots ahead the weights of a single row are fetched: what memory delivers during its latency.
@@ -75,9 +76,12 @@ class Reduction:
                 whole = self.depth // group
                 loops = [tir.loop("k", whole, lambda k: step(k, dense, [k * group], True))] if whole else []
                 if self.depth % group:
-                    last = tir.i64(self.depth - 1)
-                    loops.append(step(tir.i64(whole), dense, [last] * group))
+                    rest = range(whole * group, (whole + 1) * group)
+                    last = [tir.i64(min(c, self.depth - 1)) for c in rest]
+                    loops.append(step(tir.i64(whole), dense, last))
                 return loops
+            case "shared" if windows := self.element.windows(pattern, self.depth):
+                return self._windows(windows, tile, panel, tap, at, chosen)
             case "shared":
                 block = tirx.floordiv(panel, tir.i64(pattern.block // PANEL))
                 kept = lambda slot: tir.load(self.weights[1], block, *tap, slot).astype("int64")  # noqa: E731
@@ -120,6 +124,28 @@ class Reduction:
     def _multiply_add(self, tile: Tile, x: Callable, w: Callable, span: int, chosen) -> tir.Stmt:
         product = functools.partial(self.element.multiply_add, self.cpu)
         return tile.multiply_add(x, w, span, chosen, product)
+
+    def _windows(
+        self, windows: Windows, tile: Tile, panel, tap: list, at: Callable, chosen
+    ) -> list[tir.Stmt]:
+        block = tirx.floordiv(panel, tir.i64(self.pattern.block // PANEL))
+
+        def step(word, start):
+            choice = tirx.Var("choice", "int32")
+            product = self._multiply_add(
+                tile,
+                lambda r, v: windows.picked(self.cpu, self.x, lambda c: at(r, c), start, choice, tile.lanes),
+                self._weight(tile, panel, tap, word),
+                tile.columns,
+                chosen,
+            )
+            chosen_now = tirx.Bind(choice, tir.load(self.weights[1], block, *tap, word))
+            return tir.seq([*self._fetch(tile, panel, tap, word), chosen_now, product])
+
+        plain = windows.plain
+        loops = [tir.loop("k", plain, lambda word: step(word, windows.start(word)))] if plain else []
+        rest = range(plain, windows.words)
+        return loops + [step(tir.i64(word), tir.i64(int(windows.start(word)))) for word in rest]
 
     def _gather(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:
         def channel(v):

@@ -12,11 +12,13 @@ from sparsec.schedules.contraction_epilogue import Epilogue, extract
 from sparsec.schedules.contraction_kernel_conv import conv_body
 from sparsec.schedules.contraction_kernel_gemm import gemm_body
 from sparsec.schedules.contraction_kernel_strips import Rows, strips_body
+from sparsec.schedules.contraction_padded import padded
 from sparsec.schedules.contraction_pixels import pixel
 from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile_plans
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.depthwise_kernel import depthwise_body
+from sparsec.schedules.elements import INT8
 from sparsec.schedules.layout import DENSE, panels
 from sparsec.schedules.target import Cpu
 
@@ -30,13 +32,16 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     if isinstance(parts, str):
         return None
     spec, x, weights, epilogue = parts
+    before = []
+    if kind_of(spec) is INT8 and any(getattr(spec, "pads", ())):
+        spec, x, before = padded(cpu, spec, x)
     cut = extent(spec)
     plan = cut and tile_plan(cpu, cut, int(func.attrs.get(TILE_PANELS, 0)))
     if getattr(spec, "strips", None):
         groups, own = (1, spec.n) if isinstance(spec, Gemm) else (spec.groups, spec.out_c // spec.groups)
         body = strips_body(cpu, spec.strips, groups, own, _rows(spec), x, weights, epilogue)
     elif isinstance(spec, Gemm):
-        reduce = Reduction(cpu, x, weights, spec.pattern, spec.k, spec.kind)
+        reduce = Reduction(cpu, x, weights, spec.packed, spec.k, spec.kind)
         body = gemm_body(cpu, spec.lead, spec.n, [], reduce, epilogue, plan)
     elif isinstance(spec, Conv):
         reduce = Reduction(cpu, x, weights, spec.packed, spec.depth, spec.kind)
@@ -49,7 +54,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
         body = batch_matmul_body(cpu, spec, x, weights[0], epilogue, plan)
     else:
         body = depthwise_body(cpu, spec, x, weights[0], epilogue)
-    kernel = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
+    kernel = tirx.PrimFunc(func.params, tir.seq([*before, body]), func.ret_type, func.attrs)
     return kernel.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
 
 
@@ -59,16 +64,15 @@ def extent(spec) -> Extent | None:
         return None
     if isinstance(spec, Gemm):
         rows = math.prod(spec.lead)
-        stride, written, group = spec.k // spec.kind.group, rows * spec.n, spec.kind.group
-        return Extent(spec.pattern, spec.k, stride, rows, spec.n, panels(spec.n), 1, written, group)
+        stride, written = spec.k // spec.kind.group, rows * spec.n
+        return Extent(spec.packed, spec.k, stride, rows, spec.n, panels(spec.n), 1, written, spec.kind)
     if isinstance(spec, BatchMatmul):
         return Extent(DENSE, spec.k, spec.k, spec.m, spec.n, panels(spec.n))
     if isinstance(spec, Conv):
         rows = math.prod(spec.y_shape[:-1]) if spec.pointwise else spec.out_w
-        group, own = spec.kind.group, spec.out_c // spec.groups
-        stride = spec.in_c * spec.strides[1] // group
+        own, stride = spec.out_c // spec.groups, spec.in_c * spec.strides[1] // spec.kind.group
         taps, written = spec.k_h * spec.k_w, math.prod(spec.y_shape)
-        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels, taps, written, group)
+        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels, taps, written, spec.kind)
     return None
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import te, tirx
@@ -17,7 +17,10 @@ ANNOTATION = "sparsec.contraction"
 
 @dataclass(frozen=True)
 class Image:
-    """A window that slides over ``X [batch, in_h, in_w, in_c]``; pads are top, left, bottom, right."""
+    """A window that slides over ``X [batch, in_h, in_w, in_c]``; pads are top, left, bottom, right.
+
+    ``zero`` is what cells in the padding hold, in the type of X.
+    """
 
     batch: int
     in_h: int
@@ -29,6 +32,7 @@ class Image:
     strides: tuple[int, int] = (1, 1)
     dilations: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    zero: int = field(default=0, kw_only=True)
 
     @property
     def out_h(self) -> int:
@@ -50,10 +54,11 @@ class Image:
 
 
 def to_text(spec) -> str:
-    """The spec as JSON.  Of float32 nothing is said: texts are keys, and were so before there was more."""
+    """The spec as JSON.  Of defaults of later days nothing is said: texts are keys, and were so before."""
     fields = {"kind": type(spec).__name__, **dataclasses.asdict(spec)}
-    if fields.get("precision") == FLOAT32.name:
-        del fields["precision"]
+    for name, default in (("precision", FLOAT32.name), ("zero", 0)):
+        if fields.get(name) == default:
+            del fields[name]
     return json.dumps(fields)
 
 
@@ -119,6 +124,8 @@ class Words:
         if self.element.group == 1:
             return stored_channel(self.pattern, weights, panel, lane, taps, self.word.var, self.channels)
         slot = self.word.var * self.element.group + self.axes[1].var
+        if windows := self.element.windows(self.pattern, self.channels):
+            return windows.channel(weights[1], (panel // (self.pattern.block // PANEL), *taps), slot)
         channel = stored_channel(self.pattern, weights, panel, lane, taps, slot, self.channels)
         return channel if len(weights) > 1 else tirx.min(channel, tir.i64(self.channels - 1))
 

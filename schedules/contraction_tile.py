@@ -61,9 +61,9 @@ def fused(total, x, w):
 class Tile:
     """Accumulators of ``rows`` x ``columns`` in vectors of ``lanes``, and the statements on them."""
 
-    def __init__(self, lanes: int, rows: int, columns: int):
-        self.lanes, self.rows, self.columns = lanes, rows, columns
-        self.acc = [tir.local(f"acc{r}", columns) for r in range(rows)]
+    def __init__(self, lanes: int, rows: int, columns: int, dtype: str = "float32"):
+        self.lanes, self.rows, self.columns, self.dtype = lanes, rows, columns, dtype
+        self.acc = [tir.local(f"acc{r}", columns, dtype=dtype) for r in range(rows)]
 
     def allocate(self) -> list[tir.Stmt]:
         return tir.alloc(self.acc)
@@ -78,17 +78,19 @@ class Tile:
         A tile writes few bytes a row, rows far apart: no hardware prefetcher sees it, and the stores of a
         tile that all miss cost more than its multiply-adds.
         """
-        if math.prod(tir.shape_of(epilogue.outputs[0][0])) * 4 <= cpu.l2 // 2:
+        output = epilogue.outputs[0][0]
+        size = tirx.const(0, tir.dtype_of(output)).ty.dtype.bits // 8
+        if math.prod(tir.shape_of(output)) * size <= cpu.l2 // 2:
             return []
         return [
             stmt
             for r in range(self.rows)
-            for column in range(0, columns, LINE)
+            for column in range(0, columns, LINE * 4 // size)
             for stmt in epilogue.prefetches(index(tir.i64(r), tir.i64(column)))
         ]
 
     def zero(self) -> list[tir.Stmt]:
-        nought = tir.broadcast(tir.f32(0.0), self.lanes)
+        nought = tir.broadcast(tirx.const(0, self.dtype), self.lanes)
         return [
             tir.vector_store(buffer, nought, tir.i64(v), lanes=self.lanes)
             for buffer in self.acc
@@ -169,7 +171,7 @@ class Tile:
                 finish_staged(epilogue, self.rows, index, columns, self.lanes)
             ]
         if epilogue.cost > UNROLLED_EPILOGUE and self.rows > 1:
-            raw = tir.scratch("raw", self.rows, self.columns)
+            raw = tir.scratch("raw", self.rows, self.columns, dtype=self.dtype)
             return [
                 *tir.alloc([raw]),
                 *self.save(raw, lambda r, c: [r, c], columns),

@@ -1,5 +1,7 @@
 """The depthwise kernel: a row of output pixels by one vector of channels, kernel columns unrolled."""
 
+import functools
+
 from tvm import tirx
 
 from sparsec.schedules import tir
@@ -17,11 +19,17 @@ def depthwise_body(cpu: Cpu, spec: Depthwise, x: tir.Buffer, w: tir.Buffer, epil
     multiplier = spec.out_c // spec.in_c
     # Half the registers accumulate; the rest holds a kernel row and the pixels that slide past it.
     runs = pixel_runs(spec, max(2, min(cpu.registers // 2, UNROLLED // spec.k_w)))
+    product = functools.partial(spec.kind.multiply_add, cpu)
 
     def one(b, i, run: PixelRun, pixel, channel, lanes: int) -> tir.Stmt:
-        tile = Tile(lanes, run.width, lanes)
+        tile = Tile(lanes, run.width, lanes, spec.kind.sums)
 
         def activations(p, q, r):
+            """The vector of words ``q`` of kernel row ``p``, for pixel ``r`` of the tile."""
+            columns = range(q * spec.kind.group, min((q + 1) * spec.kind.group, spec.k_w))
+            return spec.kind.joined(activation(p, column, r) for column in columns)
+
+        def activation(p, q, r):
             at = [
                 b,
                 i * spec.strides[0] + p * spec.dilations[0] - spec.pads[0],
@@ -29,8 +37,8 @@ def depthwise_body(cpu: Cpu, spec: Depthwise, x: tir.Buffer, w: tir.Buffer, epil
             ]
             if multiplier == 1:
                 return tir.vector_load(x, *at, channel, lanes=lanes)
-            shared = tirx.floordiv(tir.ramp(channel, lanes), tir.broadcast(tir.i64(multiplier), lanes))
-            return tirx.BufferLoad(x, [*at, shared])
+            shared = [tir.load(x, *at, tirx.floordiv(channel + v, tir.i64(multiplier))) for v in range(lanes)]
+            return tirx.Shuffle(shared, [tir.i32(v) for v in range(lanes)]) if lanes > 1 else shared[0]
 
         def row_taps(p):
             return tir.seq(
@@ -39,8 +47,10 @@ def depthwise_body(cpu: Cpu, spec: Depthwise, x: tir.Buffer, w: tir.Buffer, epil
                     lambda v, q=q: tir.vector_load(w, p, tir.i64(q), channel, lanes=lanes),
                     span=lanes,
                     chosen=chosen,
+                    product=product,
                 )
-                for q, chosen in enumerate(run.valid)
+                # A word of several columns lies inside: what reaches into the padding was copied.
+                for q, chosen in enumerate(run.valid[: spec.kind.words(spec.k_w)])
                 if chosen
             )
 

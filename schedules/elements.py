@@ -6,10 +6,12 @@ element           activations  packed weights                     one step of th
 float32           float32      float32                            ``sum + x * w``
 bfloat16          bit pattern  pairs along the reduction, int32   ``sum + x0 * w0 + x1 * w1``, one instruction
 bfloat16 weights  float32      bit pattern                        ``sum + x * w``, w widened as it is loaded
+int8              uint8        quads along the reduction, int32   ``sum + x0 * w0 + ... + x3 * w3``, exactly
 ================  ===========  =================================  =========================================
 
-Sums are float32 throughout.  A bit pattern is a uint16, so that no pass of TVM rewrites it.  The last word
-of an odd number of values is filled with a weight of 0 and the last input channel once more.
+Sums are int32 of int8, else float32.  A bit pattern is a uint16, so that no pass of TVM rewrites it.  The
+last word is filled with weights of 0 and the last input channel once more.  ``quads`` has the instructions of
+int8, and how it picks the inputs that a pattern keeps.
 
 ``vdpbf16ps`` and ``vcvtneps2bf16`` take denormals for 0; the forms for other levels keep them.
 """
@@ -20,7 +22,9 @@ import numpy as np
 import tvm_ffi
 from tvm import ir, tirx
 
-from sparsec.schedules import math, tir
+from sparsec.schedules import layout, math, quads, tir
+from sparsec.schedules.layout import DENSE, Pattern
+from sparsec.schedules.quads import Windows
 from sparsec.schedules.target import Cpu
 
 _BITS = 16
@@ -28,12 +32,18 @@ _BITS = 16
 
 @dataclass(frozen=True)
 class Element:
-    """``group`` values along the reduction make one word; dtypes are those of the buffers."""
+    """``group`` values along the reduction make one word; dtypes are those of the buffers and the sums."""
 
     name: str
     activation: str
     weight: str
     group: int = 1
+    sums: str = "float32"
+
+    @property
+    def bits(self) -> int:
+        """Bits of one of the values that share a word."""
+        return 32 // self.group
 
     # Packing ------------------------------------------------------------------------------------------
 
@@ -41,57 +51,97 @@ class Element:
         """Words that hold so many values of one reduction."""
         return -(-values // self.group)
 
-    def args(self, shapes: list[tuple[tuple[int, ...], str]]) -> list[tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each packed array, given those of the float32 form."""
+    def windows(self, pattern: Pattern, channels: int) -> Windows | None:
+        """Where words are picked from, if not from positions that are stored one by one."""
+        return quads.windows_of(pattern, channels) if self.name == "int8" else None
+
+    def args(self, pattern: Pattern, out: int, taps: tuple[int, ...], channels: int) -> list:
+        """Shape and dtype of each packed array, as ``layout.shapes`` says those of float32."""
+        arrays = layout.shapes(pattern, out, taps, channels)
         if self.name == "float32":
-            return shapes
-        (values, _), *index = shapes
+            return arrays
+        (values, _), *index = arrays
         *outer, kept, lanes = values
         packed = ((*outer, self.words(kept), lanes), self.weight)
-        if self.group > 1:
+        if windows := self.windows(pattern, channels):
+            index = [((*shape[:-1], windows.words), "int32") for shape, _ in index]
+        elif self.group > 1:
             index = [((*shape[:-1], self.words(shape[-1]) * self.group), dtype) for shape, dtype in index]
         return [packed, *index]
 
-    def pack(self, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """The packed arrays of a layer, given those of its float32 form."""
-        if self.name == "float32":
-            return arrays
-        values, *index = arrays
-        bits = to_bfloat16(values)
-        if self.group == 1:
-            return bits, *index
-        odd = bits.shape[-2] % self.group
-        bits = np.pad(bits, [(0, 0)] * (bits.ndim - 2) + [(0, odd), (0, 0)]).astype(np.uint32)
-        pairs = bits[..., 0::2, :] | bits[..., 1::2, :] << np.uint32(_BITS)
-        index = [np.pad(i, [(0, 0)] * (i.ndim - 1) + [(0, odd)], mode="edge") for i in index]
-        return np.ascontiguousarray(pairs).view(np.int32), *index
+    def pack(
+        self, pattern: Pattern, weight: np.ndarray, kept: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """The packed arrays of ``weight [O, T, C]``, as ``layout.pack`` makes those of float32."""
+        values, *index = layout.pack(pattern, weight, kept)
+        short = -values.shape[-2] % self.group
+        index = [
+            np.pad(i, [(0, 0)] * (i.ndim - 1) + [(0, short)], mode="edge") if short else i for i in index
+        ]
+        if windows := self.windows(pattern, weight.shape[-1]):
+            index = [windows.choices(i) for i in index]
+        return self.packed(values), *index
 
-    def unpack(self, arrays: tuple[np.ndarray, ...], kept: int) -> tuple[np.ndarray, ...]:
-        """The float32 form of packed arrays that hold ``kept`` values a reduction: ``pack``, undone."""
+    def packed(self, values: np.ndarray) -> np.ndarray:
+        """Float32 ``[..., reduction, lanes]`` as stored, in words along the reduction."""
         if self.name == "float32":
-            return arrays
+            return values
+        stored = to_int8(values) if self.name == "int8" else to_bfloat16(values)
+        if self.group == 1:
+            return stored
+        short = -values.shape[-2] % self.group
+        stored = np.pad(stored, [(0, 0)] * (stored.ndim - 2) + [(0, short), (0, 0)])
+        stored = stored.reshape(*stored.shape[:-2], -1, self.group, stored.shape[-1]).swapaxes(-1, -2)
+        return np.ascontiguousarray(stored).view(np.int32)[..., 0]
+
+    def unpack(self, pattern: Pattern, arrays: tuple[np.ndarray, ...], out: int, channels: int) -> np.ndarray:
+        """The dense float32 weight ``[O, T, C]`` of packed arrays: ``pack``, undone."""
+        if self.name == "float32":
+            return layout.unpack(pattern, arrays, out, channels)
         values, *index = arrays
+        kept, windows = pattern.kept(channels), self.windows(pattern, channels)
         if self.group > 1:
-            both = np.stack([values & 0xFFFF, values >> _BITS], axis=-2)
-            values = both.reshape(*values.shape[:-2], -1, values.shape[-1])[..., :kept, :].astype(np.uint16)
-            index = [i[..., :kept] for i in index]
-        return from_bfloat16(values), *index
+            parts = np.ascontiguousarray(values)[..., None].view(
+                np.int8 if self.name == "int8" else np.uint16
+            )
+            parts = parts.swapaxes(-1, -2)
+            values = parts.reshape(*parts.shape[:-3], -1, parts.shape[-1])[..., :kept, :]
+            index = [(windows.positions(i) if windows else i)[..., :kept] for i in index]
+        values = values.astype(np.float32) if self.name == "int8" else from_bfloat16(values)
+        return layout.unpack(pattern, (values, *index), out, channels)
 
     def stored_activations(self, values: np.ndarray) -> np.ndarray:
-        return values if self.activation == "float32" else to_bfloat16(values)
+        """Those of float32; of int8, numbers of any kind that keep most of the range busy."""
+        match self.activation:
+            case "float32":
+                return values
+            case "uint8":
+                return np.clip(np.rint(values * 48 + 128), 0, 255).astype(np.uint8)
+            case _:
+                return to_bfloat16(values)
 
     # Meaning, for definitions -------------------------------------------------------------------------
 
     def activation_value(self, stored):
-        return stored if self.activation == "float32" else widened(stored)
+        if self.activation == "uint16":
+            return widened(stored)
+        return stored.astype(self.sums) if self.activation == "uint8" else stored
 
     def weight_value(self, word, part):
         """Value ``part`` of a word of weights."""
+        if self.name == "int8":
+            return quads.part(word, part.astype("int32"))
         if self.group > 1:
             return tirx.reinterpret("float32", (word >> (part.astype("int32") * _BITS)) << tir.i32(_BITS))
         return word if self.weight == "float32" else widened(word)
 
     # Instructions, for kernels ------------------------------------------------------------------------
+
+    def parts(self, cpu: Cpu) -> int:
+        """Registers that a vector of packed weights fills while it is multiplied."""
+        if self.name == "int8":
+            return quads.parts(cpu)
+        return 1 if DOT_FEATURE in cpu.features else self.group
 
     def word(self, cpu: Cpu, x: tir.Buffer, places: list[list], neighbours: bool, first: bool = False):
         """The word of activations at ``places``, which ``neighbours`` in memory or not.
@@ -102,11 +152,21 @@ class Element:
             return tirx.BufferLoad(x, places[0])
         address = [tirx.address_of(tirx.BufferLoad(x, at)) for at in places]
         if neighbours:
-            return tirx.call_extern("int32", "sparsec_word", address[0])
-        if cpu.triple.startswith("x86") and not first:
+            return tirx.call_extern("int32", f"sparsec_word_{self.bits}", address[0])
+        if self.group == 2 and cpu.triple.startswith("x86") and not first:
             return tirx.call_extern("int32", "sparsec_pair", *address)
-        low, high = (tirx.BufferLoad(x, at).astype("int32") for at in places)
-        return low | high << tir.i32(_BITS)
+        return self.joined(tirx.BufferLoad(x, at) for at in places)
+
+    def joined(self, values):
+        """The words of activations as loaded, numbers or vectors."""
+        word = None
+        for part, value in enumerate(values):
+            if self.group == 1:
+                return value
+            lanes = tir.lanes_of(value)
+            value = value.astype(_typed("int32", lanes))
+            word = word | value << tir.broadcast(tir.i32(part * self.bits), lanes) if part else value
+        return word
 
     def weight_vector(self, loaded):
         """What ``multiply_add`` takes of weights as loaded."""
@@ -116,6 +176,8 @@ class Element:
         """``total`` and the products of one word."""
         if self.group == 1:
             return total + x * w
+        if self.name == "int8":
+            return quads.multiply_add(cpu, total, x, w)
         lanes = tir.lanes_of(total)
         if DOT_FEATURE in cpu.features:
             return tirx.call_extern(f"float32x{lanes}", f"sparsec_dot_{lanes}", total, x, w)
@@ -127,6 +189,7 @@ class Element:
 FLOAT32 = Element("float32", "float32", "float32")
 BFLOAT16 = Element("bfloat16", "uint16", "int32", group=2)
 BFLOAT16_WEIGHTS = Element("bfloat16 weights", "float32", "uint16")
+INT8 = Element("int8", "uint8", "int32", group=4, sums="int32")
 
 #: Precision that is asked for, and the forms of ``layout`` that have it; every other form stays float32.
 #: Words take several inputs from one list of positions; where lanes have lists of their own, weights alone
@@ -140,12 +203,24 @@ PRECISIONS = {
         "gather": BFLOAT16_WEIGHTS,
     },
     "bfloat16 weights": dict.fromkeys(("dense", "shared", "lanes", "gather"), BFLOAT16_WEIGHTS),
+    # No other form occurs: see ``stored_pattern``.
+    "int8": dict.fromkeys(("dense", "shared", "depthwise"), INT8),
 }
 
 
 def element(precision: str, form: str) -> Element:
     """What a weight in the packed ``form`` is stored and multiplied as at ``precision``."""
     return PRECISIONS[precision].get(form, FLOAT32)
+
+
+def stored_pattern(precision: str, pattern: Pattern, channels: int) -> Pattern:
+    """The pattern as which a weight is stored: int8 is dense unless whole panels share their positions.
+
+    A dense word meets four products; picking inputs for every lane takes as long as those.
+    """
+    if precision != INT8.name or pattern.form(channels) == "shared" and not pattern.scattered:
+        return pattern
+    return DENSE
 
 
 #: LLVM's feature of a level with ``vdpbf16ps``.
@@ -190,13 +265,22 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(_BITS)).view(np.float32)
 
 
+def to_int8(values: np.ndarray) -> np.ndarray:
+    """``values`` as int8; ValueError where one is no such number."""
+    stored = values.astype(np.int8)
+    if not np.array_equal(stored, values):
+        found = values[stored != values][0]
+        raise ValueError(f"pack: required weights that are int8 numbers, found {found}; quantise them first")
+    return stored
+
+
 # LLVM's side ------------------------------------------------------------------------------------------
 
 _WORD = """
-define weak_odr i32 @sparsec_word(ptr %from) alwaysinline {
-  %word = load i32, ptr %from, align 2
+define weak_odr i32 @sparsec_word_{bits}(ptr %from) alwaysinline {{
+  %word = load i32, ptr %from, align {align}
   ret i32 %word
-}
+}}
 """
 
 #: The upper value is loaded with the one before it, which the lower one then replaces: two instructions,
@@ -230,24 +314,28 @@ define weak_odr <{lanes} x i16> @sparsec_narrow_{lanes}(<{lanes} x float> %x) al
 """
 
 
-_CALLED = ("sparsec_word", "sparsec_pair", "sparsec_dot")
-
-
 def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     """``func`` with the functions that words and ``math.to_bfloat16`` call on ``cpu``, where it has such."""
-    called = []
+    called = set()
 
     def visit(call):
         name = call.op.name if isinstance(call.op, ir.Op) else ""
-        external = call.args[0] if name.endswith("call_extern") else None
-        if name.endswith("to_bfloat16") or external is not None and external.value.startswith(_CALLED):
-            called.append(call)
+        if name.endswith("call_extern"):
+            called.add(call.args[0].value)
+        elif name.endswith("to_bfloat16"):
+            called.add("sparsec_dot")
 
     tvm_ffi.structural_walk(func.body, (ir.Call, visit))
-    if not called:
-        return func
-    text = _WORD + (_PAIR if cpu.triple.startswith("x86") else "")
-    if DOT_FEATURE in cpu.features:
+    text = "".join(
+        _WORD.format(bits=e.bits, align=e.bits // 8)
+        for e in (BFLOAT16, INT8)
+        if f"sparsec_word_{e.bits}" in called
+    )
+    text += _PAIR if "sparsec_pair" in called else ""
+    if DOT_FEATURE in cpu.features and any(name.startswith("sparsec_dot") for name in called):
         text += "".join(_DOT.format(lanes=n, twice=2 * n, bits=32 * n) for n in math.DOT_LANES)
+    text += quads.functions(cpu, called)
+    if not text:
+        return func
     body = tirx.AttrStmt(tir.i32(0), "pragma_import_llvm", ir.StringImm(text), func.body)
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)

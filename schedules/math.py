@@ -14,6 +14,7 @@ from tvm import ir, tirx
 
 from sparsec.schedules import avx512, polynomials, tables, tir
 from sparsec.schedules.polynomials import let
+from sparsec.schedules.target import X86_LEVELS
 
 # Operators of our own ---------------------------------------------------------------------------------
 # They stay calls until TVM's last pass, so that no simplifier copies their operands.
@@ -181,8 +182,12 @@ _LEVEL_RULES = {
     (level, name): functools.partial(_level_rule, name, t.lanes, functools.partial(tables.odd, table=t))
     for name, level, t in tables.TABLES
 }
-# What v4 has, and one instruction more.
-_LEVEL_RULES |= {("v4bf16", name): rule for (level, name), rule in _LEVEL_RULES.items() if level == "v4"}
+_LEVEL_RULES |= {
+    (cpu.name, name): rule
+    for cpu in X86_LEVELS.values()
+    for (level, name), rule in _LEVEL_RULES.items()
+    if level == cpu.base
+}
 _LEVEL_RULES["v4bf16", "to_bfloat16"] = _narrow_rule
 
 _LEVEL = 120  # above every rule that TVM registers itself

@@ -34,6 +34,8 @@ class Cpu:
     float_abi: str = ""
     #: Whether one instruction picks any of 16 neighbouring activations for each lane.
     permute: bool = False
+    #: The level whose instructions this one has, and a few more.
+    base: str = ""
 
     def tvm_target(self) -> Target:
         given = {"mattr": list(self.features), "mabi": self.abi, "mfloat-abi": self.float_abi}
@@ -41,13 +43,17 @@ class Cpu:
         return Target({**options, **{name: value for name, value in given.items() if value}})
 
 
+_V3 = Cpu("v3", "x86-64-v3", lanes=8, registers=16, permute=True)
 _V4 = Cpu("v4", "x86-64-v4", lanes=16, registers=32, run_cost=50, permute=True)
 
 X86_LEVELS = {
     "v2": Cpu("v2", "x86-64-v2", lanes=4, registers=16),
-    "v3": Cpu("v3", "x86-64-v3", lanes=8, registers=16, permute=True),
+    "v3": _V3,
+    "v3vnni": replace(_V3, name="v3vnni", base="v3", features=("+avxvnni",)),
     "v4": _V4,
-    "v4bf16": replace(_V4, name="v4bf16", features=("+avx512bf16",)),
+    "v4vnni": replace(_V4, name="v4vnni", base="v4", features=("+avx512vnni",)),
+    # Every CPU that multiplies bfloat16 multiplies int8 as well.
+    "v4bf16": replace(_V4, name="v4bf16", base="v4", features=("+avx512vnni", "+avx512bf16")),
 }
 
 LEVELS = {

@@ -83,21 +83,21 @@ def vector_loop(lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
     return loop("v", lanes, body, "VECTORIZED") if lanes > 1 else body(i64(0))
 
 
-def local(name: str, *shape: int) -> Buffer:
-    """A float32 buffer on the stack, and in registers where every index into it is constant.
+def local(name: str, *shape: int, dtype: str = "float32") -> Buffer:
+    """A buffer of four-byte numbers on the stack, and in registers where every index into it is constant.
 
     TVM allocates bigger ones than ``STACK_BYTES`` at run time, which kernels may not.
     """
     if math.prod(shape) * 4 > STACK_BYTES:
         raise ValueError(
-            f"local: required at most {STACK_BYTES} bytes, found {name} of float32 {list(shape)}; split it"
+            f"local: required at most {STACK_BYTES} bytes, found {name} of {dtype} {list(shape)}; split it"
         )
-    return tirx.decl_buffer([i64(d) for d in shape], "float32", name=name)
+    return tirx.decl_buffer([i64(d) for d in shape], dtype, name=name)
 
 
-def scratch(name: str, *shape: int) -> Buffer:
-    """float32 memory of the calling thread of any size."""
-    return tirx.decl_buffer([i64(extent) for extent in shape], "float32", name=name)
+def scratch(name: str, *shape: int, dtype: str = "float32") -> Buffer:
+    """Memory of the calling thread of any size."""
+    return tirx.decl_buffer([i64(extent) for extent in shape], dtype, name=name)
 
 
 def alloc(buffers: Iterable[Buffer]) -> list[Stmt]:
