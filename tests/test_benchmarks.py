@@ -254,6 +254,14 @@ def test_an_accuracy_measured_again_replaces_the_old_one(tmp_path):
     assert "| search | 97.0 | 90.0 |" in page.page(store.load(file))
 
 
+def test_what_was_trained_is_told():
+    row = {"seconds": 1200.0, "steps": 3000, "start": 0.7, "ms": 9.0, "dense_ms": 13.5, "speed": 1.5}
+    found = {"trained": [row | {"pattern": p, "cosine": c} for p, c in (("2:4x32", 0.94), ("2:4", 0.97))]}
+    lines = page.page(found).splitlines()
+    first = lines.index("| 2:4 | 20 | 3000 | 0.700 | 0.970 | 9.00 | 13.50 | 1.50x |")
+    assert lines[first + 1].startswith("| 2:4x32 | 20 | 3000 | 0.700 | 0.940 |")
+
+
 def test_the_frontier_is_told_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     row = {"patterns": "2:4 3:4x32", "method": "sparsegpt", "layers": {"2:4": 20, "3:4x32": 4}}

@@ -10,7 +10,6 @@ score are those of `minilm`.
 
 import argparse
 import json
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from sparsec.passes.prune import parse_pattern
 
 from .minilm import CALIBRATION, TEST, embeddings, export, texts, tokens
 from .store import add
+from .turns import best
 
 ROUNDS = 40
 
@@ -71,17 +71,11 @@ def measure(folder: Path) -> None:
                 folder / f"{name}.onnx", artifact, target="native", dims={"batch": 1, "length": 128}
             )
         models[name] = sparsec.load(artifact, threads=1)
-    feed = {port.name: np.ones(port.shape, port.dtype) for port in models["dense"].inputs}
-    best = dict.fromkeys(names, float("inf"))
-    for _ in range(ROUNDS):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(feed)
-            best[name] = min(best[name], time.perf_counter() - start)
+    times = best(models, ROUNDS)
     for row in rows:
-        milliseconds = 1e3 * best[str(row["latency"])]
-        row |= {"ms": round(milliseconds, 2), "dense_ms": round(1e3 * best["dense"], 2)}
-        row["speed"] = round(1e3 * best["dense"] / milliseconds, 3)
+        milliseconds = times[str(row["latency"])]
+        row |= {"ms": round(milliseconds, 2), "dense_ms": round(times["dense"], 2)}
+        row["speed"] = round(times["dense"] / milliseconds, 3)
         add("frontier", row)
         print(f"{row['patterns']} {row['latency']}: {row['speed']:.2f}x, cosine {row['cosine']}")
 

@@ -7,6 +7,7 @@ FILE = Path(__file__).resolve().parent.parent / "results" / "accuracy.json"
 #: What makes two results of a table the same measurement.
 KEYS = {
     "minilm": ("layers", "pattern", "method", "damping"),
+    "trained": ("pattern",),
     "frontier": ("patterns", "latency"),
     "resnet8": ("pattern", "sweeps", "images"),
     "digits": ("network", "pattern", "method"),

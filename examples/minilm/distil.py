@@ -10,6 +10,7 @@ sentences of modules that training did not see.  Needs torch, tokenizers and the
 
 import argparse
 import copy
+import json
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ def compiled_embeddings(artifact: Path, sentences: list[list[int]]) -> np.ndarra
 
 
 def trained(pattern: str, seconds: float, sentences: list[list[int]], scored: list[list[int]], say):
-    """The dense teacher and the sparse student after ``seconds``, the one-shot start included."""
+    """The dense teacher, the student after ``seconds``, the one-shot start included, and how it went."""
     start = time.monotonic()
     teacher = minilm(small=False).module
     wanted = embeddings(teacher, scored)
@@ -64,8 +65,9 @@ def trained(pattern: str, seconds: float, sentences: list[list[int]], scored: li
     say(f"magnitude: cosine {cosine(embeddings(student, scored), wanted):.4f}")
     some = list(islice(Batches(sentences, TOKENS, seed=1), REFIT_BATCHES))
     train.refit(student, teacher, some, autocast=torch.bfloat16)
-    say(f"least squares: cosine {cosine(embeddings(student, scored), wanted):.4f}")
-    steps = train.distil(
+    first = cosine(embeddings(student, scored), wanted)
+    say(f"least squares: cosine {first:.4f}")
+    losses = train.distil(
         student,
         teacher,
         Batches(sentences, TOKENS),
@@ -76,8 +78,15 @@ def trained(pattern: str, seconds: float, sentences: list[list[int]], scored: li
         autocast=torch.bfloat16,
         log=say,
     )
-    say(f"{len(steps)} steps: cosine {cosine(embeddings(student, scored), wanted):.4f}")
-    return teacher, student
+    say(f"{len(losses)} steps: cosine {cosine(embeddings(student, scored), wanted):.4f}")
+    return teacher, student, {"steps": len(losses), "start": round(first, 4)}
+
+
+def export(module: torch.nn.Module, file: Path) -> None:
+    """As ONNX, one sentence of ``LENGTH`` tokens."""
+    inputs = {name: torch.ones(1, LENGTH, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    outputs = ["last_hidden_state", "sentence_embedding"]
+    train.export_onnx(module, tuple(inputs.values()), file, input_names=list(inputs), output_names=outputs)
 
 
 def main(pattern: str, seconds: float, folder: Path) -> None:
@@ -88,20 +97,15 @@ def main(pattern: str, seconds: float, folder: Path) -> None:
 
     unseen = held_out()
     scored = tokens(unseen[:: len(unseen) // SCORED])
-    teacher, student = trained(pattern, seconds, tokens(training(), whole=True), scored, say)
+    teacher, student, how = trained(pattern, seconds, tokens(training(), whole=True), scored, say)
     onnx, artifact = folder / "minilm.onnx", folder / "minilm.sparsec"
-    inputs = {name: torch.ones(1, LENGTH, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-    train.export_onnx(
-        student,
-        tuple(inputs.values()),
-        onnx,
-        input_names=list(inputs),
-        output_names=["last_hidden_state", "sentence_embedding"],
-    )
+    export(student, onnx)
     command = [sys.executable, "-m", "sparsec", "compile", onnx, "--target", "native", "-o", artifact]
     subprocess.run(command, check=True)
-    wanted = embeddings(teacher, scored)
-    say(f"the artifact: cosine {cosine(compiled_embeddings(artifact, scored), wanted):.4f} at {pattern}")
+    score = cosine(compiled_embeddings(artifact, scored), embeddings(teacher, scored))
+    result = {"pattern": pattern, "seconds": seconds, **how, "cosine": round(score, 4)}
+    (folder / "result.json").write_text(json.dumps(result))
+    say(f"the artifact: cosine {score:.4f} at {pattern}")
 
 
 if __name__ == "__main__":
