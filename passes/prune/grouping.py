@@ -9,7 +9,7 @@ taken. The model's function stays what it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -62,7 +62,7 @@ class _Trial:
         """With its rows or its inputs in another order."""
         problem = self.problem
         if rows is not None:
-            problem = replace(problem, dense=problem.dense[rows], target=problem.target[rows])
+            problem = problem.rows_ordered(rows)
         if inputs is not None:
             problem = problem.ordered(_every_tap(inputs, self.taps))
         return prune(problem, self.pattern, TRIAL, taps=self.taps)
@@ -162,7 +162,7 @@ def _order(
         attempt(cluster(row_scores(t.problem)[:, t.layout.order], t.layout, channels.run)) for t in makers
     ]
     best = last = min([given, *starts], key=lambda a: a.error)
-    for _ in range(TURNS):
+    for _ in range(TURNS if makers else 1):  # what columns are worth to readers does not change
         costs = [_costs(trial, pruned) for trial, pruned in zip(makers, last.made, strict=True)]
         now = attempt(search(last.order, channels.run, costs, reader))
         best = min(best, now, key=lambda a: a.error)

@@ -21,15 +21,15 @@ def on_support(problem: Problem, mask: np.ndarray) -> np.ndarray:
     """The `[rows, K]` weight of least error among those that are zero where `mask` `[rows, K]` is False."""
     wanted = problem.target @ problem.gram
     most = mask.shape[1] // 2
-    inverse = np.linalg.inv(problem.gram) if np.any(mask.sum(axis=1) > most) else None
     weight = np.zeros_like(problem.target)
     _, first, which = np.unique(np.packbits(mask, axis=1), axis=0, return_index=True, return_inverse=True)
     for index, row in enumerate(first):
         rows, support = np.flatnonzero(which.ravel() == index), np.flatnonzero(mask[row])
         if len(support) > most:
             gone = np.flatnonzero(~mask[row])
-            answer = np.linalg.solve(inverse[np.ix_(gone, gone)], problem.target[np.ix_(rows, gone)].T).T
-            solved = problem.target[np.ix_(rows, support)] - answer @ inverse[np.ix_(gone, support)]
+            inner = problem.inverse[np.ix_(gone, gone)]
+            answer = np.linalg.solve(inner, problem.target[np.ix_(rows, gone)].T).T
+            solved = problem.target[np.ix_(rows, support)] - answer @ problem.inverse[np.ix_(gone, support)]
         else:
             gram = problem.gram[np.ix_(support, support)]
             solved = np.linalg.solve(gram, wanted[np.ix_(rows, support)].T).T

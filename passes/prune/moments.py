@@ -15,7 +15,9 @@ so all that a method has to know is the target `T` and the matrix `G` ("Hessian"
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -77,17 +79,35 @@ class Problem:
         off = weight - self.target
         return max(float(np.sum((off @ self.gram) * off)) + self.rest, 0.0) / self.scale
 
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """`gram^-1` `[K, K]`."""
+        return np.linalg.inv(self.gram)
+
     def ordered(self, order: np.ndarray) -> Problem:
         """The same with the K columns in another order."""
-        return Problem(
+        both = np.ix_(order, order)
+        found = Problem(
             self.dense[:, order],
             self.target[:, order],
-            self.gram[np.ix_(order, order)],
+            self.gram[both],
             self.mean[order],
             self.variance[order],
             self.rest,
             self.scale,
         )
+        return self._knowing(found, lambda inverse: inverse[both])
+
+    def rows_ordered(self, order: np.ndarray) -> Problem:
+        """The same with the N rows in another order."""
+        found = replace(self, dense=self.dense[order], target=self.target[order])
+        return self._knowing(found, lambda inverse: inverse)
+
+    def _knowing(self, found: Problem, change: Callable[[np.ndarray], np.ndarray]) -> Problem:
+        """`found` with an inverse that is known here already: it is most of the work for many columns."""
+        if "inverse" in vars(self):
+            vars(found)["inverse"] = change(self.inverse)
+        return found
 
 
 def pose(

@@ -12,6 +12,8 @@ their support share P, so for a block the rise is `sum_rows w_j^2 / P_jj` and on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from sparsec.passes.prune.layout import Layout
@@ -28,20 +30,24 @@ groups, which saves passes over P that do not fit into the cache."""
 def sparsegpt(problem: Problem, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """`(weight [rows, K], keep [blocks, K])`."""
     weight = problem.target.copy()
-    upper = np.linalg.cholesky(np.linalg.inv(problem.gram)).T
+    upper = np.linalg.cholesky(problem.inverse).T
     diagonal = np.diag(upper)
     keep = np.ones((layout.blocks, weight.shape[1]), bool)
-    for start, stop, kept in _runs(layout):
-        columns = slice(start, stop)
-        rise = np.square(weight[:, columns] / diagonal[columns])
-        part = Layout(layout.rows, np.arange(stop - start), 1, kept, stop - start, layout.block)
-        keep[:, columns] = part.best(rise)
-        stays = layout.spread(keep[:, columns])
-        for at in range(start, stop):
-            off = np.where(stays[:, at - start], 0.0, weight[:, at]) / diagonal[at]
-            weight[:, at:stop] -= off[:, None] * upper[at, at:stop]
-            rise[:, at - start] = off  # from here on what the columns further right have to answer
-        weight[:, stop:] -= rise @ upper[columns, stop:]
+    for panel in _panels(layout):
+        first, last = panel[0][0], panel[-1][1]
+        off = np.zeros((layout.rows, last - first))  # what the columns further right have to answer
+        for start, stop, kept in panel:
+            columns = slice(start, stop)
+            rise = np.square(weight[:, columns] / diagonal[columns])
+            part = Layout(layout.rows, np.arange(stop - start), 1, kept, stop - start, layout.block)
+            keep[:, columns] = part.best(rise)
+            stays = layout.spread(keep[:, columns])
+            for at in range(start, stop):
+                now = np.where(stays[:, at - start], 0.0, weight[:, at]) / diagonal[at]
+                weight[:, at:stop] -= now[:, None] * upper[at, at:stop]
+                off[:, at - first] = now
+            weight[:, stop:last] -= off[:, start - first : stop - first] @ upper[columns, stop:last]
+        weight[:, last:] -= off @ upper[first:last, last:]
     weight[~layout.spread(keep)] = 0.0
     return weight, keep
 
@@ -58,9 +64,21 @@ def _runs(layout: Layout) -> list[tuple[int, int, int]]:
     ]
 
 
+def _panels(layout: Layout) -> Iterator[list[tuple[int, int, int]]]:
+    """The runs, so many together that columns beyond them are written once for about `CHUNK` columns."""
+    panel: list[tuple[int, int, int]] = []
+    for run in _runs(layout):
+        panel.append(run)
+        if run[1] - panel[0][0] >= CHUNK:
+            yield panel
+            panel = []
+    if panel:
+        yield panel
+
+
 def greedy(problem: Problem, layout: Layout, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
     """`(weight [rows, K], keep [blocks, K])`; exact one-by-one elimination where K is at most `steps`."""
-    inverse = np.linalg.inv(problem.gram)
+    inverse = problem.inverse
     weight = problem.target.copy()
     keep = np.ones((layout.blocks, weight.shape[1]), bool)
     for index in range(layout.blocks):

@@ -25,7 +25,7 @@ ROUNDS = 400
 PATIENCE = 20
 """Rounds in which next to nothing was gained, after which the search ends."""
 
-MAX_BLOCKS = 256
+MAX_BLOCKS = 64
 """Of a score with more blocks, so many are looked at: what columns are worth is told well by a sample."""
 
 SEED = 0
@@ -53,7 +53,7 @@ def row_costs(problem: Problem, keep: np.ndarray) -> np.ndarray:
 
     With P what is dropped it is `T_P (G^-1)_PP^-1 T_P^T`, relative to the error's scale.
     """
-    inverse = np.linalg.inv(problem.gram)
+    inverse = problem.inverse
     cost = np.empty((len(problem.target), len(keep)))
     for block, kept in enumerate(keep):
         gone = np.flatnonzero(~kept)
@@ -64,7 +64,7 @@ def row_costs(problem: Problem, keep: np.ndarray) -> np.ndarray:
 
 def row_scores(problem: Problem) -> np.ndarray:
     """`[rows, K]`: by how much the error rises when a row loses a column alone (see `obs`)."""
-    return np.square(problem.target) / np.diag(np.linalg.inv(problem.gram)) / problem.scale
+    return np.square(problem.target) / np.diag(problem.inverse) / problem.scale
 
 
 def column_scores(problem: Problem, block: int, taps: int = 1) -> np.ndarray:

@@ -8,7 +8,7 @@ import scipy.linalg
 
 from sparsec.passes import PassError
 from sparsec.passes.nm_pattern import NM
-from sparsec.passes.prune import METHODS, Layout, Unstructured, prune, scores
+from sparsec.passes.prune import METHODS, Layout, Unstructured, obs, prune, scores
 from sparsec.passes.prune.awp import awp
 from sparsec.passes.prune.descent import descent
 from sparsec.passes.prune.dsnot import dsnot
@@ -72,8 +72,10 @@ def sparsegpt_by_loops(p, n, m, block):
     return np.where(keep, weight, 0), keep
 
 
+@pytest.mark.parametrize("chunk", [8, 128])
 @pytest.mark.parametrize("n, m, block", [(2, 4, 1), (1, 4, 4), (3, 8, 8), (2, 5, 4)])
-def test_sparsegpt_against_its_definition(problem, n, m, block):
+def test_sparsegpt_against_its_definition(problem, n, m, block, chunk, monkeypatch):
+    monkeypatch.setattr(obs, "CHUNK", chunk)
     p = problem(9, 17)
     layout = Layout.of(NM(n, m, block), 9, 17)
     weight, keep = sparsegpt(p, layout)
