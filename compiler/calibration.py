@@ -48,6 +48,10 @@ def read_batches(path: str, model: ir.Model, batch: int = BATCH) -> list[dict[st
                 f"calibration data '{path}': '{value.name}' must be {value.dtype.numpy()}{wanted} "
                 f"with samples along the first axis, found {array.dtype}{list(array.shape)}"
             )
+        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+            raise CompileError(
+                f"calibration data '{path}': '{value.name}' holds NaN or infinity; leave such samples out"
+            )
         fixed = dims[0] if isinstance(dims[0], int) else fixed
         sizes[value.name], found[value.name] = len(array), array
     samples = min(sizes.values(), default=0)

@@ -37,6 +37,7 @@ TASKS: dict[str, str] = {
     "explain": "sparsec.compiler.cli.explain:analyse",
     "ingest": "sparsec.compiler.ingest.task:ingest_to_file",
     "inspect": "sparsec.compiler.cli.describe:model",
+    "quantize": "sparsec.compiler.cli.quantize:transform",
     "sparsify": "sparsec.compiler.cli.sparsify:transform",
     "tune": "sparsec.compiler.cli.tune:work_on",
     "verify": "sparsec.compiler.cli.verify:compare",

@@ -2,13 +2,16 @@
 
 import importlib.util
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from sparsec.compiler import reference
+from sparsec.compiler.calibration import Replay, read_batches
 from sparsec.compiler.errors import CompileError
 
 LABELS = "labels"
@@ -51,6 +54,41 @@ class Judgement:
     def __str__(self) -> str:
         text = f"outputs change by {self.error:.2e} of their scale, mean cosine {self.cosine:.4f}"
         return text if self.drop is None else f"{text}, the metric drops by {self.drop:.4f}"
+
+
+def split(calib: str, model: ir.Model) -> tuple[list, list]:
+    """The batches of the npz at `calib` to work on, and those, the last ones, to judge by.
+
+    Raises CompileError where there is one batch only.
+    """
+    batches = read_batches(calib, model)
+    if len(batches) < 2:
+        samples = len(next(iter(batches[0].values())))
+        batches = read_batches(calib, model, max(1, samples // 4))
+    if len(batches) < 2:
+        raise CompileError(
+            f"calibration data '{calib}' has one batch; a budget needs at least two, "
+            "one to work on and one to judge by"
+        )
+    held = max(1, round(HELD_OUT * len(batches)))
+    return batches[:-held], batches[-held:]
+
+
+def outputs(model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """What `model` makes of each batch."""
+    names = [value.name for value in model.graph.outputs]
+    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+        return list(Replay(model, feeds, Path(folder))(names))
+
+
+def metric_for(text: str | None, calib: str, unseen: Sequence[Mapping[str, np.ndarray]]) -> Metric | None:
+    """The metric that was asked for: a hook, or accuracy where the data has labels."""
+    rows = sum(len(next(iter(feed.values()))) for feed in unseen)
+    with np.load(calib, allow_pickle=False) as data:
+        held = {name: data[name][-rows:] for name in data.files}
+    if text:
+        return hook(text, held)
+    return accuracy(held[LABELS]) if LABELS in held else None
 
 
 def judge(dense: Outputs, pruned: Outputs, metric: Metric | None) -> Judgement:

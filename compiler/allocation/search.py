@@ -14,19 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.compiler.allocation.budget import (
-    HELD_OUT,
-    LABELS,
-    Budget,
-    Judgement,
-    Metric,
-    accuracy,
-    hook,
-    judge,
-)
+from sparsec.compiler.allocation.budget import Budget, Judgement, judge, metric_for, outputs, split
 from sparsec.compiler.allocation.sensitivity import changes
 from sparsec.compiler.allocation.times import DENSE, layer_times, model_seconds
-from sparsec.compiler.calibration import Replay, read_batches
+from sparsec.compiler.calibration import Replay
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.prune import PruneRequest, mask_input, prune_on
 from sparsec.passes.findings import Finding
@@ -101,32 +92,22 @@ def survey(
     model: ir.Model, request: PruneRequest, patterns: Sequence[Pattern], metric: str | None, log
 ) -> Survey:
     """Times and sensitivities of every layer in every pattern; `model` stays as it is."""
-    batches = read_batches(request.calib, model)
-    if len(batches) < 2:
-        samples = len(next(iter(batches[0].values())))
-        batches = read_batches(request.calib, model, max(1, samples // 4))
-    if len(batches) < 2:
-        raise CompileError(
-            f"calibration data '{request.calib}' has one batch; allocation needs at least two, "
-            "one to prune on and one to judge by"
-        )
-    held = max(1, round(HELD_OUT * len(batches)))
-    seen, unseen = batches[:-held], batches[-held:]
-    judged_by = _metric(metric, request.calib, len(batches), unseen)
-    shapes = {name: (1, *array.shape[1:]) for name, array in batches[0].items()}
+    seen, unseen = split(request.calib, model)
+    judged_by = metric_for(metric, request.calib, unseen)
+    shapes = {name: (1, *array.shape[1:]) for name, array in seen[0].items()}
     for value in model.graph.inputs:
         if isinstance(value.shape[0], int):
-            shapes[value.name] = tuple(batches[0][value.name].shape)
+            shapes[value.name] = tuple(seen[0][value.name].shape)
 
     def seconds(timed: ir.Model) -> float:
-        return model_seconds(timed, shapes, {n: a[: shapes[n][0]] for n, a in batches[0].items()})
+        return model_seconds(timed, shapes, {n: a[: shapes[n][0]] for n, a in seen[0].items()})
 
     choices = _options(model, request, patterns, seen, shapes, log)
     if not choices:
         raise CompileError("no layer of the model can take one of the patterns; see `sparsec explain`")
     log("time the dense model")
     space = Space(choices, seconds(model), _weight_bytes(model))
-    dense_outputs = _run(model, unseen)
+    dense_outputs = outputs(model, unseen)
 
     def attempt(point: Point) -> tuple[Allocated, Judgement]:
         share, error = space.latency(point), point.error**0.5
@@ -136,7 +117,7 @@ def survey(
         findings, reports = prune_on(
             pruned, lambda layer: chosen.get(node_name(layer.node)), seen, request, log
         )
-        judgement = judge(dense_outputs, _run(pruned, unseen), judged_by)
+        judgement = judge(dense_outputs, outputs(pruned, unseen), judged_by)
         log(f"on held-out data {judgement}")
         return Allocated(pruned, findings, reports, {}), judgement
 
@@ -249,22 +230,6 @@ def _options(model, request: PruneRequest, patterns, seen, shapes, log) -> dict[
             kept = p.kept_fraction(k) if isinstance(p, NM) else 1 - p.sparsity
             found[name].append((Option(str(p), times[name][str(p)], error), p, 4 * rows * taps * k * kept))
     return found
-
-
-def _metric(text: str | None, calib: str, batches: int, unseen: list) -> Metric | None:
-    """The metric that was asked for: a hook, or accuracy where the data has labels."""
-    rows = sum(len(next(iter(feed.values()))) for feed in unseen)
-    with np.load(calib, allow_pickle=False) as data:
-        held = {name: data[name][-rows:] for name in data.files}
-    if text:
-        return hook(text, held)
-    return accuracy(held[LABELS]) if LABELS in held else None
-
-
-def _run(model: ir.Model, feeds) -> list[dict[str, np.ndarray]]:
-    names = [value.name for value in model.graph.outputs]
-    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
-        return list(Replay(model, feeds, Path(folder))(names))
 
 
 def _weight_bytes(model: ir.Model) -> int:

@@ -18,6 +18,7 @@ from .export import export
 from .failure import Program
 from .inspect import inspect
 from .passes import passes
+from .quantize import quantize
 from .run import run
 from .sign import keygen, sign
 from .sparsify import sparsify
@@ -32,6 +33,7 @@ COMMANDS = (
     inspect,
     explain,
     sparsify,
+    quantize,
     tune,
     export,
     deploy,

@@ -46,8 +46,8 @@ class Place:
         wanted = np.where(wanted <= low, np.minimum(now, low), wanted)
         return np.where(wanted >= high, np.maximum(now, high), wanted)
 
-    def set_bias(self, model: ir.Model, bias: np.ndarray) -> None:
-        """Put `bias` `[N]` in; a place without a free bias has none to set (ValueError)."""
+    def set_bias(self, model: ir.Model, bias: np.ndarray, suffix: str = "pruned") -> None:
+        """Put `bias` `[N]` in, its name with `suffix`. Without a free bias there is none (ValueError)."""
         if not self.free_bias:
             raise ValueError(f"{self.layer.node.name} has no bias that could be set")
         node, old = self.layer.node, None
@@ -60,12 +60,12 @@ class Place:
             if len(node.inputs) < 3:
                 node.resize_inputs(3)
             old = node.inputs[2]
-        name = old.name.removesuffix("_pruned") if old is not None else f"{self.layer.value.name}_bias"
+        name = old.name.removesuffix(f"_{suffix}") if old is not None else f"{self.layer.value.name}_bias"
         shape = const_array(old).shape if old is not None else bias.shape
         if int(np.prod(shape)) != bias.size:
             shape = bias.shape
         array = bias.reshape(shape).astype(self.layer.array.dtype)
-        node.replace_input_with(index, add_constant(model, f"{name}_pruned", array))
+        node.replace_input_with(index, add_constant(model, f"{name}_{suffix}", array))
         remove_dead([old])
 
 

@@ -127,7 +127,7 @@ def test_impossible_budgets(model, calib, budget, said):
 
 def test_one_batch_is_too_few(model, tmp_path):
     np.savez(tmp_path / "one.npz", x=np.ones((1, 64), np.float32))
-    with pytest.raises(CompileError, match="has one batch; allocation needs at least two"):
+    with pytest.raises(CompileError, match="has one batch; a budget needs at least two"):
         allocated(model, tmp_path / "one.npz", Budget())
 
 
