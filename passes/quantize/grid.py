@@ -45,9 +45,10 @@ def unsigned(low: float, high: float) -> Grid:
 
 
 def symmetric(weight: np.ndarray, shrink: float | np.ndarray = 1.0) -> Grid:
-    """The int8 grid of `weight` `[rows, K]` up to `shrink` of a row's largest; a row of zeros has scale 1."""
+    """The int8 grid of `weight` `[rows, K]` up to `shrink` of a row's largest; a row of zeros takes the
+    widest scale of the others, which suits its bias."""
     largest = np.abs(weight).max(axis=1, keepdims=True) * shrink
-    scale = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
+    scale = np.where(largest > 0, largest, largest.max() or 127.0).astype(np.float32) / np.float32(127)
     return Grid(np.maximum(scale, np.finfo(np.float32).tiny), 0, -127, 127)
 
 

@@ -22,7 +22,7 @@ from sparsec.passes.quantize.ranges import RANGES, Histogram
 from sparsec.passes.quantize.seen import Seen
 
 POWERS = ((0.25, 0.0), (0.5, 0.0), (0.75, 0.0), (1.0, 0.0), (0.5, 0.5), (0.75, 0.25))
-GAIN = 0.9
+GAIN = 0.75
 """The error that a migration must leave at most, relative to the one without, to be worth its operations."""
 
 
@@ -83,7 +83,7 @@ def choose(
     trials = [none]
     if scalable:
         trials += candidates(seen, weight, shiftable)
-    made = [_best_range(seen, weight, migration, ranges) for migration in trials]
+    made = [choice for m in trials if (choice := _best_range(seen, weight, m, ranges)) is not None]
     plain, best = made[0], min(made, key=lambda choice: choice.error)
     if best.error > plain.error * (1.0 if free else GAIN):
         best = plain
@@ -106,10 +106,13 @@ def candidates(seen: Seen, weight: np.ndarray, shiftable: bool) -> Iterator[Migr
             yield Migration(scale, shift.astype(np.float64), name)
 
 
-def _best_range(seen: Seen, weight: np.ndarray, migration: Migration, ranges: Sequence[str]) -> Choice:
+def _best_range(seen: Seen, weight: np.ndarray, migration: Migration, ranges: Sequence[str]) -> Choice | None:
+    """None where a shift leaves only zeros."""
     x = migration.rows(seen.rows)
     low = np.min((seen.low - migration.shift) / migration.scale)
     high = np.max((seen.high - migration.shift) / migration.scale)
+    if not (low or high):
+        return None
     histogram = Histogram.of(x, low, high)
     moved = migration.weight(weight)
     rounded = np.stack([symmetric(w).nearest(w) for w in moved]).astype(np.float32)

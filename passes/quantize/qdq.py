@@ -93,11 +93,13 @@ def insert_weight(
 class Source:
     """The constants, as inputs of nodes, that give a value's channels their scales and their offsets.
 
-    `shiftable`: whether the offsets alone decide where a channel lies."""
+    `shiftable`: whether the offsets alone decide where a channel lies. `layer`: the quantised layer whose
+    constants they are, if any."""
 
     scales: tuple[tuple[ir.Node, int], ...]
     offsets: tuple[tuple[ir.Node, int], ...]
     shiftable: bool
+    layer: ir.Node | None = None
 
 
 def source(value: ir.Value, readers: Sequence[Layer]) -> Source | None:
@@ -110,7 +112,7 @@ def source(value: ir.Value, readers: Sequence[Layer]) -> Source | None:
     node, relu = value.producer(), producer(value, "Relu") is not None
     if relu:
         node = _sole(node.inputs[0])
-    scales, offsets = [], []
+    scales, offsets, layer = [], [], None
     if is_op(node, "LayerNormalization") and attribute(node, "axis", -1) in (-1, len(value.shape or ()) - 1):
         scales, offsets = [(node, 1)], [(node, 2)] if len(node.inputs) > 2 and node.inputs[2] else []
     elif is_op(node, "Add") and (index := _constant_index(node)) is not None:
@@ -118,9 +120,9 @@ def source(value: ir.Value, readers: Sequence[Layer]) -> Source | None:
         if is_op(made, "Mul") and (index := _constant_index(made)) is not None:
             scales = [(made, index)]
         elif is_op(made, "MatMul") and not readers[0].convolves:
-            scales = _scales_of(made.inputs[1])
+            scales, layer = _scales_of(made.inputs[1]), made
     elif is_op(node, "Conv" if readers[0].convolves else "Gemm"):
-        scales = _scales_of(node.inputs[1])
+        scales, layer = _scales_of(node.inputs[1]), node
         if scales and len(node.inputs) > 2 and node.inputs[2] is not None:
             in_steps = _scales_of(node.inputs[2])
             scales, offsets = scales + in_steps, [] if in_steps else [(node, 2)]
@@ -128,7 +130,7 @@ def source(value: ir.Value, readers: Sequence[Layer]) -> Source | None:
     known = [const_array(owner.inputs[index]) for owner, index in (*scales, *offsets)]
     if not scales or any(array is None or array.size != size for array in known):
         return None
-    return Source(tuple(scales), tuple(offsets), bool(offsets) and not relu)
+    return Source(tuple(scales), tuple(offsets), bool(offsets) and not relu, layer)
 
 
 def absorb(model: ir.Model, at: Source, migration: Migration) -> None:

@@ -24,6 +24,7 @@ STEPS = 64
 """Windows that `entropy` and `mse` try on a way from all to a twentieth of the range."""
 LEAST = 0.05
 TURNS = 2
+EMPTY = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ def entropy(histogram: Histogram) -> tuple[float, float]:
 
 def divergence(counts: np.ndarray, first: int, last: int) -> float:
     """KL(P || Q): P the window `[first, last)` with what is clipped in its end bins, Q the window in `LEVELS`
-    levels, each spread evenly over the bins in it that are not empty. Infinite where Q has nothing for P."""
+    levels, each spread evenly over the bins in it that are not empty; where it has nothing, `EMPTY` of all."""
     inside = counts[first:last]
     p = inside.copy()
     p[0] += counts[:first].sum()
@@ -86,9 +87,11 @@ def divergence(counts: np.ndarray, first: int, last: int) -> float:
     filled = (inside > 0).astype(np.float64)
     total, bins = (np.bincount(level, weights, LEVELS) for weights in (inside, filled))
     q = np.where(filled > 0, total[level] / np.maximum(bins[level], 1.0), 0.0)
-    if not q.sum() or np.any((p > 0) & (q == 0)):
+    if not q.sum():
         return np.inf
-    p, q = p[p > 0] / p.sum(), q[p > 0] / q.sum()
+    q = np.where(q > 0, q, EMPTY * q.sum())[p > 0]
+    p = p[p > 0] / p.sum()
+    q /= q.sum()
     return float(np.sum(p * np.log(p / q)))
 
 

@@ -42,10 +42,7 @@ def look(places: Sequence[Place], observe: Observe, mask: str | None) -> dict[st
         for name, layer in firsts.items():
             x = batch[name]
             if not np.all(np.isfinite(x)):
-                raise PassError(
-                    f"quantize: the input '{name}' of a layer is not finite on the calibration data: "
-                    "it holds NaN or infinity; correct the data or the model"
-                )
+                raise PassError(not_finite(f"the input '{name}' of a layer"))
             applied = input_rows(layer, x)
             stays = batch[mask].reshape(-1) != 0 if mask else None
             if stays is not None and len(stays) == applied.shape[1]:
@@ -58,6 +55,13 @@ def look(places: Sequence[Place], observe: Observe, mask: str | None) -> dict[st
                 highs[name].append(channels.max(axis=0))
                 rows[name].append(_evenly(applied, ROWS))
     return {name: _one(name, lows[name], highs[name], rows[name], counts[name]) for name in firsts}
+
+
+def not_finite(what: str) -> str:
+    return (
+        f"quantize: {what} is not finite on the calibration data: it holds NaN or infinity; "
+        "correct the data or the model"
+    )
 
 
 def _one(name: str, lows: list, highs: list, rows: list, counts: list) -> Seen:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from sparsec.passes.base import PassError
 from sparsec.passes.graph import free_name, node_name
 from sparsec.passes.nm_layers import Layer
 from sparsec.passes.prune import Pattern, Problem, prune
@@ -24,7 +25,7 @@ from sparsec.passes.quantize.grid import fitted, symmetric
 from sparsec.passes.quantize.migration import Choice, Migration, choose
 from sparsec.passes.quantize.qdq import absorb, insert_input, insert_weight, source
 from sparsec.passes.quantize.rounding import ROUNDINGS, on_support
-from sparsec.passes.quantize.seen import Seen, look
+from sparsec.passes.quantize.seen import Seen, look, not_finite
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def walk(
     """
     patterns = {layer.node: pattern for layer, pattern in wanted}
     clock = Clock([layer for layer, _ in wanted], log)
-    outcomes: list[Outcome] = []
+    outcomes: dict[ir.Node, Outcome] = {}
     refused: dict[ir.Node, str] = {}
     for _, places in stages(model, [layer for layer, _ in wanted]):
         seen = look(places, quantised, settings.mask)
@@ -98,16 +99,16 @@ def walk(
                 reason = f"its input '{name}' is zero on all calibration data, which gives it no range"
                 refused |= {place.layer.node: reason for place in members}
             else:
-                ready += _put_on_grid(model, members, seen[name], settings)
+                ready += _put_on_grid(model, members, seen[name], settings, outcomes)
         if not ready:
             continue
         moments = observe([place for place, _ in ready], dense, quantised, settings.mask)
         for place, read in ready:
             pattern = patterns[place.layer.node]
-            outcomes.append(_quantise(model, place, read, moments[place.layer.key], pattern, settings))
-            clock.done(place.layer, [outcomes[-1].report["error_after"]])
-    order = {layer.node: i for i, (layer, _) in enumerate(wanted)}
-    return sorted(outcomes, key=lambda outcome: order[outcome.layer.node]), refused
+            made = _quantise(model, place, read, moments[place.layer.key], pattern, settings)
+            outcomes[place.layer.node] = made
+            clock.done(place.layer, [made.report["error_after"]])
+    return [outcomes[layer.node] for layer, _ in wanted if layer.node in outcomes], refused
 
 
 def _by_input(places: Sequence[Place]) -> Mapping[str, list[Place]]:
@@ -119,9 +120,14 @@ def _by_input(places: Sequence[Place]) -> Mapping[str, list[Place]]:
 
 
 def _put_on_grid(
-    model: ir.Model, places: Sequence[Place], seen: Seen, settings: Settings
+    model: ir.Model,
+    places: Sequence[Place],
+    seen: Seen,
+    settings: Settings,
+    outcomes: dict[ir.Node, Outcome],
 ) -> list[tuple[Place, Input]]:
-    """The places with their migrated weights, and their input."""
+    """The places with their migrated weights, and their input. A migration that goes into a layer of
+    `outcomes` changes what that layer is in float, too."""
     layers = [place.layer for place in places]
     value, first = layers[0].node.inputs[0], layers[0]
     alike = len({(layer.convolves, layer.groups, layer.weight.shape[1:]) for layer in layers}) == 1
@@ -139,6 +145,9 @@ def _put_on_grid(
     left = choice.migration
     if at is not None and (left.scales or left.shifts):
         absorb(model, at, left)
+        if at.layer in outcomes:
+            made = outcomes[at.layer]
+            outcomes[at.layer] = replace(made, place=_divided(made.place, left))
         value.name = free_name(model, f"{value.name}_migrated")  # the value of the old name has been observed
         left = Migration.none(len(left.scale))
     moved = insert_input(model, value, left, choice.grid, layers)
@@ -155,6 +164,14 @@ def _migrated(place: Place, migration: Migration) -> Place:
     return replace(place, layer=replace(layer, weight=weight), bias=bias)
 
 
+def _divided(place: Place, migration: Migration) -> Place:
+    """`place` with a weight and a bias that make what is migrated."""
+    layer, scale = place.layer, migration.scale
+    weight = layer.weight / scale[:, None, None]
+    bias = (place.bias - migration.shift) / scale
+    return replace(place, layer=replace(layer, weight=weight), bias=bias)
+
+
 def _grouped(layer: Layer) -> np.ndarray:
     """`[groups, out, taps * in]`"""
     return layer.weight.reshape(layer.groups, layer.weight.shape[0] // layer.groups, -1)
@@ -168,6 +185,9 @@ def _quantise(
     pattern: Pattern | None,
     settings: Settings,
 ) -> Outcome:
+    if not all(np.all(np.isfinite(sums.yy)) for sums in moments):
+        raise PassError(not_finite(f"the output of the layer '{node_name(place.layer.node)}'"))
+
     def solve(problem: Problem, taps: int) -> tuple[np.ndarray, dict]:
         return _rounded(problem, taps, pattern, settings)
 
@@ -197,8 +217,10 @@ def _rounded(
 ) -> tuple[np.ndarray, dict]:
     """The weight `[rows, taps * in]` as its integers make it, and those with their grid and errors."""
     if pattern is None:
-        start, support = problem.target, np.ones(problem.dense.shape, bool)
-        plain = problem.dense
+        # A channel that makes its bias alone stays so: least squares finds only noise for it.
+        alive = np.any(problem.dense, axis=1, keepdims=True)
+        support = np.broadcast_to(alive, problem.dense.shape)
+        start, plain = np.where(support, problem.target, 0.0), problem.dense
     else:
         made = prune(problem, pattern, settings.method, taps=taps, reconstruct=settings.reconstruct)
         start, support = made.weight, made.mask
