@@ -78,7 +78,7 @@ def entropy(histogram: Histogram) -> tuple[float, float]:
 
 def divergence(counts: np.ndarray, first: int, last: int) -> float:
     """KL(P || Q): P the window `[first, last)` with what is clipped in its end bins, Q the window in `LEVELS`
-    levels, each spread evenly over the bins in it that are not empty; where it has nothing, `EMPTY` of all."""
+    levels, each spread evenly over its bins that are not empty; where Q has nothing, `EMPTY` of all."""
     inside = counts[first:last]
     p = inside.copy()
     p[0] += counts[:first].sum()
