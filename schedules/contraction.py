@@ -165,7 +165,9 @@ def find_anchor(func: tirx.PrimFunc) -> tuple[Spec, tir.Block] | None:
     tvm_ffi.structural_walk(func.body, (tir.Block, visit))
     if len(found) != 1:
         return None
-    return from_text(str(found[0].annotations[ANNOTATION])), found[0]
+    text = str(found[0].annotations[ANNOTATION])
+    # Products for tensor cores are of no kind of these.
+    return (from_text(text), found[0]) if json.loads(text)["kind"] in KINDS else None
 
 
 def from_text(text: str) -> Spec:

@@ -23,6 +23,7 @@ import tvm_ffi
 from tvm import ir, tirx
 
 from sparsec.schedules import layout, math, quads, tir
+from sparsec.schedules.bits import from_bfloat16, to_bfloat16
 from sparsec.schedules.layout import DENSE, Pattern
 from sparsec.schedules.quads import Windows
 from sparsec.schedules.target import Cpu
@@ -251,18 +252,6 @@ def _typed(dtype: str, lanes: int) -> str:
 
 
 # NumPy's side -----------------------------------------------------------------------------------------
-
-
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Bit patterns (uint16) of the nearest bfloat16, ties to even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(_BITS) & np.uint32(1))) >> np.uint32(_BITS)
-    quiet = bits >> np.uint32(_BITS) | np.uint32(0x40)
-    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
-
-
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << np.uint32(_BITS)).view(np.float32)
 
 
 def to_int8(values: np.ndarray) -> np.ndarray:

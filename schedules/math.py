@@ -48,6 +48,18 @@ def to_bfloat16(x):
     return tirx.call_intrin(dtype, f"{_PREFIX}to_bfloat16", x)
 
 
+def to_float16(x):
+    """The bit pattern, a uint16, of the float16 nearest to float32 x; ties to even, NaN stays NaN."""
+    install()
+    return tirx.call_intrin(str(x.ty.dtype).replace("float32", "uint16"), f"{_PREFIX}to_float16", x)
+
+
+def from_float16(bits):
+    """The float32 value of a float16's bit pattern, a uint16."""
+    install()
+    return tirx.call_intrin(str(bits.ty.dtype).replace("uint16", "float32"), f"{_PREFIX}from_float16", bits)
+
+
 def _own(name: str, *args):
     install()
     return tirx.call_intrin(args[0].ty, f"{_PREFIX}{name}", *args)
@@ -109,6 +121,17 @@ def _bfloat16_rule(call):
     return let(call.args[0], polynomials.to_bfloat16, "x")
 
 
+def _to_float16_rule(call):
+    half = call.args[0].astype(str(call.ty.dtype).replace("uint16", "float16"))
+    return tirx.reinterpret(call.ty, half)
+
+
+def _from_float16_rule(call):
+    bits = call.args[0]
+    half = str(bits.ty.dtype).replace("uint16", "float16")
+    return tirx.reinterpret(half, bits).astype(call.ty)
+
+
 def _narrow_rule(call):
     lanes = tir.lanes_of(call)
     if lanes not in DOT_LANES:
@@ -164,6 +187,8 @@ _OWN_RULES = {
     "minimum": functools.partial(_extremum_rule, lambda a, b: a < b),
     "exp_not_positive": lambda call: let(call.args[0], polynomials.exp_not_positive, "x"),
     "to_bfloat16": _bfloat16_rule,
+    "to_float16": _to_float16_rule,
+    "from_float16": _from_float16_rule,
 }
 
 

@@ -32,6 +32,7 @@ FILES = {
     "benchmarks/cuda/driver.py": "driver.py",
     "benchmarks/cuda/problems.py": "problems.py",
     "benchmarks/cuda/peers.py": "peers.py",
+    "schedules/bits.py": "sparsec/schedules/bits.py",
     "schedules/layout.py": "sparsec/schedules/layout.py",
     "schedules/cuda/fragments.py": "sparsec/schedules/cuda/fragments.py",
 }

@@ -18,6 +18,23 @@ PRELUDE = """\
 template <class T> __device__ __forceinline__ T sparsec_max(T a, T b) { return a > b || a != a ? a : b; }
 template <class T> __device__ __forceinline__ T sparsec_min(T a, T b) { return a < b || a != a ? a : b; }
 
+// Bit patterns of short numbers, without cuda_fp16.h and cuda_bf16.h, which NVRTC does not come with.
+__device__ __forceinline__ unsigned short sparsec_to_bfloat16(float x) {
+    unsigned short bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+__device__ __forceinline__ unsigned short sparsec_to_float16(float x) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+__device__ __forceinline__ float sparsec_from_float16(unsigned short bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+
 // As in math_constants.h.
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
@@ -52,9 +69,11 @@ def _install_once() -> None:
         _lower(f"tirx.{name}", functools.partial(_call, function))
     _lower("tirx.sigmoid", _sigmoid)
     _lower("tirx.rsqrt", lambda call: _one(call) / _call("sqrt", call))
-    _lower("sparsec.maximum", functools.partial(_extremum, "sparsec_max"))
-    _lower("sparsec.minimum", functools.partial(_extremum, "sparsec_min"))
+    _lower("sparsec.maximum", functools.partial(_own, "sparsec_max"))
+    _lower("sparsec.minimum", functools.partial(_own, "sparsec_min"))
     _lower("sparsec.exp_not_positive", functools.partial(_call, "exp"))
+    for name in ("to_bfloat16", "to_float16", "from_float16"):
+        _lower(f"sparsec.{name}", functools.partial(_own, f"sparsec_{name}"))
 
 
 def _lower(op: str, rule) -> None:
@@ -83,7 +102,8 @@ def _sigmoid(call):
     return _one(call) / (_one(call) + tirx.exp(-call.args[0]))
 
 
-def _extremum(function: str, call):
+def _own(function: str, call):
+    """A function of ``PRELUDE``."""
     return tirx.call_pure_extern(call.ty, function, *call.args)
 
 

@@ -13,10 +13,8 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from sparsec.schedules import tir
+from sparsec.schedules.cuda.fragments import Number
 from sparsec.schedules.cuda.target import WARP
-
-#: Element type of an activation or weight -> how PTX calls it.
-TYPES = {"float16": "f16", "bfloat16": "bf16"}
 
 
 def grid(blocks: tuple[int, ...], threads: int, body: Callable[..., tir.Stmt]) -> tir.Stmt:
@@ -106,7 +104,7 @@ def get_shared(to: tir.Buffer, source: tir.Buffer, word) -> tir.Stmt:
 
 
 def copy_async(to: tir.Buffer, word, source: tir.Buffer, index: list, valid=None, size: int = 16) -> tir.Stmt:
-    """16 or 4 bytes from global memory to ``to[word]``; zeros where ``valid`` does not hold."""
+    """16, 8 or 4 bytes from global memory to ``to[word]``; zeros where ``valid`` does not hold."""
     operands = [tirx.address_of(tir.load(to, word)), tirx.address_of(tir.load(source, *index)), size]
     if valid is not None:
         operands.append(tirx.Select(valid, tirx.const(size, "uint32"), tirx.const(0, "uint32")))
@@ -157,8 +155,14 @@ def load_matrices(to: tir.Buffer, first, source: tir.Buffer, word) -> tir.Stmt:
     return tirx.Evaluate(T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"](*lanes, address))
 
 
+def round_tf32(registers: tir.Buffer, at) -> tir.Stmt:
+    """Rounds a float32 that lies in a register of 32 bits to what tensor cores look at."""
+    value = tirx.reinterpret("float32", tir.load(registers, at))
+    return tirx.Evaluate(T.ptx["cvt.rna.tf32.f32"](tir.load(registers, at), value))
+
+
 def multiply(
-    dtype: str,
+    number: Number,
     sums: tir.Buffer,
     at,
     a: tir.Buffer,
@@ -168,14 +172,13 @@ def multiply(
     metadata=None,
     selector: int = 0,
 ) -> tir.Stmt:
-    """``sums += A B`` on a tensor core: 16 x 8 sums from 16 columns, or 32 with ``metadata``."""
+    """``sums += A B`` on a tensor core: 16 x 8 sums from its ``columns``, twice as many with ``metadata``."""
     d = [tir.load(sums, at + tir.i64(i)) for i in range(4)]
     left = [tir.load(a, a_at + tir.i64(i)) for i in range(4)]
     right = [tir.load(b, b_at + tir.i64(i)) for i in range(2 if metadata is None else 4)]
-    kind = TYPES[dtype]
+    kind, columns = number.ptx, number.columns
     if metadata is None:
-        return tirx.Evaluate(
-            T.ptx[f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"](*d, *left, *right, *d)
-        )
-    name = f"mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.{kind}.{kind}.f32"
+        name = f"mma.sync.aligned.m16n8k{columns}.row.col.f32.{kind}.{kind}.f32"
+        return tirx.Evaluate(T.ptx[name](*d, *left, *right, *d))
+    name = f"mma.sp::ordered_metadata.sync.aligned.m16n8k{columns * 2}.row.col.f32.{kind}.{kind}.f32"
     return tirx.Evaluate(T.ptx[name](*d, *left, *right, *d, metadata, selector))

@@ -1,10 +1,10 @@
-"""Products with a constant weight on tensor cores, dense or 2:4: what they compute, and their tiles.
+"""Products with a constant weight on tensor cores, dense or 2:4: what they compute.
 
-``TensorGemm`` is a spec like those of ``contraction``: half-precision activations and weights, sums and
-result in float32.  What follows it, the rounding to half precision first of all, is fused into the kernel.
+``TensorGemm`` and ``TensorConv`` are specs like those of ``contraction``.  Operands are float16, bfloat16 or
+tf32, sums and results float32; what follows, the rounding to 16 bits first of all, is fused into the kernel.
+A convolution is a product over columns ``(tap, channel)``, whose inputs are never laid out as a matrix.
 """
 
-import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -14,16 +14,138 @@ import tvm_ffi
 from tvm import te, tirx
 
 from sparsec.schedules import tir
-from sparsec.schedules.contraction_spec import ANNOTATION, anchor, check_weight, placeholder, reduce_axis
+from sparsec.schedules.contraction import Conv, Gemm
+from sparsec.schedules.contraction_pixels import pixel
+from sparsec.schedules.contraction_spec import (
+    ANNOTATION,
+    Image,
+    anchor,
+    check_weight,
+    placeholder,
+    reduce_axis,
+)
 from sparsec.schedules.cuda import fragments
-from sparsec.schedules.cuda.ptx import TYPES
+from sparsec.schedules.cuda.fragments import NUMBERS, Number
+from sparsec.schedules.elements import Element
+from sparsec.schedules.halves import HALVES
 
-#: A copy to shared memory is 16 bytes, which must not cross a row's end.
-ALIGNED = 8
+#: Precision of a layer in the compiler -> what tensor cores multiply.
+PRECISIONS = {f"{name} on tensor cores": name for name in NUMBERS}
+
+
+class _Product:
+    """What both specs have in common: ``channels`` inputs at each of ``taps``, ``n`` outputs a row."""
+
+    def __post_init__(self):
+        if self.dtype not in NUMBERS:
+            raise ValueError(f"{self._name}: required one of {', '.join(NUMBERS)}, found {self.dtype}")
+        if self.sparse and self.number.bytes != 2:
+            raise ValueError(f"{self._name}: required a 16-bit format for 2:4, found {self.dtype}")
+        if self.channels != stored_channels(self.channels, self.sparse, self.dtype):
+            raise ValueError(
+                f"{self._name}: required a multiple of {4 if self.sparse else 2} inputs, "
+                f"found {self.channels}; pad them with zeros"
+            )
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def number(self) -> Number:
+        return NUMBERS[self.dtype]
+
+    @property
+    def kind(self) -> Element:
+        """How values lie in memory, for the compiler."""
+        return Element(self.dtype, self.number.activation, "uint32")
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.lead)
+
+    @property
+    def columns(self) -> int:
+        return self.taps * self.channels
+
+    @property
+    def copy_bytes(self) -> int:
+        """What can be copied at once: a copy must not cross the end of a tap, and be aligned."""
+        return math.gcd(16, self.channels * self.number.bytes)
+
+    def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each packed array."""
+        return fragments.shapes(self.sparse, self.n, self.columns, self.number)
+
+    def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+        """Packs the float32 ``weight``, ``[n, k]`` or ``[n, k_h, k_w, in_c]``.
+
+        ``kept`` marks what to store, else non-zeros.  The last axis may lack the channels that are padding.
+        """
+        shape = self.weight_shape[:-1] + weight.shape[-1:]
+        check_weight(f"{self._name}.pack", weight, shape if shape[-1] <= self.channels else self.weight_shape)
+        fill = [(0, 0)] * (weight.ndim - 1) + [(0, self.channels - weight.shape[-1])]
+        weight, kept = (
+            None if array is None else np.pad(array, fill).reshape(self.n, -1) for array in (weight, kept)
+        )
+        return fragments.pack(self.sparse, weight, self.number, kept)
+
+    def prim_func(self) -> tirx.PrimFunc:
+        """The unscheduled function ``(X, W, [E], Y)``, E being the metadata."""
+        x = placeholder(self.x_shape, self.number.activation, "X")
+        packed = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WE", strict=False)]
+        stored = [tir.i64(d) for d in (self.columns // 2 if self.sparse else self.columns, self.n)]
+        values = te.compute(stored, lambda c, o: self._stored(packed[0], o, c), "values")
+        columns = (
+            te.compute(stored, lambda c, o: _column(packed[1], o, c), "columns") if self.sparse else None
+        )
+        c = reduce_axis(stored[0].value, "c")
+
+        def value(*i):
+            *at, o = i
+            source, inside = self.source(at, columns[c.var, o] if self.sparse else c.var)
+            read = self._value(x(*source))
+            if inside is not None:
+                read = tirx.if_then_else(inside, read, tir.f32(0.0))
+            return te.sum(read * values[c.var, o], axis=[c])
+
+        return anchor(self, [x, *packed], self.y_shape, value)
+
+    def _stored(self, words: te.Tensor, row, column):
+        """The value at ``column`` of the stored ones of output ``row``."""
+        per_word = 4 // self.number.bytes
+        word = column // per_word
+        block = fragments.steps(self.sparse) * fragments.WORDS
+        lane, at = fragments.place(row % fragments.ROWS, word % fragments.WORDS)
+        step = word % block // fragments.WORDS
+        bits = words[row // fragments.ROWS, word // block, step, lane, at]
+        if per_word == 1:
+            return tirx.reinterpret("float32", bits)
+        half = bits.astype("int64") >> (column % per_word * 16) & tir.i64(0xFFFF)
+        return HALVES[self.dtype].widened(half.astype("uint16"))
+
+    def _value(self, stored):
+        """What is multiplied of an activation as it lies in memory."""
+        return HALVES[self.dtype].widened(stored) if self.number.bytes == 2 else _tf32(stored)
+
+
+def _column(words: te.Tensor, row, column):
+    """The column of the dense weight that a stored one is."""
+    stored = 2 * fragments.COLUMNS
+    step = column % stored // fragments.COLUMNS
+    lane, bit = fragments.metadata_place(row % fragments.ROWS, step, column % fragments.COLUMNS)
+    word = words[row // fragments.ROWS, column // stored, lane].astype("int64")
+    return column // 2 * 4 + (word >> bit & tir.i64(3))
+
+
+def _tf32(x):
+    """float32 rounded as ``bits.to_tf32``."""
+    near = tirx.reinterpret("int32", x) + tir.i32(0x1000) & tir.i32(-0x2000)
+    return tirx.Select(x == x, tirx.reinterpret("float32", near), x)
 
 
 @dataclass(frozen=True)
-class TensorGemm:
+class TensorGemm(_Product):
     """``Y[*lead, n] = sum_k X[*lead, k] * W[n, k]`` in float32; X and the constant W are of ``dtype``."""
 
     lead: tuple[int, ...]
@@ -32,15 +154,11 @@ class TensorGemm:
     sparse: bool = False
     dtype: str = "float16"
 
-    def __post_init__(self):
-        if self.k % ALIGNED:
-            raise ValueError(f"TensorGemm: required k to be a multiple of {ALIGNED}, found {self.k}; pad it")
-        if self.dtype not in TYPES:
-            raise ValueError(f"TensorGemm: required one of {', '.join(TYPES)}, found {self.dtype}")
+    taps = 1
 
     @property
-    def rows(self) -> int:
-        return math.prod(self.lead)
+    def channels(self) -> int:
+        return self.k
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -50,134 +168,124 @@ class TensorGemm:
     def y_shape(self) -> tuple[int, ...]:
         return (*self.lead, self.n)
 
-    def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each packed array."""
-        return fragments.shapes(self.sparse, self.n, self.k, self.dtype)
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.n, self.k
 
-    def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Packs ``weight [n, k]`` of the spec's dtype; ``kept`` marks the kept positions, else non-zeros."""
-        check_weight("TensorGemm.pack", weight, (self.n, self.k))
-        return fragments.pack(self.sparse, weight, kept)
-
-    def prim_func(self) -> tirx.PrimFunc:
-        """The unscheduled function ``(X, W, [E], Y)``, E being the metadata."""
-        x = placeholder(self.x_shape, self.dtype, "X")
-        weights = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WE", strict=False)]
-        c = reduce_axis(self.k // 2 if self.sparse else self.k, "c")
-        block = fragments.steps(self.sparse) * fragments.COLUMNS
-
-        def value(*i):
-            row, column = i[-1] % fragments.ROWS, c.var % fragments.COLUMNS
-            step = c.var % block // fragments.COLUMNS
-            tile = i[-1] // fragments.ROWS, c.var // block
-            lane, at = fragments.place(row, column)
-            channel = c.var
-            if self.sparse:
-                lane_of, bit = fragments.metadata_place(row, step, column)
-                index = weights[1][(*tile, lane_of)].astype("int64") >> bit & tir.i64(3)
-                channel = c.var // 2 * 4 + index
-            stored = weights[0][(*tile, step, lane, at)].astype("float32")
-            return te.sum(x[(*i[:-1], channel)].astype("float32") * stored, axis=[c])
-
-        return anchor(self, [x, *weights], self.y_shape, value)
+    def source(self, at: list, column) -> tuple[list, None]:
+        """The index in X of ``column`` of the row at ``at``; and that it always exists."""
+        return [*at, column], None
 
 
-def find_anchor(func: tirx.PrimFunc) -> tuple[TensorGemm, tir.Block] | None:
-    """The spec and the block of a ``TensorGemm`` in a function before or after fusion, or None."""
+@dataclass(frozen=True)
+class TensorConv(Image, _Product):
+    """A ``Conv`` without groups; X and the constant weight ``[out_c, k_h, k_w, in_c]`` are of ``dtype``."""
+
+    sparse: bool = False
+    dtype: str = "float16"
+
+    @property
+    def taps(self) -> int:
+        return self.k_h * self.k_w
+
+    @property
+    def channels(self) -> int:
+        return self.in_c
+
+    @property
+    def n(self) -> int:
+        return self.out_c
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return self.y_shape[:-1]
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.out_c, self.k_h, self.k_w, self.in_c
+
+    def source(self, at: list, column) -> tuple[list, tir.Expr | None]:
+        """The index in X of ``column`` for the output pixel ``at``, else near it; whether it exists."""
+        tap, channel = column // self.in_c, column % self.in_c
+        place, inside = pixel(self, *at, tap // self.k_w, tap % self.k_w)
+        return [*place, channel], inside
+
+
+KINDS = {kind.__name__: kind for kind in (TensorGemm, TensorConv)}
+
+
+def stored_channels(channels: int, sparse: bool, dtype: str) -> int:
+    """``channels`` with those of zeros that words of 4 bytes, and groups of 2:4, take behind them."""
+    if NUMBERS[dtype].bytes == 4 or channels % (4 if sparse else 2) == 0:
+        return channels
+    return -(-channels // 4) * 4
+
+
+def why_not(spec) -> str | None:
+    """Why there is no product for tensor cores in the place of a ``Gemm`` or ``Conv``, or None."""
+    if not isinstance(spec, Gemm | Conv):
+        return f"a {type(spec).__name__.lower()} convolution"
+    return "a convolution in groups" if getattr(spec, "groups", 1) > 1 else None
+
+
+def on_tensor_cores(spec):
+    """The product for tensor cores of a ``Gemm`` or ``Conv`` whose precision is one of ``PRECISIONS``.
+
+    2:4 where the spec has a pattern; its X has ``stored_channels``.  Every other spec stays as it is.
+    """
+    dtype = PRECISIONS.get(getattr(spec, "precision", None))
+    if dtype is None:
+        return spec
+    sparse = not spec.pattern.dense
+    if isinstance(spec, Conv) and not spec.pointwise:
+        shape = {f: getattr(spec, f) for f in Image.__dataclass_fields__}
+        return TensorConv(
+            **shape | {"in_c": stored_channels(spec.in_c, sparse, dtype)}, sparse=sparse, dtype=dtype
+        )
+    *lead, k = spec.x_shape
+    return TensorGemm(tuple(lead), stored_channels(k, sparse, dtype), spec.y_shape[-1], sparse, dtype)
+
+
+def find_anchor(func: tirx.PrimFunc) -> tuple[TensorGemm | TensorConv, tir.Block] | None:
+    """The spec and the block of a product in a function before or after fusion, or None."""
     found: list[tir.Block] = []
 
     def visit(block):
-        if "TensorGemm" in str(block.annotations.get(ANNOTATION, "")):
+        if ANNOTATION in block.annotations:
             found.append(block)
 
     tvm_ffi.structural_walk(func.body, (tir.Block, visit))
     if len(found) != 1:
         return None
     fields = json.loads(str(found[0].annotations[ANNOTATION]))
-    del fields["kind"]
-    return TensorGemm(**fields | {"lead": tuple(fields["lead"])}), found[0]
+    kind = KINDS.get(fields.pop("kind"))
+    if kind is None:
+        return None
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}), found[0]
 
 
-def operands(block: tir.Block) -> tuple[tir.Buffer, list[tir.Buffer]]:
-    """X and [W, E] of an anchor's block, read off ``Y = Y + X[..., E[...]] * W[...]``."""
-    product = block.body.value.b
+def operands(func: tirx.PrimFunc, block: tir.Block) -> tuple[tir.Buffer, list[tir.Buffer]] | None:
+    """X and [W, E], parameters of ``func``; None where X is computed in the function itself.
+
+    The anchor's block reads X; what it reads beside, the blocks before it make of W and of E.
+    """
+    made = {inner.writes[0].source: inner for inner in tir.blocks(func.body)}
+    read = _reads(block)
+    x = [buffer for buffer in read if buffer not in made]
+    unpacked = [made[buffer] for buffer in read if buffer in made]
+    by_name = {inner.name_hint.rstrip("_0123456789"): _reads(inner)[0] for inner in unpacked}
+    if len(x) != 1 or not by_name.keys() <= {"values", "columns"}:
+        return None
+    return x[0], [by_name[name] for name in ("values", "columns") if name in by_name]
+
+
+def _reads(block: tir.Block) -> list[tir.Buffer]:
+    own = block.writes[0].source
     read: list[tir.Buffer] = []
-    for factor in (product.b, product.a):
-        tvm_ffi.structural_walk(factor, (tir.TensorLoad, lambda node: read.append(node.source)), order="pre")
-    return read[1], [read[0], *read[2:]]
 
+    def visit(node):
+        if not any(node.source.same_as(known) for known in (*read, own)):
+            read.append(node.source)
 
-@dataclass(frozen=True)
-class Tile:
-    """What one block of threads computes, and how its warps share it.
-
-    ``channels`` x ``tokens`` of the result; its warps are ``warps_c`` x ``warps_t`` of these, and
-    ``warps_k`` take turns along k, a block of 64 each, whose sums are added at the end.  ``stages`` are in
-    shared memory at once.
-    """
-
-    channels: int
-    tokens: int
-    warps_c: int
-    warps_t: int
-    warps_k: int
-    stages: int
-
-    def __post_init__(self):
-        per_warp = self.channels % (self.warps_c * fragments.ROWS), self.tokens % (self.warps_t * 8)
-        if any(per_warp) or self.stages < 2:
-            raise ValueError(f"Tile: required whole fragments for each warp and two stages, found {self}")
-
-    @property
-    def threads(self) -> int:
-        return self.warps_c * self.warps_t * self.warps_k * fragments.LANES
-
-    def words(self, sparse: bool) -> "Words":
-        return Words.of(self, sparse)
-
-
-@dataclass(frozen=True)
-class Words:
-    """Shared memory of a tile, in words of 4 bytes: a stage holds values, metadata, activations.
-
-    ``values``: those of 16 channels and 64 inputs.
-    """
-
-    values: int
-    metadata: int
-    activations: int
-    stage: int
-    total: int
-
-    @staticmethod
-    def of(tile: Tile, sparse: bool) -> "Words":
-        values = fragments.steps(sparse) * fragments.LANES * fragments.VALUES // 2
-        bands = tile.channels // fragments.ROWS * tile.warps_k
-        metadata = bands * values
-        activations = metadata + (bands * fragments.LANES if sparse else 0)
-        stage = activations + tile.tokens * tile.warps_k * fragments.BLOCK // 2
-        sums = tile.warps_k * tile.tokens * sums_line(tile)
-        return Words(values, metadata, activations, stage, max(stage * tile.stages, sums))
-
-
-def sums_line(tile: Tile) -> int:
-    """Words between the sums of two tokens: lanes of a warp then write to 32 different banks."""
-    return tile.channels + 4
-
-
-#: By the most tokens that they are for; 256 threads, or fewer where the tile is small.
-TILES = (
-    (16, Tile(channels=32, tokens=16, warps_c=1, warps_t=1, warps_k=4, stages=4)),
-    (32, Tile(channels=32, tokens=32, warps_c=1, warps_t=1, warps_k=4, stages=3)),
-    (64, Tile(channels=64, tokens=64, warps_c=2, warps_t=2, warps_k=1, stages=4)),
-    (1024, Tile(channels=128, tokens=64, warps_c=4, warps_t=2, warps_k=1, stages=3)),
-    (1 << 31, Tile(channels=128, tokens=128, warps_c=2, warps_t=4, warps_k=1, stages=3)),
-)
-
-
-def tile_for(spec: TensorGemm, shared: int) -> Tile:
-    """The tile for ``spec`` where a block may have ``shared`` bytes of shared memory."""
-    tile = next(tile for most, tile in TILES if spec.rows <= most)
-    while Words.of(tile, spec.sparse).total * 4 > shared:
-        tile = dataclasses.replace(tile, stages=tile.stages - 1)
-    return tile
+    tvm_ffi.structural_walk(block.body, (tir.TensorLoad, visit))
+    return read

@@ -1,12 +1,10 @@
-"""The kernel of ``TensorGemm``: weights are the left operand of the tensor cores, tokens their columns.
+"""The kernel of ``TensorGemm`` and ``TensorConv``: weights are the left operand of the tensor cores.
 
-Weights lie in fragment order, so a lane reads its own by one vector load; activations are swizzled and read
+Tokens, or pixels, are the columns of the right one.  Weights lie in fragment order, so a lane reads its own by one vector load; activations are swizzled and read
 by ``ldmatrix``.  Both come by asynchronous copies, ``stages - 1`` ahead.  At the end the sums go through
 shared memory, so that the result is written, and what the epilogue reads is read, in runs along the
 channels.
 """
-
-import math
 
 from tvm import tirx
 
@@ -15,32 +13,22 @@ from sparsec.schedules.contraction_epilogue import Epilogue, extract
 from sparsec.schedules.cuda import fragments, ptx
 from sparsec.schedules.cuda.results import Staged, deal, every, write
 from sparsec.schedules.cuda.target import WARP, Gpu
-from sparsec.schedules.cuda.tensor_gemm import (
-    ALIGNED,
-    TensorGemm,
-    Tile,
-    Words,
-    find_anchor,
-    operands,
-    sums_line,
-    tile_for,
-)
+from sparsec.schedules.cuda.tensor_gemm import TensorConv, TensorGemm, find_anchor, operands
+from sparsec.schedules.cuda.tensor_tile import LINE, Tile, Words, sums_line, tile_for
 from sparsec.schedules.cuda.tile import tile_of
-
-#: 16-byte pieces of a block of 64 activations of one token.
-_PIECES = fragments.BLOCK * 2 // 16
 
 
 def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
-    """The kernel of a function with a ``TensorGemm``, and its tail fused; None for other functions."""
+    """The kernel of a function with a product, and its tail fused; None for other functions."""
     found = find_anchor(func)
     if found is None:
         return None
     spec, block = found
     epilogue = extract(func, block)
-    if isinstance(epilogue, str):
+    read = None if isinstance(epilogue, str) or 0 in spec.y_shape else operands(func, block)
+    if read is None:
         return None
-    x, weights = operands(block)
+    x, weights = read
     tile = tile_of(func, Tile) or tile_for(spec, gpu.shared)
     body = _Kernel(spec, tile, x, weights, epilogue).body()
     made = ptx.narrow(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs))
@@ -51,7 +39,12 @@ class _Kernel:
     """One kernel: ``body`` makes it, the rest are its parts in the order in which they run."""
 
     def __init__(
-        self, spec: TensorGemm, tile: Tile, x: tir.Buffer, weights: list[tir.Buffer], epilogue: Epilogue
+        self,
+        spec: TensorGemm | TensorConv,
+        tile: Tile,
+        x: tir.Buffer,
+        weights: list[tir.Buffer],
+        epilogue: Epilogue,
     ):
         self.spec, self.tile, self.x, self.weights, self.epilogue = spec, tile, x, weights, epilogue
         self.words = Words.of(tile, spec.sparse)
@@ -99,15 +92,14 @@ class _Kernel:
         return tir.seq(pieces)
 
     def _fetch_weights(self, source: tir.Buffer, step, start, words: int) -> tir.Stmt:
-        """``words`` of each band and each block of 64 inputs."""
+        """``words`` of each band and each block of inputs."""
         turns, pieces = self.tile.warps_k, words // 4
         inside = tir.shape_of(source)[2:]
-        elements = math.prod(inside) // pieces
 
         def piece(i):
             band = self.first_band + i // (pieces * turns)
             block = step * turns + i // pieces % turns
-            index = [*tir.unflatten(i % pieces * elements, inside)]
+            index = tir.unflatten(i % pieces * 4, inside)
             valid = every(
                 band < self.bands if self.bands % self.tile_bands else None,
                 block < self.blocks if self.blocks % turns else None,
@@ -120,38 +112,38 @@ class _Kernel:
         return deal(self.tile_bands * turns * pieces, self.tile.threads, self.thread, piece)
 
     def _fetch_activations(self, step, start) -> tir.Stmt:
-        """64 inputs of each token and block; piece ``p`` of token ``t`` lies at ``p ^ t % 8``."""
-        turns, spec = self.tile.warps_k, self.spec
+        """A block of inputs of each token and turn; 16 bytes ``p`` of token ``t`` lie at ``p ^ t % 8``."""
+        turns, spec, size = self.tile.warps_k, self.spec, self.spec.copy_bytes
+        pieces, inputs = fragments.BLOCK_BYTES // size * turns, size // spec.number.bytes
 
         def piece(i):
-            token, at = i // (_PIECES * turns), i % (_PIECES * turns)
+            token, at = i // pieces, i % pieces
             row = self.first_token + token
-            column = step * (turns * fragments.BLOCK) + at * ALIGNED
+            column = (step * pieces + at) * inputs
+            place = tir.unflatten(tirx.min(row, tir.i64(spec.rows - 1)), spec.lead)
+            source, inside = spec.source(place, tirx.min(column, tir.i64(spec.columns - inputs)))
             valid = every(
                 row < spec.rows if spec.rows % self.tile.tokens else None,
-                column < spec.k if spec.k % (turns * fragments.BLOCK) else None,
+                column < spec.columns if spec.columns % (pieces * inputs) else None,
+                inside,
             )
-            source = [
-                *tir.unflatten(tirx.min(row, tir.i64(spec.rows - 1)), spec.lead),
-                tirx.min(column, tir.i64(spec.k - ALIGNED)),
-            ]
             # The block's number in the upper bits of ``at`` is not touched.
-            word = start + token * (turns * _PIECES * 4) + (at ^ token % 8) * 4
-            return ptx.copy_async(self.shared, word, self.x, source, valid)
+            word = start + token * (turns * LINE) + _swizzled(at, size, token)
+            return ptx.copy_async(self.shared, word, self.x, source, valid, size)
 
-        return deal(self.tile.tokens * turns * _PIECES, self.tile.threads, self.thread, piece)
+        return deal(self.tile.tokens * pieces, self.tile.threads, self.thread, piece)
 
     # ---- products ---------------------------------------------------------------------------------------
 
     def _products(self, step, stage) -> tir.Stmt:
-        """What the warp does with its block of 64 inputs in ``stage``."""
+        """What the warp does with its block of inputs in ``stage``."""
         start = stage * self.words.stage
         stmts = [self._load_metadata(start)] if self.spec.sparse else []
         for half in range(2):
             stmts.append(self._load_right(start + self.words.activations, half))
             steps = (half,) if self.spec.sparse else (half * 2, half * 2 + 1)
             for part in steps:
-                stmts.append(self._load_left(start + part * (fragments.LANES * fragments.VALUES // 2)))
+                stmts.append(self._load_left(start + part * (fragments.LANES * fragments.VALUES)))
                 stmts.append(self._multiply(part))
         return tir.seq(stmts)
 
@@ -163,14 +155,17 @@ class _Kernel:
         return ptx.unrolled("band", self.warp_bands, one)
 
     def _load_right(self, start, half: int) -> tir.Stmt:
-        """32 inputs of the warp's tokens: for each octet four matrices of eight inputs."""
-        line = self.tile.warps_k * _PIECES * 4
+        """Half a block of the warp's tokens: for each octet four matrices of 16 bytes each."""
+        line = self.tile.warps_k * LINE
 
         def one(octet):
             token = (self.warp_octet + octet) * 8 + self.lane % 8
             piece = (self.lane // 8 + half * 4) ^ self.lane % 8
-            word = start + token * line + self.warp_k * (_PIECES * 4) + piece * 4
-            return ptx.load_matrices(self.right, octet * 4, self.shared, word)
+            word = start + token * line + self.warp_k * LINE + piece * 4
+            load = ptx.load_matrices(self.right, octet * 4, self.shared, word)
+            if self.spec.number.bytes == 2:
+                return load
+            return tir.seq([load, *(ptx.round_tf32(self.right, octet * 4 + i) for i in range(4))])
 
         return ptx.unrolled("octet", self.warp_octets, one)
 
@@ -190,15 +185,17 @@ class _Kernel:
         return (self.warp_band + band) * self.tile.warps_k + self.warp_k
 
     def _multiply(self, step: int) -> tir.Stmt:
+        number = self.spec.number
+
         def one(band, octet):
             sums, left = (band * self.warp_octets + octet) * 4, band * 4
             if self.spec.sparse:
                 metadata = tir.load(self.metadata, band), step
                 return ptx.multiply(
-                    self.spec.dtype, self.sums, sums, self.left, left, self.right, octet * 4, *metadata
+                    number, self.sums, sums, self.left, left, self.right, octet * 4, *metadata
                 )
             right = octet * 4 + step % 2 * 2
-            return ptx.multiply(self.spec.dtype, self.sums, sums, self.left, left, self.right, right)
+            return ptx.multiply(number, self.sums, sums, self.left, left, self.right, right)
 
         return ptx.unrolled_nest((self.warp_bands, self.warp_octets), one)
 
@@ -234,3 +231,9 @@ class _Kernel:
             ptx.barrier(),
             write(staged, tile.threads, self.thread, vector, valid, index, self.epilogue),
         ]
+
+
+def _swizzled(at, size: int, token):
+    """The word of piece ``at`` of ``size`` bytes: its 16 bytes change places with others of the token."""
+    many = 16 // size
+    return (at // many ^ token % 8) * 4 + at % many * (size // 4)

@@ -2,6 +2,7 @@
 // letter or digit as `_`, its operands in the order of the text, results by reference.
 #pragma once
 #include "emulator.h"
+#include "half.h"
 
 namespace emu {
 
@@ -39,6 +40,17 @@ inline void ptx_cp_async_wait_all() {
 
 inline void ptx_ld_shared_f32(float& to, uint32_t address) { to = emu::load_shared(address); }
 inline void ptx_st_shared_f32(uint32_t address, float value) { emu::store_shared(address, value); }
+
+// Section: conversions; those to float are exact, those to 16 bits round to nearest, ties to even
+
+inline void ptx_cvt_rn_bf16_f32(uint16_t& to, float from) { to = emu::AsBfloat::round(from); }
+inline void ptx_cvt_rn_f16_f32(uint16_t& to, float from) { to = emu::AsHalf::round(from); }
+inline void ptx_cvt_f32_f16(float& to, uint16_t from) { to = emu::AsHalf::widen(from); }
+// To nearest, ties away from zero; a NaN stays one.
+inline void ptx_cvt_rna_tf32_f32(uint32_t& to, float from) {
+    uint32_t bits = bits_of_float(from);
+    to = std::isnan(from) ? 0x7fffffffu : (bits + 0x1000) & ~0x1fffu;
+}
 
 // Section: ldmatrix
 

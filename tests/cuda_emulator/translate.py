@@ -6,7 +6,7 @@ _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)[^)
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:(?:__align__|alignas)\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\];")
 _STATIC = re.compile(r"__shared__\s+(?:(?:__align__|alignas)\((\d+)\)\s+)?([\w ]+?)\s+(\w+)\[(\d+)\];")
 _HEADER = re.compile(r"^\s*#include <(?:cuda|mma|math_constants)\w*\.h>\s*$", re.MULTILINE)
-_ASM = re.compile(r"\b(?:asm|__asm__)\s+(?:volatile|__volatile__)\s*\(")
+_ASM = re.compile(r"\b(?:asm|__asm__)\s*(?:\b(?:volatile|__volatile__)\s*)?\(")
 _OPERAND = re.compile(r'"[=+]?\w"\s*\(((?:[^()]|\([^()]*\))*)\)')
 _PREDICATED = re.compile(r"\{.*?setp\.ne\.b32 \w+, (%\d+), 0;\s*@\w+ (.*?;)\s*\}", re.DOTALL)
 

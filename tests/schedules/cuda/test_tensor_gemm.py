@@ -5,8 +5,10 @@ import pytest
 import tvm
 from tvm import relax
 
-from sparsec.schedules.cuda.tensor_gemm import TILES, TensorGemm, Tile, Words, find_anchor, tile_for
+from sparsec.schedules import bits
+from sparsec.schedules.cuda.tensor_gemm import TensorConv, TensorGemm, find_anchor
 from sparsec.schedules.cuda.tensor_kernel import rule
+from sparsec.schedules.cuda.tensor_tile import TILES, Tile, Words, tile_for
 from sparsec.schedules.cuda.tile import with_tile
 
 RULE = "tensor_gemm"
@@ -16,28 +18,47 @@ SMALL = {
     "warps along k": Tile(32, 16, 1, 1, 4, 4),
     "all": Tile(32, 32, 2, 2, 2, 2),
 }
-# Rows, k, n: a row, tails everywhere, whole tiles.
-SIZES = [(1, 8, 1), (17, 200, 31), (33, 264, 36), (32, 256, 64)]
+# Rows, k, n: a row, tails everywhere, whole tiles; copies of 16, 8 and 4 bytes.
+SIZES = [(1, 8, 1), (17, 204, 31), (33, 264, 36), (32, 256, 64)]
+FORMS = [("float16", False), ("float16", True), ("bfloat16", False), ("bfloat16", True), ("tf32", False)]
+IDS = [f"{dtype} {'2:4' if sparse else 'dense'}" for dtype, sparse in FORMS]
+ROUND = {
+    "float16": lambda a: bits.from_float16(bits.to_float16(a)),
+    "bfloat16": lambda a: bits.from_bfloat16(bits.to_bfloat16(a)),
+    "tf32": lambda a: bits.to_tf32(a).view(np.float32),
+}
 
 
 def weight_of(rng, spec):
-    dtype = "float32"
-    weight = rng.standard_normal((spec.n, spec.k)).astype(dtype)
-    if spec.sparse:
-        groups = weight.reshape(spec.n, -1, 4)
-        weight = np.where(np.argsort(rng.random(groups.shape), axis=-1) < 2, groups, 0).reshape(weight.shape)
-    return weight.astype(half(spec.dtype))
+    weight = rng.standard_normal(spec.weight_shape).astype(np.float32)
+    if not spec.sparse:
+        return weight
+    groups = weight.reshape(*weight.shape[:-1], -1, 4)
+    return np.where(np.argsort(rng.random(groups.shape), axis=-1) < 2, groups, 0).reshape(weight.shape)
 
 
-def half(dtype):
-    return np.float16 if dtype == "float16" else pytest.importorskip("ml_dtypes").bfloat16
+def stored(spec, x):
+    """``x`` as it lies in memory."""
+    return x if spec.dtype == "tf32" else getattr(bits, f"to_{spec.dtype}")(x)
 
 
 def operands(spec, seed=0):
+    """X and the weight, not rounded, and their product rounded in float64."""
     rng = np.random.default_rng(seed)
-    weight = weight_of(rng, spec)
-    x = rng.standard_normal(spec.x_shape).astype(half(spec.dtype))
-    return x, weight, x.astype(np.float64) @ weight.astype(np.float64).T
+    weight, x = weight_of(rng, spec), rng.standard_normal(spec.x_shape).astype(np.float32)
+    rounded_x, rounded_w = (ROUND[spec.dtype](a).astype(np.float64) for a in (x, weight))
+    if isinstance(spec, TensorGemm):
+        return stored(spec, x), weight, rounded_x @ rounded_w.T
+    torch = pytest.importorskip("torch")
+    top, left, bottom, right = spec.pads
+    padded = np.pad(rounded_x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    want = torch.nn.functional.conv2d(
+        torch.from_numpy(padded.transpose(0, 3, 1, 2).copy()),
+        torch.from_numpy(rounded_w.transpose(0, 3, 1, 2).copy()),
+        stride=spec.strides,
+        dilation=spec.dilations,
+    )
+    return stored(spec, x), weight, want.numpy().transpose(0, 2, 3, 1)
 
 
 def close(got, want, part=1e-6):
@@ -46,22 +67,54 @@ def close(got, want, part=1e-6):
     return np.abs(got - want).max() <= part * np.abs(want).max()
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
-@pytest.mark.parametrize("m, k, n", SIZES)
-def test_the_definition_is_the_product(m, k, n, sparse):
-    spec = TensorGemm((m,), k, n, sparse)
-    x, weight, want = operands(spec)
+def computed(spec, x, weight):
+    """What the definition computes on a CPU, as it stands."""
     func = spec.prim_func().with_attr("global_symbol", "main")
     library = tvm.tirx.build(tvm.IRModule({"main": func}), target="llvm", pipeline="s_tir")
     y = tvm.runtime.tensor(np.full(spec.y_shape, 77, np.float32))
     library["main"](*(tvm.runtime.tensor(a) for a in (x, *spec.pack(weight))), y)
-    assert close(y.numpy(), want, 1e-5)
+    return y.numpy()
+
+
+#: 1x1 with a stride; odd pads, a dilation, few channels; a window with no border.
+CONVOLUTIONS = [
+    {"in_h": 5, "in_w": 5, "in_c": 8, "out_c": 16, "k_h": 1, "k_w": 1, "strides": (2, 2)},
+    {"in_h": 6, "in_w": 7, "in_c": 4, "out_c": 9, "k_h": 3, "k_w": 3, "pads": (1, 2, 0, 1)},
+    {"in_h": 9, "in_w": 8, "in_c": 20, "out_c": 20, "k_h": 3, "k_w": 2, "dilations": (2, 1)},
+]
+
+
+@pytest.mark.parametrize("dtype, sparse", FORMS, ids=IDS)
+@pytest.mark.parametrize("m, k, n", SIZES[:2])
+def test_the_definition_is_the_product(m, k, n, dtype, sparse):
+    spec = TensorGemm((m,), k, n, sparse, dtype)
+    x, weight, want = operands(spec)
+    assert close(computed(spec, x, weight), want, 1e-5)
+
+
+@pytest.mark.parametrize("shape", CONVOLUTIONS)
+def test_the_definition_is_the_convolution(shape):
+    for sparse in (False, True):
+        spec = TensorConv(2, **shape, sparse=sparse)
+        x, weight, want = operands(spec)
+        assert close(computed(spec, x, weight), want, 1e-5)
+
+
+@pytest.mark.parametrize("shape, form", zip(CONVOLUTIONS * 2, FORMS, strict=False))
+def test_convolutions_are_right_in_every_order(run_emulated, shape, form):
+    sparse, dtype = form[1], form[0]
+    spec = TensorConv(2, **shape, sparse=sparse, dtype=dtype)
+    x, weight, want = operands(spec)
+    kernel = with_tile(spec.prim_func(), SMALL["all"])
+    checked = shape is CONVOLUTIONS[1]
+    for y in run_emulated(kernel, RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=checked):
+        assert close(y, want)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
 @pytest.mark.parametrize("tile", SMALL.values(), ids=SMALL)
 def test_tiles_are_right_in_every_order(run_emulated, tile, sparse):
-    spec = TensorGemm((17,), 200, 31, sparse)
+    spec = TensorGemm((17,), 204, 31, sparse)
     x, weight, want = operands(spec)
     for y in run_emulated(
         with_tile(spec.prim_func(), tile), RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32)
@@ -90,9 +143,9 @@ def test_the_tiles_that_are_chosen(run_emulated, gpu, most, tile):
         assert close(y, want)
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "2:4"])
-def test_bfloat16(run_emulated, sparse):
-    spec = TensorGemm((5,), 72, 20, sparse, "bfloat16")
+@pytest.mark.parametrize("dtype, sparse", FORMS[2:], ids=IDS[2:])
+def test_other_formats(run_emulated, dtype, sparse):
+    spec = TensorGemm((5,), 72, 20, sparse, dtype)
     x, weight, want = operands(spec)
     kernel = with_tile(spec.prim_func(), SMALL["all"])
     for y in run_emulated(kernel, RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False):
@@ -103,7 +156,7 @@ def fused(spec, tail, *extra):
     """The function of ``tail(builder, y, *extras)`` behind ``spec``."""
     builder = relax.BlockBuilder()
     anchor = builder.add_func(spec.prim_func(), "anchor")
-    own = [(spec.x_shape, spec.dtype), *spec.weight_args()]
+    own = [(spec.x_shape, spec.number.activation), *spec.weight_args()]
     inputs = [relax.Var(f"p{i}", relax.TensorType(s, d)) for i, (s, d) in enumerate([*own, *extra])]
     with builder.function("main", inputs):
         with builder.dataflow():
@@ -144,14 +197,18 @@ def test_a_tile_fits_the_memory_that_there_is():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="TensorGemm: required k to be a multiple of 8, found 12; pad it"):
-        TensorGemm((1,), 12, 16)
-    with pytest.raises(ValueError, match="TensorGemm: required one of float16, bfloat16, found float32"):
+    with pytest.raises(ValueError, match="TensorGemm: required a multiple of 2 inputs, found 13; pad them"):
+        TensorGemm((1,), 13, 16)
+    with pytest.raises(ValueError, match="TensorGemm: required a multiple of 4 inputs, found 14; pad them"):
+        TensorGemm((1,), 14, 16, sparse=True)
+    with pytest.raises(ValueError, match="required one of float16, bfloat16, tf32, found float32"):
         TensorGemm((1,), 16, 16, dtype="float32")
+    with pytest.raises(ValueError, match="TensorGemm: required a 16-bit format for 2:4, found tf32"):
+        TensorGemm((1,), 16, 16, sparse=True, dtype="tf32")
     with pytest.raises(ValueError, match="Tile: required whole fragments for each warp and two stages"):
         Tile(24, 8, 1, 1, 1, 2)
     with pytest.raises(ValueError, match="TensorGemm.pack: required a weight of shape"):
-        TensorGemm((1,), 16, 16).pack(np.zeros((16, 8), np.float16))
+        TensorGemm((1,), 16, 16).pack(np.zeros((16, 18), np.float32))
 
 
 def test_other_functions_are_left_to_other_rules(gpu):
