@@ -25,7 +25,7 @@ class Oracle:
     @cached_property
     def unoptimised(self) -> dict[str, np.ndarray]:
         if self.precision != "fp32":
-            return reference.run_reference(reference.rounded(self.model), self.feeds)
+            return reference.run_reference(reference.rounded(self.model, self.precision), self.feeds)
         return reference.run_reference(self.model, self.feeds, optimised=False)
 
     @cached_property
@@ -61,6 +61,11 @@ class Oracle:
         differences = self.differences(found)
         for name, difference in differences.items():
             if not difference.within:
+                if self.precision == "fp16" and not np.isfinite(found[name]).all():
+                    raise CompileError(
+                        f"output '{name}' of {what} is not finite: a value between layers is beyond 65504, "
+                        "the largest float16; nothing was published. --precision bf16 has float32's range"
+                    )
                 raise CompileError(
                     f"output '{name}' of {what} differs from ONNX Runtime by {difference.max_abs:.3g} "
                     f"on a scale of {difference.scale:.3g}; nothing was published. "

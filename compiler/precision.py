@@ -44,7 +44,7 @@ def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Fin
 def _wanted(node: ir.Node, levels: tuple[str, ...]) -> tuple[str, str]:
     rows = prod(int(d) for d in node.outputs[0].shape[:-1])
     few = rows <= FEW_ROWS
-    if _last(node.outputs[0]):
+    if is_last(node.outputs[0]):
         if few:
             return "bfloat16 weights", f"the last layer, limited by reading weights: {rows} rows"
         return FLOAT32.name, "the last layer: its rounding would be the output's"
@@ -55,7 +55,7 @@ def _wanted(node: ir.Node, levels: tuple[str, ...]) -> tuple[str, str]:
     return FLOAT32.name, f"level {levels[0]} has no products of bfloat16, and {rows} rows share each weight"
 
 
-def _last(value: ir.Value) -> bool:
+def is_last(value: ir.Value) -> bool:
     """Whether ``value`` becomes an output without another layer or normaliser in between."""
     seen, work = set(), [value]
     while work:

@@ -20,11 +20,17 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.plan import Port
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
-#: RELATIVE by precision.  bfloat16 has 8 bits: a rounding is 2^-9 of a value, and layers add theirs up.
-TOLERANCE = {"fp32": RELATIVE, "bf16": 2e-2}
+#: RELATIVE by precision.  bfloat16 has 8 bits: a rounding is 2^-9 of a value, and layers add theirs up;
+#: float16 and tf32 have 11.
+TOLERANCE = {"fp32": RELATIVE, "tf32": 2.5e-3, "fp16": 2.5e-3, "bf16": 2e-2}
 HALF = 2e-3  # for float16, relative and absolute: two units in the last place
 SPREAD = 4.0
-MAX_SPREAD = {"fp32": 1e-3, "bf16": 0.5}  # of the scale; beyond, the model only amplifies its rounding
+MAX_SPREAD = {
+    "fp32": 1e-3,
+    "tf32": 0.1,
+    "fp16": 0.1,
+    "bf16": 0.5,
+}  # of the scale; beyond, the model only amplifies its rounding
 SEED = 0
 #: What ``rounded`` rounds the first two inputs of.
 PRODUCTS = ("MatMul", "Gemm", "Conv", "NMMatMul", "NMGemm", "NMConv")
@@ -182,15 +188,22 @@ def widened(spread: float, scale: float, precision: str = "fp32") -> float:
     return min(SPREAD * spread, MAX_SPREAD[precision] * scale) if np.isfinite(spread) else 0.0
 
 
-def rounded(model: str | bytes) -> bytes:
-    """``model`` with the operands of every matrix product and convolution rounded to bfloat16."""
+def rounded(model: str | bytes, precision: str = "bf16") -> bytes:
+    """``model`` with the operands of every matrix product and convolution rounded to ``precision``.
+
+    ONNX has no tf32; float16 has the same number of bits.
+    """
+    short = "BFLOAT16" if precision == "bf16" else "FLOAT16"
     proto = onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)
     nodes = []
     for count, node in enumerate(proto.graph.node):
         if node.op_type in PRODUCTS:
             for i in (0, 1):
-                names = [node.input[i], *(f"{node.input[i]}/{count}/{i}/{kind}" for kind in ("bf16", "fp32"))]
-                for a, b, to in zip(names, names[1:], ("BFLOAT16", "FLOAT"), strict=False):
+                names = [
+                    node.input[i],
+                    *(f"{node.input[i]}/{count}/{i}/{kind}" for kind in ("short", "fp32")),
+                ]
+                for a, b, to in zip(names, names[1:], (short, "FLOAT"), strict=False):
                     nodes.append(onnx.helper.make_node("Cast", [a], [b], to=getattr(onnx.TensorProto, to)))
                 node.input[i] = names[-1]
         nodes.append(node)

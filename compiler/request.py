@@ -20,7 +20,8 @@ TARGETS = {
 GPUS = ("sm_80", "sm_87", "sm_89", "sm_90")
 """What ``cuda`` means, oldest first; ``cuda:sm_87`` is one of them."""
 SPARSITY = ("auto", "require", "off")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+CPU_PRECISIONS = ("fp32", "bf16")
 #: Levels that only artifacts of a lower precision have, those with instructions for it.
 LOW_PRECISION = {"bf16": ("v4bf16",), "int8": ("v4vnni", "v3vnni")}
 
@@ -35,7 +36,8 @@ class CompileRequest:
     architectures ``GPUS`` in one file, ``cuda:sm_87`` one of them.  ``passes``: the
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
-    ignores patterns.  ``precision``: ``bf16`` lets layers compute in bfloat16, see ``precision.py``.
+    ignores patterns.  ``precision``: ``bf16`` lets layers compute in bfloat16, see ``precision.py``; GPUs
+    have ``fp16`` and ``tf32`` as well, see ``cuda/precision.py``.
     ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.  ``variants``: the
@@ -68,12 +70,16 @@ class CompileRequest:
             raise CompileError(f"precision must be one of {', '.join(PRECISIONS)}, found '{self.precision}'")
         if gpu_names(self.target):
             self._check_gpu()
+        elif self.precision not in CPU_PRECISIONS:
+            raise CompileError(
+                f"--precision {self.precision} is for GPUs; choose of {', '.join(CPU_PRECISIONS)} "
+                f"for '{self.target}'"
+            )
         if self.variants:
             self._check_variants()
 
     def _check_gpu(self):
         for option, given in (
-            (f"--precision {self.precision}", self.precision != "fp32"),
             ("--state", self.states),
             ("--variants", self.variants),
             ("--exportable", self.exportable),

@@ -237,6 +237,7 @@ def _install_once() -> None:
     levels = {f"{level}.{name}": rule for (level, name), rule in _LEVEL_RULES.items()}
     for name, rule in (_OWN_RULES | levels).items():
         ir.register_op_attr(f"{_PREFIX}{name}", "TCallEffectKind", _PURE)
+        ir.register_op_attr(f"{_PREFIX}{name}", "TScriptPrinterName", f"{_PREFIX}{name}")
         _lower(f"{_PREFIX}{name}", rule)
 
 

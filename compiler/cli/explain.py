@@ -43,8 +43,9 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
     from sparsec.compiler import precision
     from sparsec.compiler.channels_last import channels_last
     from sparsec.compiler.choices import choose
+    from sparsec.compiler.cuda import choices as gpu_choices
     from sparsec.compiler.ingest import ingest
-    from sparsec.compiler.request import CompileRequest, cpu_levels
+    from sparsec.compiler.request import CompileRequest, cpu_levels, gpu_names
     from sparsec.passes import nm_layers
     from sparsec.passes.graph import node_name
 
@@ -68,9 +69,12 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
             layers[node_name(layer.node)]["kept"] = (k // m * n + k % m) / k
     log("time the kernels")
     channels_last(model)
-    levels = cpu_levels(asked.target, asked.precision)
-    why = precision.assign(model, asked.precision, levels)
-    why += choose(model, asked, levels).findings
+    if gpu_names(asked.target):
+        why = gpu_choices.choose(model, asked).findings
+    else:
+        levels = cpu_levels(asked.target, asked.precision)
+        why = precision.assign(model, asked.precision, levels)
+        why += choose(model, asked, levels).findings
     return {"layers": layers, "findings": findings + [finding.to_json() for finding in why]}
 
 

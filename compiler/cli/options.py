@@ -118,10 +118,11 @@ calib = click.option(
 )
 precision = click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16"]),
+    type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
     default="fp32",
     show_default=True,
-    help="Lowest precision of layers with weights; sums, normalisers and the last layer stay fp32.",
+    help="Lowest precision of layers with weights; sums, normalisers and the last layer stay fp32. "
+    "tf32 and fp16: GPUs.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads = click.option(

@@ -1,40 +1,105 @@
-"""Sparse or dense on a GPU, layer by layer.
+"""What each layer runs as on a GPU: sparse or dense, and at which precision.
 
-Without a GPU at hand nothing is measured.  A pattern that 16 channels or more share keeps neighbouring
-threads on the same inputs, so half the products are half the time; the packed forms of narrower ones are
-made for the lanes of CPUs, and reading through them costs a thread more than the products that they save.
+Without a GPU at hand nothing is measured: ``forms`` counts.  A layer on tensor cores rounds its operands, so
+the last layers, whose rounding the outputs would see at first hand, keep float32, as on CPUs.
+
+In float32 a pattern that 16 channels or more share keeps neighbouring threads on the same inputs, so half the
+products are half the time; the packed forms of narrower ones are made for the lanes of CPUs, and reading
+through them costs a thread more than the products that they save.  For tensor cores any pattern will do that
+keeps at most two of four neighbours, whether rows share it or not.
 """
 
+import numpy as np
 import onnx_ir as ir
 
-from sparsec.compiler.choices import SHARED, Choices, finding
+from sparsec.compiler.choices import Choices, finding
+from sparsec.compiler.cuda.forms import SHARED, Form, forms
 from sparsec.compiler.errors import CompileError
-from sparsec.compiler.request import CompileRequest
-from sparsec.compiler.to_relax.linear import attribute, pattern_text
+from sparsec.compiler.precision import is_last
+from sparsec.compiler.request import CompileRequest, gpu_names
+from sparsec.compiler.to_relax.linear import PRECISION, is_layer, pattern_text
+from sparsec.compiler.to_relax.products import products
+from sparsec.passes import Finding
+from sparsec.schedules.cuda import Gpu
+from sparsec.schedules.cuda.target import Architecture
+from sparsec.schedules.cuda.tensor_gemm import why_not
+from sparsec.schedules.elements import FLOAT32
+
+#: Precision that is asked for -> what tensor cores multiply.
+NUMBERS = {"tf32": "tf32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def half(precision: str) -> str:
+    """The format of values that lie in memory with 16 bits, at a precision that has any."""
+    return NUMBERS[precision] if precision in ("fp16", "bf16") else "bfloat16"
 
 
 def choose(model: ir.Model, request: CompileRequest) -> Choices:
-    """The kernel of every node with a pattern, with the reason of each, as ``compiler.choices.choose``."""
+    """The kernel of every node with a pattern, with the reason of each, as ``compiler.choices.choose``.
+
+    Layers are marked with their precision, as by ``compiler.precision.assign``; one finding for each.
+    """
     found, slower = Choices(), []
+    device = Gpu(gpu_names(request.target)).oldest
     for node in model.graph:
-        if "m" not in node.attributes or not node.attributes["m"].as_int():
+        pattern = "m" in node.attributes and node.attributes["m"].as_int() != 0
+        lower = is_layer(node) and request.precision != "fp32"
+        if not pattern and not lower:
             continue
-        shared = attribute(node, "block", 1) % SHARED == 0 and not attribute(node, "scattered", 0)
-        kernel = "sparse" if shared and request.sparsity != "off" else "dense"
-        if request.sparsity == "off":
-            reason = "sparsity is off"
-        elif shared:
-            reason = f"estimated: a pattern shared by {SHARED} output channels skips its zeros at no cost"
-        else:
-            reason = (
+        made = products(node)
+        declined = _why_float32(node, made, request.precision) if lower else None
+        dtype = NUMBERS[request.precision] if lower and not declined else None
+        ranked = _ranked(made, dtype, request.sparsity, device)
+        best = ranked[0][1]
+        if lower:
+            node.metadata_props[PRECISION] = best.precision
+            outcome = "declined" if best.precision == FLOAT32.name else "applied"
+            reason = declined or _compared(ranked, "precision")
+            found.findings.append(
+                Finding("precision", node.name, outcome, reason, FLOAT32.name, best.precision)
+            )
+        if pattern:
+            none = (
                 f"estimated: a pattern that fewer than {SHARED} output channels share has no kernel for GPUs"
             )
-            slower.append(f"{node.name} ({pattern_text(node)})")
-        found.kernels[node.name] = kernel
-        found.findings.append(finding(node, kernel, reason))
+            reason = "sparsity is off" if request.sparsity == "off" else _compared(ranked, "kernel") or none
+            found.kernels[node.name] = best.kernel
+            found.findings.append(finding(node, best.kernel, reason))
+            if best.kernel == "dense":
+                slower.append(f"{node.name} ({pattern_text(node)})")
     if request.sparsity == "require" and slower:
         raise CompileError(
             f"--sparsity require: {len(slower)} layers would run dense: {'; '.join(slower)}; "
             f"prune them to a shared pattern such as 2:4x32, or use --sparsity auto"
         )
     return found
+
+
+def _why_float32(node: ir.Node, made: list[tuple], precision: str) -> str | None:
+    """Why a layer cannot round its operands, or None."""
+    spec, weight = made[0]
+    if is_last(node.outputs[0]):
+        return "the last layer: its rounding would be the output's"
+    largest = float(np.abs(weight).max(initial=0))
+    if precision == "fp16" and largest > np.finfo(np.float16).max:
+        return f"weights up to {largest:.3g} are beyond 65504, the largest float16"
+    return why_not(spec)
+
+
+def _ranked(
+    made: list[tuple], dtype: str | None, sparsity: str, device: Architecture
+) -> list[tuple[float, Form]]:
+    """Seconds of each form that the products of a layer can have, the fastest first."""
+    options = [form for form in forms(*made[0], dtype) if sparsity != "off" or form.kernel == "dense"]
+    ranked = [(sum(form.seconds(spec, device) for spec, _ in made), form) for form in options]
+    # Of equal ones the sparse one, and the narrower: it is smaller.
+    return sorted(ranked, key=lambda pair: (pair[0], pair[1].weight_bytes))
+
+
+def _compared(ranked: list[tuple[float, Form]], what: str) -> str | None:
+    """The fastest form against the next one that differs in ``what``; None where none does."""
+    (seconds, best), *rest = ranked
+    for other_seconds, other in rest:
+        if getattr(other, what) != getattr(best, what):
+            return f"estimated: {best.name} {seconds / other_seconds:.2f}x the time of {other.name}"
+    return None

@@ -11,8 +11,8 @@ import tvm
 
 import sparsec
 from sparsec import passes
-from sparsec.compiler import check, native, package
-from sparsec.compiler.cuda.choices import choose
+from sparsec.compiler import check, native, package, precision
+from sparsec.compiler.cuda.choices import choose, half
 from sparsec.compiler.cuda.kernels import build_kernels
 from sparsec.compiler.cuda.link import HOSTS, arena_size, link
 from sparsec.compiler.cuda.toolchain import toolchain
@@ -50,7 +50,8 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         choices = choose(source.model, request)
         findings = source.findings + choices.findings
     with stages("lower to kernels"):
-        importer = Importer(source.model, choices.kernels)
+        narrow = precision.narrow(source.model, choices.kernels)
+        importer = Importer(source.model, choices.kernels, narrow=narrow, half=half(request.precision))
         lowered = lower(importer.run())
         labels, layers = importer.labels, importer.layers
         del importer
@@ -89,6 +90,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
             passes=passes.print_pipeline(pipeline),
             layers=layers,
             choices=choices.kernels,
+            precision=request.precision,
         )
         manifest["arena_size"] = arena_size(plan, kernels)
         manifest["gpu"] = {"architectures": list(names), "ptx": ptx or "", "cuda": _dotted(compiler.version)}
@@ -97,7 +99,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
                 source.require_read(request)
                 runs, remarks = _runs(plan, functions, manifest, members, source.feeds, Path(folder))
                 manifest["receipt"] = remarks | check.receipt(
-                    runs, source.meant, source.feeds, bool(request.calib)
+                    runs, source.meant, source.feeds, bool(request.calib), request.precision
                 )
 
     report = {
@@ -105,6 +107,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         "layers": layers,
         "findings": [finding.to_json() for finding in findings],
         "choices": choices.kernels,
+        "precision": request.precision,
         "receipt": manifest["receipt"],
         "kernels": dict(Counter(kernels.rules.values())),
         "steps": len(plan.steps),

@@ -40,7 +40,7 @@ class Importer(ONNXGraphImporter):
 
     ``choices`` says per node name whether its N:M weight is run "sparse" or "dense", ``permute`` whether
     weights are packed for CPUs that pick activations by a permute, ``narrow`` which values lie in memory as
-    bfloat16.
+    numbers of 16 bits, of the format ``half``.
     ``labels`` maps the address of each packed weight to its node's name, ``layers`` collects one
     record per layer with weights: what it is, which kernel, how large before and after packing.
     """
@@ -52,9 +52,10 @@ class Importer(ONNXGraphImporter):
         *,
         permute: bool = True,
         narrow: Set[ir.Value] = frozenset(),
+        half: str = "bfloat16",
     ):
         super().__init__(shape_dict={}, dtype_dict={}, sanitize=False)
-        self.narrow = Narrow(self, narrow)
+        self.narrow = Narrow(self, narrow, half)
         self.model = model
         self.choices = choices
         self.permute = permute

@@ -12,6 +12,7 @@ from sparsec.compiler.to_relax.activations import reshaped
 from sparsec.schedules import contraction
 from sparsec.schedules.contraction import Conv, Gemm
 from sparsec.schedules.contraction_spec import kind_of
+from sparsec.schedules.cuda.tensor_gemm import on_tensor_cores
 from sparsec.schedules.elements import FLOAT32
 from sparsec.schedules.layout import DENSE, Pattern
 
@@ -114,8 +115,9 @@ def contract(importer, node: ir.Node, x, spec, weight: np.ndarray):
 
 
 def run_spec(node: ir.Node, spec, choices: Mapping[str, str]):
-    """``spec`` of ``node``, without its pattern where ``choices`` says so."""
-    return dataclasses.replace(spec, pattern=DENSE) if choices.get(node.name) == "dense" else spec
+    """``spec`` of ``node`` as it runs: without its pattern where ``choices`` says so, at its precision."""
+    chosen = dataclasses.replace(spec, pattern=DENSE) if choices.get(node.name) == "dense" else spec
+    return on_tensor_cores(chosen)
 
 
 def apply(importer, node: ir.Node, x, spec, weight: np.ndarray):

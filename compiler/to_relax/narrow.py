@@ -1,26 +1,29 @@
-"""Values that lie in memory as bfloat16: rounded where they are made, widened where they are read.
+"""Values that lie in memory with 16 bits: rounded where they are made, widened where they are read.
 
 Rounding is an elementwise kernel behind the producer and widening one before each reader, so fusing puts both
 into kernels that are there anyway.  A contraction that takes bit patterns reads them as they are.
 """
 
 from collections.abc import Set
+from math import prod
 
 import onnx_ir as ir
-from tvm import relax, te
+from tvm import relax, te, tirx
 
 from sparsec.compiler.to_relax.activations import reshaped
-from sparsec.schedules import elements
+from sparsec.schedules import tir
+from sparsec.schedules.elements import Element
+from sparsec.schedules.halves import HALVES
 
 #: Operators that give the same elements another shape.
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
 class Narrow:
-    """``values`` are to be kept as bit patterns; ``bits`` knows those of float32 expressions."""
+    """``values`` are to be kept as bit patterns of ``half``; ``bits`` knows those of float32 expressions."""
 
-    def __init__(self, importer, values: Set[ir.Value]):
-        self.importer, self.bb, self.values = importer, importer.bb, values
+    def __init__(self, importer, values: Set[ir.Value], half: str):
+        self.importer, self.bb, self.values, self.half = importer, importer.bb, values, HALVES[half]
         self.bits: dict[relax.Var, relax.Var] = {}
 
     def read(self, node: ir.Node, inputs: list) -> None:
@@ -28,7 +31,7 @@ class Narrow:
         for position, value in enumerate(node.inputs):
             if value in self.values:
                 kept = self.bits[inputs[position]]
-                wide = self.bb.emit_te(_widen, kept, primfunc_name_hint="from_bfloat16")
+                wide = self.bb.emit_te(self._widen, kept, primfunc_name_hint=f"from_{self.half.name}")
                 inputs[position] = wide
                 self.bits[wide] = kept
 
@@ -42,21 +45,37 @@ class Narrow:
             shape = [int(d) for d in result.ty.shape]
             self.bits[result] = self.bb.emit(relax.op.reshape(self.bits[inputs[0]], shape))
         else:
-            self.operand(result, elements.BFLOAT16, [int(d) for d in result.ty.shape])
+            self._kept(result)
         return result
 
-    def operand(self, x, element: elements.Element, shape):
-        """``x`` as a contraction of ``element`` takes it, in ``shape``."""
+    def operand(self, x, element: Element, shape):
+        """``x`` as a contraction of ``element`` takes it, in ``shape``, which may have more channels."""
         if element.activation == "float32":
             return reshaped(self.importer, x, shape)
+        kept = self._kept(x)
+        if shape[-1] == kept.ty.shape[-1] or prod(shape) == prod(int(d) for d in kept.ty.shape):
+            return reshaped(self.importer, kept, shape)
+        kept = reshaped(self.importer, kept, [*shape[:-1], int(kept.ty.shape[-1])])
+        return self.bb.emit_te(_filled, kept, shape[-1], primfunc_name_hint="more_channels")
+
+    def _kept(self, x):
+        """The bit patterns of ``x``."""
         if x not in self.bits:
-            self.bits[x] = self.bb.emit_te(_narrow, x, primfunc_name_hint="to_bfloat16")
-        return reshaped(self.importer, self.bits[x], shape)
+            self.bits[x] = self.bb.emit_te(self._narrow, x, primfunc_name_hint=f"to_{self.half.name}")
+        return self.bits[x]
+
+    def _widen(self, x):
+        return te.compute(x.shape, lambda *i: self.half.widened(x(*i)), name=f"from_{self.half.name}")
+
+    def _narrow(self, x):
+        return te.compute(x.shape, lambda *i: self.half.narrowed(x(*i)), name=f"to_{self.half.name}")
 
 
-def _widen(x):
-    return te.compute(x.shape, lambda *i: elements.widened(x(*i)), name="from_bfloat16")
+def _filled(x, channels: int):
+    """``x`` with ``channels`` along the last axis, zeros behind those that it has."""
+    own = tir.i64(int(x.shape[-1]))
 
+    def value(*i):
+        return tirx.if_then_else(i[-1] < own, x(*i[:-1], tirx.min(i[-1], own - 1)), tirx.const(0, x.dtype))
 
-def _narrow(x):
-    return te.compute(x.shape, lambda *i: elements.narrowed(x(*i)), name="to_bfloat16")
+    return te.compute([*x.shape[:-1], tir.i64(channels)], value, name="more_channels")

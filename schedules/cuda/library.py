@@ -59,7 +59,18 @@ def _apply(rule, func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
     if found is None:
         return None
     scheduled = found.mod["main"].with_attrs(func.attrs)
-    return scheduled if shared_bytes(scheduled) <= STATIC_SHARED else None
+    if not _all_on_threads(scheduled.body.block.body) or shared_bytes(scheduled) > STATIC_SHARED:
+        return None
+    return scheduled
+
+
+def _all_on_threads(stmt: tir.Stmt) -> bool:
+    """Whether no block is left to the host, as the rules leave what follows a transposition."""
+    if isinstance(stmt, tirx.For):
+        return stmt.kind == tirx.ForKind.THREAD_BINDING or _all_on_threads(stmt.body)
+    if isinstance(stmt, tirx.SeqStmt):
+        return all(map(_all_on_threads, stmt.seq))
+    return not isinstance(stmt, tir.BlockRealize)
 
 
 def shared_bytes(func: tirx.PrimFunc) -> int:

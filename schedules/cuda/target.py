@@ -9,21 +9,27 @@ from tvm.target import Target
 class Architecture:
     """An NVIDIA architecture: ``shared`` is what one block may have of a multiprocessor's memory, in bytes.
 
-    (CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".)
+    (CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".)  The rest is what
+    kernels are ranked by, of one usual device: its multiprocessors, multiply-adds a second of float32 and of
+    16 bits on tensor cores, bytes a second of its memory (data sheets of A100, Jetson AGX Orin, L4, H100).
     """
 
     name: str
     shared: int
+    multiprocessors: int
+    fp32: float
+    tensor: float
+    bandwidth: float
 
 
 #: The portable set, oldest first: A100, Jetson Orin, Ada (L4, RTX 40), Hopper.
 ARCHITECTURES = {
     arch.name: arch
     for arch in (
-        Architecture("sm_80", 163 * 1024),
-        Architecture("sm_87", 163 * 1024),
-        Architecture("sm_89", 99 * 1024),
-        Architecture("sm_90", 227 * 1024),
+        Architecture("sm_80", 163 * 1024, 108, 9.7e12, 156e12, 1.55e12),
+        Architecture("sm_87", 163 * 1024, 16, 2.6e12, 21e12, 0.2e12),
+        Architecture("sm_89", 99 * 1024, 58, 15e12, 60e12, 0.3e12),
+        Architecture("sm_90", 227 * 1024, 132, 33e12, 310e12, 3.35e12),
     )
 }
 
@@ -50,6 +56,11 @@ class Gpu:
     def shared(self) -> int:
         """Bytes of dynamic shared memory that a block may have on each of them."""
         return min(ARCHITECTURES[name].shared for name in self.names)
+
+    @property
+    def oldest(self) -> Architecture:
+        """The one that kernels are ranked for."""
+        return ARCHITECTURES[self.names[0]]
 
     def tvm_target(self) -> Target:
         # dlight takes max_threads_per_block for the blocks of its simple rules.

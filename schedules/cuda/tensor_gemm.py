@@ -141,7 +141,8 @@ def _column(words: te.Tensor, row, column):
 def _tf32(x):
     """float32 rounded as ``bits.to_tf32``."""
     near = tirx.reinterpret("int32", x) + tir.i32(0x1000) & tir.i32(-0x2000)
-    return tirx.Select(x == x, tirx.reinterpret("float32", near), x)
+    # A NaN is not <= infinity; it might wrap around.
+    return tirx.Select(x <= tir.f32(float("inf")), tirx.reinterpret("float32", near), x)
 
 
 @dataclass(frozen=True)

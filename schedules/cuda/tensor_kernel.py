@@ -1,9 +1,9 @@
 """The kernel of ``TensorGemm`` and ``TensorConv``: weights are the left operand of the tensor cores.
 
-Tokens, or pixels, are the columns of the right one.  Weights lie in fragment order, so a lane reads its own by one vector load; activations are swizzled and read
-by ``ldmatrix``.  Both come by asynchronous copies, ``stages - 1`` ahead.  At the end the sums go through
-shared memory, so that the result is written, and what the epilogue reads is read, in runs along the
-channels.
+Tokens, or pixels, are the columns of the right one.  Weights lie in fragment order, so a lane reads its own
+by one vector load; activations are swizzled and read by ``ldmatrix``.  Both come by asynchronous copies,
+``stages - 1`` ahead.  At the end the sums go through shared memory, so that the result is written, and what
+the epilogue reads is read, in runs along the channels.
 """
 
 from tvm import tirx
