@@ -20,7 +20,7 @@ from sparsec.compiler.cuda.kernels import Kernels, build_kernels
 from sparsec.compiler.cuda.toolchain import toolchain
 from sparsec.schedules import softmax, sparsemax
 from sparsec.schedules.contraction import Gemm
-from sparsec.schedules.cuda import tensor_gemm
+from sparsec.schedules.cuda import tensor_gemm, tensor_tile
 from sparsec.schedules.cuda.target import ARCHITECTURES, Gpu
 from sparsec.schedules.cuda.tile import with_tile
 from sparsec.schedules.layout import DENSE, Pattern
@@ -42,11 +42,10 @@ SIZES = (1, 16, 64, 128, 512, 2048, 4096)
 #: K and N of a product.
 PROJECTIONS = ((4096, 4096), (768, 3072))
 PATTERNS = (DENSE, Pattern(2, 4, 32), Pattern(1, 4, 32), Pattern(1, 8, 32))
-Tile = tensor_gemm.Tile
+Tile = tensor_tile.Tile
 #: Beside the tiles that are chosen: other shapes of a warp's share, deeper and shallower pipelines.
 MORE_TILES = (
     Tile(channels=64, tokens=16, warps_c=2, warps_t=1, warps_k=4, stages=3),
-    Tile(channels=64, tokens=32, warps_c=2, warps_t=1, warps_k=2, stages=4),
     Tile(channels=128, tokens=32, warps_c=4, warps_t=1, warps_k=1, stages=4),
     Tile(channels=128, tokens=64, warps_c=2, warps_t=2, warps_k=1, stages=3),
     Tile(channels=64, tokens=128, warps_c=2, warps_t=2, warps_k=1, stages=3),
@@ -60,7 +59,7 @@ def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.
     found = []
     for (k, n), m, sparse in itertools.product(projections, sizes, (False, True)):
         spec = tensor_gemm.TensorGemm((m,), k, n, sparse)
-        for tile in (*(tile for _, tile in tensor_gemm.TILES), *MORE_TILES):
+        for tile in (*tensor_tile.TILES, *MORE_TILES):
             if tile.tokens >= 2 * max(m, 16) or tile.tokens * 16 < m or _too_big(tile, sparse):
                 continue
             problem = {"op": "tensor_gemm", "m": m, "k": k, "n": n, "sparse": sparse}
@@ -77,7 +76,7 @@ def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.
 
 def _too_big(tile: Tile, sparse: bool) -> bool:
     least = min(arch.shared for arch in ARCHITECTURES.values())
-    return tensor_gemm.Words.of(tile, sparse).total * 4 > least
+    return tile.words(sparse).total * 4 > least
 
 
 def generate(some: list[tuple[dict, tvm.tirx.PrimFunc]], arch: str) -> tuple[Kernels, list[dict]]:

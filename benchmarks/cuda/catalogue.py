@@ -9,7 +9,8 @@ from tvm import tirx
 
 from sparsec.schedules import layer_norm, softmax, sparsemax
 from sparsec.schedules.contraction import Gemm, conv
-from sparsec.schedules.cuda import contraction_tile, tensor_gemm
+from sparsec.schedules.cuda import contraction_tile, tensor_gemm, tensor_tile
+from sparsec.schedules.cuda.tile import with_tile
 from sparsec.schedules.layout import DENSE, Pattern
 
 #: K and N of the products: those of a transformer's second projection.
@@ -18,6 +19,9 @@ K, N = 4096, 4096
 MOST = 4096
 
 COPIES, PRODUCTS, SPARSE_PRODUCTS, MATRICES = "LDGSTS", "HMMA.16816", "HMMA.SP.16832", "LDSM"
+TF32_PRODUCTS = "HMMA.1688"
+#: A layer of ResNet-50.
+IMAGE = (1, 28, 28, 128, 128, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,27 @@ def cases() -> list[Case]:
 
 
 def _tensor():
-    # The two formats differ in one word of one instruction, so one tile will do for the second.
-    tiles = (("float16", "f16", tensor_gemm.TILES), ("bfloat16", "bf16", tensor_gemm.TILES[:1]))
+    # The formats differ in one word of one instruction, so one tile will do for those after the first.
+    tiles = (("float16", "f16", tensor_tile.TILES), ("bfloat16", "bf16", tensor_tile.TILES[:1]))
     for dtype, short, some in tiles:
-        for (most, tile), sparse in itertools.product(some, (False, True)):
-            spec = tensor_gemm.TensorGemm((min(most, MOST),), K, N, sparse, dtype)
+        for tile, sparse in itertools.product(some, (False, True)):
+            spec = tensor_gemm.TensorGemm((MOST,), K, N, sparse, dtype)
             name = f"{short}_gemm_{'2of4' if sparse else 'dense'}__{tile.channels}x{tile.tokens}"
-            yield Case(name, spec.prim_func, (SPARSE_PRODUCTS if sparse else PRODUCTS, MATRICES, COPIES))
+            yield Case(name, functools.partial(_cut, spec, tile), (_products(sparse), MATRICES, COPIES))
+    spec = tensor_gemm.TensorGemm((MOST,), K, N, dtype="tf32")
+    yield Case("tf32_gemm_dense__128x128", spec.prim_func, (TF32_PRODUCTS, MATRICES, COPIES))
+    for sparse in (False, True):
+        spec = tensor_gemm.TensorConv(*IMAGE, sparse)
+        name = f"f16_conv_3x3_{'2of4' if sparse else 'dense'}"
+        yield Case(name, spec.prim_func, (_products(sparse), MATRICES, COPIES))
+
+
+def _products(sparse: bool) -> str:
+    return SPARSE_PRODUCTS if sparse else PRODUCTS
+
+
+def _cut(spec, tile) -> tirx.PrimFunc:
+    return with_tile(spec.prim_func(), tile)
 
 
 def _contractions():
@@ -50,8 +68,7 @@ def _contractions():
         spec = Gemm((min(most, MOST),), K, N, pattern)
         kind = "dense" if pattern.dense else f"{pattern.n}of{pattern.m}"
         yield Case(f"f32_gemm_{kind}__{tile.channels}x{tile.rows}", spec.prim_func, ("FFMA", COPIES))
-    spec = conv(1, 28, 28, 128, 128, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1))
-    yield Case("f32_conv_3x3", spec.prim_func, ("FFMA", COPIES))
+    yield Case("f32_conv_3x3", conv(*IMAGE).prim_func, ("FFMA", COPIES))
 
 
 def _rows():

@@ -33,13 +33,16 @@ def _tensor_gemm(problem: dict, rng):
     m, k, n, sparse = (problem[name] for name in ("m", "k", "n", "sparse"))
     x = rng.standard_normal((m, k), np.float32).astype(np.float16)
     # Packed arrays at random are weights, too, and far sooner made than by packing.
-    (shape, _), *more = fragments.shapes(sparse, n, k, "float16")
-    packed = [rng.standard_normal(shape, np.float32).astype(np.float16)]
+    number = fragments.NUMBERS["float16"]
+    (shape, _), *more = fragments.shapes(sparse, n, k, number)
+    packed = [
+        rng.standard_normal((*shape[:-1], shape[-1] * 2), np.float32).astype(np.float16).view(np.uint32)
+    ]
     if more:
         pairs = np.array([a | b << 2 for a in range(4) for b in range(a + 1, 4)], np.uint32)
         chosen = pairs[rng.integers(0, len(pairs), (*more[0][0], 8))]
         packed.append(np.bitwise_or.reduce(chosen << (np.arange(8, dtype=np.uint32) * 4), axis=-1))
-    return [x, *packed], (m, n), fragments.unpack(sparse, tuple(packed), n, k)
+    return [x, *packed], (m, n), fragments.unpack(sparse, tuple(packed), n, k, number)
 
 
 def _gemm(problem: dict, rng):

@@ -29,7 +29,7 @@ def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
     if read is None:
         return None
     x, weights = read
-    tile = tile_of(func, Tile) or tile_for(spec, gpu.shared)
+    tile = tile_of(func, Tile) or tile_for(spec, gpu)
     body = _Kernel(spec, tile, x, weights, epilogue).body()
     made = ptx.narrow(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs))
     return made.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})

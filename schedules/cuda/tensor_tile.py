@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from sparsec.schedules.cuda import fragments
+from sparsec.schedules.cuda.target import Gpu
 from sparsec.schedules.cuda.tensor_gemm import TensorConv, TensorGemm
 
 #: Words of a block of inputs of one token.
@@ -68,19 +69,47 @@ def sums_line(tile: Tile) -> int:
     return tile.channels + 4
 
 
-#: By the most tokens that they are for; 256 threads, or fewer where the tile is small.
+#: What there is to choose from, small ones first: 256 threads, or fewer where the tile is small.
 TILES = (
-    (16, Tile(channels=32, tokens=16, warps_c=1, warps_t=1, warps_k=4, stages=4)),
-    (32, Tile(channels=32, tokens=32, warps_c=1, warps_t=1, warps_k=4, stages=3)),
-    (64, Tile(channels=64, tokens=64, warps_c=2, warps_t=2, warps_k=1, stages=4)),
-    (1024, Tile(channels=128, tokens=64, warps_c=4, warps_t=2, warps_k=1, stages=3)),
-    (1 << 31, Tile(channels=128, tokens=128, warps_c=2, warps_t=4, warps_k=1, stages=3)),
+    Tile(channels=32, tokens=16, warps_c=1, warps_t=1, warps_k=4, stages=4),
+    Tile(channels=32, tokens=32, warps_c=1, warps_t=1, warps_k=4, stages=3),
+    Tile(channels=64, tokens=32, warps_c=2, warps_t=1, warps_k=2, stages=4),
+    Tile(channels=64, tokens=64, warps_c=2, warps_t=2, warps_k=1, stages=4),
+    Tile(channels=128, tokens=64, warps_c=4, warps_t=2, warps_k=1, stages=3),
+    Tile(channels=128, tokens=128, warps_c=2, warps_t=4, warps_k=1, stages=3),
 )
 
+#: What a multiprocessor does in a cycle: multiply-adds of 16 bits, bytes from the second-level cache; and the
+#: cycles until the first byte comes (A100; Jia et al. 2021, "Dissecting the Ampere GPU Architecture").
+_PRODUCTS, _BYTES, _LATENCY = 1024, 47, 600
+#: Threads that a multiprocessor has at a time, at least.
+_THREADS = 1536
 
-def tile_for(spec: TensorGemm | TensorConv, shared: int) -> Tile:
-    """The tile for ``spec`` where a block may have ``shared`` bytes of shared memory."""
-    tile = next(tile for most, tile in TILES if spec.rows <= most)
-    while Words.of(tile, spec.sparse).total * 4 > shared:
+
+def tile_for(spec: TensorGemm | TensorConv, gpu: Gpu) -> Tile:
+    """The tile of the fewest counted cycles, with as many stages as fit each architecture."""
+    return min(
+        (_fitting(tile, spec.sparse, gpu.shared) for tile in TILES), key=lambda t: cycles(spec, t, gpu)
+    )
+
+
+def _fitting(tile: Tile, sparse: bool, shared: int) -> Tile:
+    while tile.words(sparse).total * 4 > shared:
         tile = dataclasses.replace(tile, stages=tile.stages - 1)
     return tile
+
+
+def cycles(spec: TensorGemm | TensorConv, tile: Tile, gpu: Gpu) -> float:
+    """Of the busiest multiprocessor: its blocks share products and bytes, and each waits for its own."""
+    words = tile.words(spec.sparse)
+    blocks = -(-spec.n // tile.channels) * -(-spec.rows // tile.tokens)
+    own = -(-blocks // gpu.oldest.multiprocessors)
+    resident = min(gpu.oldest.shared // (words.total * 4), _THREADS // tile.threads)
+    turns = -(-own // resident)
+    rounds = -(-spec.columns // (spec.number.block * tile.warps_k))
+    products = tile.channels * tile.tokens * spec.number.block * tile.warps_k / (2 if spec.sparse else 1)
+    fetched = words.activations + min(tile.tokens, spec.rows) * tile.warps_k * LINE
+    busy = max(products * spec.number.bytes / 2 / _PRODUCTS, fetched * 4 / _BYTES)
+    written = tile.channels * tile.tokens * 4 / _BYTES
+    waiting = rounds * _LATENCY / (tile.stages - 1)
+    return max(own * (rounds * busy + written), turns * waiting) + turns * _LATENCY

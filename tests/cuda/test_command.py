@@ -93,7 +93,6 @@ def test_targets_that_cannot_be(target, words):
 @pytest.mark.parametrize(
     ("option", "given"),
     [
-        ("--precision bf16", {"precision": "bf16"}),
         ("--state", {"states": {"a": "b"}}),
         ("--exportable", {"exportable": True}),
     ],

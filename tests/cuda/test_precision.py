@@ -1,6 +1,9 @@
 """--precision bf16, fp16 and tf32 for GPUs: whole networks by the shipped loader on the emulating driver."""
 
+import re
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -64,3 +67,85 @@ def test_small_networks(name, precision, passes, driver, compile_for_gpu, ort_ru
                 continue
             error = reference.compare(found[output], want, precision=precision)
             assert error.within and error.max_abs > 1e-6 * error.scale, (output, error)
+
+
+def decided(model: bytes, tmp_path, precision: str, target: str = "cuda", **more) -> dict[str, list[dict]]:
+    """What is decided about each layer of a model in ONNX's text form; nothing is compiled."""
+    from sparsec.compiler.cli.explain import analyse
+    from sparsec.compiler.request import CompileRequest
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model)
+    request = CompileRequest(str(path), "", target, precision=precision, **more).to_json()
+    found: dict[str, list[dict]] = {}
+    for finding in analyse(request, lambda line: None)["findings"]:
+        found.setdefault(finding["pass_name"], []).append(finding)
+    return found
+
+
+def layers(rows: int, weight: np.ndarray) -> bytes:
+    """Two layers: the second is the last."""
+    n, k = weight.shape
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 20]> '
+        f"g (float[{rows},{k}] x) => (float[{rows},8] y) {{ a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }}"
+    )
+    arrays = {"w": weight.T.astype(np.float32), "v": np.ones((n, 8), np.float32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for name, a in arrays.items())
+    return onnx.shape_inference.infer_shapes(model).SerializeToString()
+
+
+RANDOM = np.random.default_rng(7).standard_normal((256, 256))
+
+
+def test_the_reason_is_told_for_each_layer(tmp_path):
+    first, last = decided(layers(512, RANDOM), tmp_path, "bf16")["precision"]
+    assert (first["outcome"], first["after"]) == ("applied", "bfloat16 on tensor cores")
+    assert re.fullmatch(
+        r"estimated: dense bfloat16 on tensor cores 0\.\d\dx .* dense float32", first["reason"]
+    )
+    assert (last["outcome"], last["after"]) == ("declined", "float32") and "last layer" in last["reason"]
+
+
+def test_tf32_pays_where_products_limit(tmp_path):
+    """Not where memory does: its numbers take four bytes, too."""
+    many, few = (decided(layers(rows, RANDOM), tmp_path, "tf32")["precision"][0] for rows in (4096, 1))
+    assert (many["after"], few["after"]) == ("tf32 on tensor cores", "float32")
+    assert "dense float32 1.00x the time of dense tf32" in few["reason"]
+
+
+def test_weights_too_large_for_float16_stay_float32(tmp_path):
+    huge = RANDOM.copy()
+    huge[3, 4] = 1e5
+    assert decided(layers(512, huge), tmp_path, "bf16")["precision"][0]["outcome"] == "applied"
+    (first, _) = decided(layers(512, huge), tmp_path, "fp16")["precision"]
+    assert first["reason"] == "weights up to 1e+05 are beyond 65504, the largest float16"
+
+
+@pytest.mark.parametrize(
+    "pattern, rows, kernel, precision",
+    [
+        ("n=2,m=4,block=1", 512, "sparse", "float16 on tensor cores"),
+        ("n=1,m=4,block=1", 512, "sparse", "float16 on tensor cores"),  # is 2:4 as well
+        ("n=4,m=8,block=1", 512, "dense", "float16 on tensor cores"),
+        ("n=1,m=8,block=32", 512, "sparse", "float16 on tensor cores"),
+        ("n=1,m=8,block=32", 1, "sparse", "float32"),  # an eighth of the bytes
+    ],
+)
+def test_which_patterns_are_2of4(pattern, rows, kernel, precision, tmp_path):
+    spec = f"nm{{{pattern},min_size=4096}}"
+    found = decided(layers(rows, RANDOM), tmp_path, "fp16", passes=spec)
+    assert [f["after"] for f in found["choose"]] == [kernel]
+    assert found["precision"][0]["after"] == precision
+
+
+def test_values_beyond_float16_are_said_to_be(tmp_path):
+    from sparsec.compiler.check import Oracle
+    from sparsec.compiler.errors import CompileError
+
+    x = np.full((1, 256), 300, np.float32)
+    oracle = Oracle(layers(1, np.ones((256, 256))), {"x": x}, "fp16")
+    with pytest.raises(
+        CompileError, match="beyond 65504, the largest float16; .* --precision bf16 has float32's"
+    ):
+        oracle.require({"y": np.full((1, 8), np.inf, np.float32)}, "the kernels for v4")

@@ -6,9 +6,10 @@ import tvm
 from tvm import relax
 
 from sparsec.schedules import bits
+from sparsec.schedules.cuda import Gpu
 from sparsec.schedules.cuda.tensor_gemm import TensorConv, TensorGemm, find_anchor
 from sparsec.schedules.cuda.tensor_kernel import rule
-from sparsec.schedules.cuda.tensor_tile import TILES, Tile, Words, tile_for
+from sparsec.schedules.cuda.tensor_tile import TILES, Tile, Words, cycles, tile_for
 from sparsec.schedules.cuda.tile import with_tile
 
 RULE = "tensor_gemm"
@@ -132,15 +133,26 @@ def test_sizes_are_right_in_every_order(run_emulated, m, k, n, sparse):
         assert close(y, want)
 
 
-@pytest.mark.parametrize("most, tile", TILES, ids=[f"{t.channels}x{t.tokens}" for _, t in TILES])
-def test_the_tiles_that_are_chosen(run_emulated, gpu, most, tile):
-    spec = TensorGemm((1, min(most, 1030) - 1), 72, 132, sparse=True)
-    assert tile_for(spec, gpu.shared).channels == tile.channels
+@pytest.mark.parametrize("tile", TILES, ids=[f"{t.channels}x{t.tokens}" for t in TILES])
+def test_the_tiles_to_choose_from(run_emulated, tile):
+    spec = TensorGemm((1, tile.tokens + 1), 72, tile.channels + 4, sparse=True)
     x, weight, want = operands(spec)
-    for y in run_emulated(
-        spec.prim_func(), RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False
-    ):
+    kernel = with_tile(spec.prim_func(), tile)
+    for y in run_emulated(kernel, RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32), checked=False):
         assert close(y, want)
+
+
+def test_a_tile_is_as_large_as_keeps_all_multiprocessors_at_work(gpu):
+    def size(rows, n, k=4096, sparse=False):
+        tile = tile_for(TensorGemm((rows,), k, n, sparse), gpu)
+        return tile.channels * tile.tokens
+
+    assert size(1, 768) == 32 * 16
+    assert size(4096, 4096, sparse=True) == 128 * 128
+    assert size(128, 768) < size(128, 4096) < size(4096, 4096)
+    layer = TensorConv(1, 7, 7, 512, 512, 3, 3, pads=(1, 1, 1, 1))
+    best = tile_for(layer, gpu)
+    assert cycles(layer, best, gpu) == min(cycles(layer, tile, gpu) for tile in TILES)
 
 
 @pytest.mark.parametrize("dtype, sparse", FORMS[2:], ids=IDS[2:])
@@ -191,9 +203,9 @@ def test_bias_rounding_and_residual_are_fused(run_emulated, n):
 
 def test_a_tile_fits_the_memory_that_there_is():
     spec = TensorGemm((4096,), 4096, 4096)
-    for shared in (99 * 1024, 227 * 1024):
-        assert Words.of(tile_for(spec, shared), sparse=False).total * 4 <= shared
-    assert tile_for(spec, 72 * 1024).stages < tile_for(spec, 227 * 1024).stages
+    small, large = (tile_for(spec, Gpu((name,))) for name in ("sm_89", "sm_90"))
+    assert small.words(False).total * 4 <= 99 * 1024 and large.words(False).total * 4 <= 227 * 1024
+    assert Words.of(small, sparse=True).total < Words.of(small, sparse=False).total
 
 
 def test_what_is_refused():
