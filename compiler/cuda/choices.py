@@ -81,7 +81,7 @@ def _why_float32(node: ir.Node, made: list[tuple], precision: str) -> str | None
     if is_last(node.outputs[0]):
         return "the last layer: its rounding would be the output's"
     largest = float(np.abs(weight).max(initial=0))
-    if precision == "fp16" and largest > np.finfo(np.float16).max:
+    if precision == "fp16" and largest > float(np.finfo(np.float16).max):
         return f"weights up to {largest:.3g} are beyond 65504, the largest float16"
     return why_not(spec)
 

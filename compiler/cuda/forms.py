@@ -25,8 +25,7 @@ _TENSOR_ROWS = 16
 class Form:
     """``kernel``: "sparse" or "dense"; ``kept``: the part of the products that it does.
 
-    ``rate``: products at a time relative to float32 (0) or to 16 bits on tensor cores; ``weight_bytes`` those
-    of one position of the dense weight, ``input_bytes`` of one activation.
+    ``weight_bytes``: those of one position of the dense weight on average; ``input_bytes``: of an activation.
     """
 
     name: str
@@ -40,12 +39,10 @@ class Form:
     def seconds(self, spec: Gemm | Conv, device: Architecture) -> float:
         rows, n = prod(spec.y_shape[:-1]), spec.y_shape[-1]
         weight = n * (spec.k if isinstance(spec, Gemm) else spec.k_h * spec.k_w * spec.depth)
-        rate = device.fp32
-        if self.tensor:
-            rows = max(rows, _TENSOR_ROWS)
-            rate = device.tensor * 2 / self.input_bytes
         moved = weight * self.weight_bytes + prod(spec.x_shape) * self.input_bytes + rows * n * 4
-        return max(rows * weight * self.kept / rate, moved / device.bandwidth)
+        products = weight * self.kept * (max(rows, _TENSOR_ROWS) if self.tensor else rows)
+        rate = device.tensor * 2 / self.input_bytes if self.tensor else device.fp32
+        return max(products / rate, moved / device.bandwidth)
 
 
 def forms(spec, weight: np.ndarray, dtype: str | None) -> list[Form]:
