@@ -6,7 +6,7 @@ with weights always do.  A value is kept as bfloat16 where a layer reads it that
 reads it can widen it in passing; so a residual is rounded with what is added to it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 
 import onnx_ir as ir
@@ -69,8 +69,11 @@ def is_last(value: ir.Value) -> bool:
     return False
 
 
-def narrow(model: ir.Model, kernels: Mapping[str, str]) -> frozenset[ir.Value]:
-    """The values that are kept as bfloat16, with ``kernels`` as chosen for the layers."""
+def narrow(model: ir.Model, kernels: Mapping[str, str], makers: Collection[str] = ()) -> frozenset[ir.Value]:
+    """The values that are kept with 16 bits, with ``kernels`` as chosen for the layers.
+
+    ``makers``: other operators whose kernels can round what they write.
+    """
     takers = {
         node
         for node in model.graph
@@ -80,14 +83,14 @@ def narrow(model: ir.Model, kernels: Mapping[str, str]) -> frozenset[ir.Value]:
     return frozenset(
         value
         for node in model.graph
-        if node in takers or node.op_type in _ELEMENTWISE or is_layer(node)
+        if node in takers or node.op_type in {*_ELEMENTWISE, *makers} or is_layer(node)
         for value in node.outputs
         if value.dtype == ir.DataType.FLOAT and _narrow(value, takers)
     )
 
 
 def _narrow(value: ir.Value, takers: set[ir.Node]) -> bool:
-    """Whether a layer takes ``value`` in bfloat16, and nothing needs more of it."""
+    """Whether a layer takes ``value`` in 16 bits, and nothing needs more of it."""
     taken, work = False, [value]
     while work:
         at = work.pop()

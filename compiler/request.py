@@ -37,7 +37,7 @@ class CompileRequest:
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
     ignores patterns.  ``precision``: ``bf16`` lets layers compute in bfloat16, see ``precision.py``; GPUs
-    have ``fp16`` and ``tf32`` as well, see ``cuda/precision.py``.
+    have ``fp16`` and ``tf32`` as well, see ``cuda/choices.py``.
     ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.  ``variants``: the

@@ -11,13 +11,18 @@ from math import prod
 from tvm import te, tirx
 
 from sparsec.schedules import rows, tir
+from sparsec.schedules.halves import Half
 from sparsec.schedules.target import Cpu
 
 _COST = 6
+#: A layer_norm that writes 16 bits, of the format that the attribute HALF names; CPUs have no rule for it.
+NARROW, HALF = "narrow_layer_norm", "sparsec.half"
 
 
-def layer_norm(shape: tuple[int, ...], axis: int, eps: float, has_bias: bool) -> tirx.PrimFunc:
-    """The unscheduled definition ``(X, scale, [bias], Y)``, all float32.
+def layer_norm(
+    shape: tuple[int, ...], axis: int, eps: float, has_bias: bool, half: Half | None = None
+) -> tirx.PrimFunc:
+    """The unscheduled definition ``(X, scale, [bias], Y)``, all float32; ``half``: Y is rounded to its bits.
 
     ``X`` and ``Y`` have ``shape``; ``scale`` and ``bias`` have ``shape[axis:]``, the normalised axes.
     """
@@ -32,11 +37,15 @@ def layer_norm(shape: tuple[int, ...], axis: int, eps: float, has_bias: bool) ->
 
     def value(*i):
         normal = centred[i] / te.sqrt(variance[i[:axis]] + tir.f32(eps)) * scale[i[axis:]]
-        return normal + bias[i[axis:]] if has_bias else normal
+        normal = normal + bias[i[axis:]] if has_bias else normal
+        return half.narrowed(normal) if half else normal
 
     y = te.compute(shape, value, "Y")
     args = [x, scale, bias, y] if has_bias else [x, scale, y]
-    return rows.definition("layer_norm", args, {"sparsec.axis": axis, "sparsec.eps": float(eps)})
+    attrs = {"sparsec.axis": axis, "sparsec.eps": float(eps)}
+    if half is None:
+        return rows.definition("layer_norm", args, attrs)
+    return rows.definition(NARROW, args, attrs | {HALF: half.name})
 
 
 def rms_norm(shape: tuple[int, ...], axis: int, eps: float) -> tirx.PrimFunc:

@@ -31,6 +31,9 @@ from sparsec.runtime.manifest import KERNELS, WEIGHTS
 from sparsec.schedules.cuda import Gpu
 from sparsec.schedules.target import LEVELS
 
+NARROW_MAKERS = ("LayerNormalization",)
+"""Operators that write 16 bits themselves; behind others rounding is a kernel of its own."""
+
 SOURCE = "kernels.cu"
 """The member that holds the CUDA C, where it was asked for."""
 
@@ -50,7 +53,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         choices = choose(source.model, request)
         findings = source.findings + choices.findings
     with stages("lower to kernels"):
-        narrow = precision.narrow(source.model, choices.kernels)
+        narrow = precision.narrow(source.model, choices.kernels, NARROW_MAKERS)
         importer = Importer(source.model, choices.kernels, narrow=narrow, half=half(request.precision))
         lowered = lower(importer.run())
         labels, layers = importer.labels, importer.layers

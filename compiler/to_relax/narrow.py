@@ -30,10 +30,7 @@ class Narrow:
         """Makes the narrow ones of a node's ``inputs`` float32 again, for this reader alone."""
         for position, value in enumerate(node.inputs):
             if value in self.values:
-                kept = self.bits[inputs[position]]
-                wide = self.bb.emit_te(self._widen, kept, primfunc_name_hint=f"from_{self.half.name}")
-                inputs[position] = wide
-                self.bits[wide] = kept
+                inputs[position] = self.wide(self.bits[inputs[position]])
 
     def write(self, node: ir.Node, inputs: list, result):
         """``result`` of ``node``, with its bit patterns known where its value is a narrow one."""
@@ -47,6 +44,12 @@ class Narrow:
         else:
             self._kept(result)
         return result
+
+    def wide(self, kept):
+        """The float32 values of bit patterns that lie in memory."""
+        wide = self.bb.emit_te(self._widen, kept, primfunc_name_hint=f"from_{self.half.name}")
+        self.bits[wide] = kept
+        return wide
 
     def operand(self, x, element: Element, shape):
         """``x`` as a contraction of ``element`` takes it, in ``shape``, which may have more channels."""

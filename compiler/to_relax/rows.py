@@ -34,6 +34,9 @@ def layer_normalization(importer, node: ir.Node, inputs):
         return None
     axis = attribute(node, "axis", -1) % len(shape)
     has_bias = len(inputs) > 2 and inputs[2] is not None
-    func = layer_norm_kernel.layer_norm(tuple(shape), axis, attribute(node, "epsilon", 1e-5), has_bias)
+    half = importer.narrow.half if node.outputs[0] in importer.narrow.values else None
+    func = layer_norm_kernel.layer_norm(tuple(shape), axis, attribute(node, "epsilon", 1e-5), has_bias, half)
     args = [value for value in inputs if value is not None]
-    return importer.kernel("layer_norm", func, args, shape)
+    if half is None:
+        return importer.kernel("layer_norm", func, args, shape)
+    return importer.narrow.wide(importer.kernel("layer_norm", func, args, shape, "uint16"))

@@ -12,6 +12,8 @@ from sparsec.schedules import rows, tir
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.row import MemoryRow, Row
 from sparsec.schedules.cuda.target import Gpu
+from sparsec.schedules.halves import HALVES
+from sparsec.schedules.layer_norm import HALF, NARROW
 
 _ONE, _ZERO = tir.f32(1.0), tir.f32(0.0)
 
@@ -84,7 +86,8 @@ def _normalise(row: MemoryRow, func: tirx.PrimFunc) -> list[tir.Stmt]:
     mean, power = row.number("mean"), row.number("power")
     _, scale, *bias, _ = func.params
     eps, count = tir.f32(float(func.attrs["sparsec.eps"])), tir.f32(row.extent)
-    centre = rows.is_op(func, "layer_norm")
+    centre = not rows.is_op(func, "rms_norm")
+    half = HALVES[str(func.attrs[HALF])] if HALF in func.attrs else None
 
     def centred(x):
         return x - mean.value if centre else x
@@ -92,7 +95,8 @@ def _normalise(row: MemoryRow, func: tirx.PrimFunc) -> list[tir.Stmt]:
     def value(x, at):
         index = row.index(at)
         scaled = centred(x) * power.value * tir.load(scale, *index)
-        return scaled + tir.load(bias[0], *index) if bias else scaled
+        shifted = scaled + tir.load(bias[0], *index) if bias else scaled
+        return half.narrowed(shifted) if half else shifted
 
     find_mean = [*row.fold(mean, 0.0, _add, lambda x: x), mean.set(mean.value / count)] if centre else []
     return [
@@ -109,5 +113,6 @@ _OPS = {
     "log_softmax": (lambda row, _: softmax(row, log=True), False),
     "sparsemax": (lambda row, _: sparsemax(row), False),
     "layer_norm": (_normalise, True),
+    NARROW: (_normalise, True),
     "rms_norm": (_normalise, True),
 }

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparsec.schedules import layer_norm, softmax, sparsemax
+from sparsec.schedules import bits, layer_norm, softmax, sparsemax
 from sparsec.schedules.cuda.row import MemoryRow
 from sparsec.schedules.cuda.rows import rule
+from sparsec.schedules.halves import HALVES
 
 # A warp with rows to spare, tails, several elements each; a block; a block that reads its row again.
 SHAPES = [(3, 1), (9, 31), (2, 5, 129), (8, 256), (2, 1500), (1, 33000)]
@@ -77,6 +78,21 @@ def test_layer_norm(run_emulated, assert_close, shape, axis, bias):
     inputs = [x, scale, shift] if bias else [x, scale]
     for y in run_emulated(func, "row", inputs, (shape, np.float32), checked=bias):
         assert_close(y, want)
+
+
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+def test_layer_norm_of_16_bits(run_emulated, half):
+    rng = np.random.default_rng(0)
+    x, scale, shift = rng.standard_normal((5, 72)), rng.standard_normal(72), rng.standard_normal(72)
+    double = map(torch.from_numpy, (scale, shift))
+    want = torch.nn.functional.layer_norm(torch.from_numpy(x), (72,), *double)
+    want = want.to(getattr(torch, half.name)).double().numpy()
+    func = layer_norm.layer_norm(x.shape, 1, 1e-5, True, half)
+    inputs = [a.astype(np.float32) for a in (x, scale, shift)]
+    for y in run_emulated(func, "row", inputs, (x.shape, np.uint16), checked=False):
+        found = getattr(bits, f"from_{half.name}")(y)
+        # Equal, but where float32's rounding crossed the middle of two neighbours.
+        assert (found == want).mean() > 0.97 and np.abs(found - want).max() < 2.0**-7 * np.abs(want).max()
 
 
 def test_rms_norm(run_emulated, assert_close):
