@@ -1,6 +1,9 @@
 """--precision bf16, fp16 and tf32 for GPUs: whole networks by the shipped loader on the emulating driver."""
 
 import re
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,7 +12,14 @@ import pytest
 
 import zoo
 from sparsec.compiler import reference
+from sparsec.compiler.request import GPUS
 from sparsec.runtime import load
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+if str(ROOT) not in sys.path:  # at the end, where it shadows nothing
+    sys.path.append(str(ROOT))
+
+from benchmarks.cuda import static  # noqa: E402
 
 SPARSE = "nm{n=2,m=4,block=1,min_size=256}"
 NETWORKS = [
@@ -67,6 +77,28 @@ def test_small_networks(name, precision, passes, driver, compile_for_gpu, ort_ru
                 continue
             error = reference.compare(found[output], want, precision=precision)
             assert error.within and error.max_abs > 1e-6 * error.scale, (output, error)
+
+
+@pytest.mark.slow
+def test_every_access_is_a_right_one(driver, compile_for_gpu):
+    compiled = compile_for_gpu(zoo.export("transformer_encoder", small=True), precision="bf16", passes=SPARSE)
+    driver.be(compiled.watched())
+    with load(compiled.path) as model:
+        model(zoo.feeds("transformer_encoder", small=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, precision", [("transformer_encoder", "fp16"), ("lenet", "bf16"), ("resnet18", "fp16")]
+)
+def test_networks_become_machine_code_without_spills(name, precision, compile_for_gpu):
+    if not (shutil.which("nvcc") and static.disassembler()):
+        pytest.skip("needs nvcc and nvdisasm (CUDA toolkit; pip install nvidia-cuda-nvdisasm)")
+    source = compile_for_gpu(zoo.export(name, small=True), precision=precision, passes=SPARSE).source
+    for arch in GPUS:
+        made = static.compile_all(source, arch)
+        assert not any(kernel.spilled for kernel in made.values()), arch
+        assert any(i.startswith("HMMA.SP") for kernel in made.values() for i in kernel.instructions), arch
 
 
 def decided(model: bytes, tmp_path, precision: str, target: str = "cuda", **more) -> dict[str, list[dict]]:
