@@ -14,7 +14,7 @@ from math import prod
 
 from tvm import te, tirx
 
-from sparsec.schedules import rows, softmax, sparsemax, tir
+from sparsec.schedules import elements, rows, softmax, sparsemax, tir
 from sparsec.schedules.batch_matmul import stored
 
 SPEC = "sparsec.attention"
@@ -56,10 +56,11 @@ class Strided:
 class Attention:
     """``m`` queries and ``n`` keys of ``d`` values each, ``e`` values to each key, for each of ``batch``.
 
-    ``q``, ``k`` and ``v`` say where element ``[*batch, row, column]`` lies; the result is stored with its
-    axes in ``y_order``, as in ``BatchMatmul``.  ``score`` and ``guard`` are expressions: "S" for the value,
-    a number, ``("operand", i)`` for ``operands[i]`` at ``[*batch, i, j]``, or ``(op, *arguments)`` with
-    ``op`` of ``SCORE_OPS``.  An operand of ``guard`` is the same for all keys: its last stride is 0.
+    ``q``, ``k`` and ``v`` say where element ``[*batch, row, column]`` lies: float32, or as uint16 the bits of
+    bfloat16, and then a kernel may round P, too.  The result is float32, stored with its axes in ``y_order``,
+    as in ``BatchMatmul``.  ``score`` and ``guard`` are expressions: "S" for the value, a number,
+    ``("operand", i)`` for ``operands[i]`` at ``[*batch, i, j]``, or ``(op, *arguments)`` with ``op`` of
+    ``SCORE_OPS``.  An operand of ``guard`` is the same for all keys: its last stride is 0.
     """
 
     batch: tuple[int, ...]
@@ -85,6 +86,11 @@ class Attention:
                     f"Attention: required {len(self.batch) + 2} strides of {name}, "
                     f"found {getattr(self, name).strides}"
                 )
+        if not self.q.dtype == self.k.dtype == self.v.dtype:
+            raise ValueError(
+                f"Attention: required one dtype of q, k and v, "
+                f"found {self.q.dtype}, {self.k.dtype}, {self.v.dtype}"
+            )
 
     @property
     def batches(self) -> int:
@@ -111,7 +117,8 @@ class Attention:
         j = te.reduce_axis((tir.i64(0), tir.i64(self.n)), "j")
 
         def element(name, *index):
-            return flat[name][places[name].at(index)]
+            stored = flat[name][places[name].at(index)]
+            return elements.widened(stored) if places[name].dtype == "uint16" else stored
 
         def operand(index):
             return lambda which: element(f"operand{which}", *index)

@@ -8,6 +8,7 @@ The scores have room for whole vectors of keys; what is behind the last key is -
 The last block of queries may repeat queries of the block before it.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,11 +16,13 @@ from tvm import tirx
 
 from sparsec.schedules import tir, vector
 from sparsec.schedules.attention import Attention, evaluate, spec_of
+from sparsec.schedules.attention_operands import Form, Keys, form_of, staged
 from sparsec.schedules.attention_rows import TOGETHER, Normaliser
-from sparsec.schedules.batch_matmul_kernel import MANY_BATCHES, SQUARE, column_parts, transpose
+from sparsec.schedules.batch_matmul_kernel import MANY_BATCHES, column_parts
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile_plans
 from sparsec.schedules.contraction_tile import Tile, pieces, tile_loops
+from sparsec.schedules.elements import BFLOAT16
 from sparsec.schedules.layout import DENSE, PANEL, panels
 from sparsec.schedules.target import Cpu
 
@@ -61,7 +64,9 @@ def block_plan(cpu: Cpu, spec: Attention) -> tuple[int, TilePlan]:
     most = max(TOGETHER, min(MOST_ROWS, cpu.l2 // 4 // (4 * width)))
 
     def plan(block: int) -> tuple[float, TilePlan]:
-        extent = Extent(DENSE, spec.d, spec.q.strides[-2], block, width, panels(spec.n))
+        group = form_of(cpu, spec).group
+        stride = spec.q.strides[-2] // group
+        extent = Extent(DENSE, spec.d, stride, block, width, panels(spec.n), group=group)
         cost, tile = tile_plans(cpu, extent)[0]
         return vector.Steps(spec.m, block).count * cost, tile
 
@@ -93,104 +98,58 @@ class _Kernel:
     batch: list
 
     def task(self, start, count: int) -> tir.Stmt:
-        spec = self.spec
-        keys = tir.scratch("keys", panels(spec.n), spec.d, PANEL)
+        spec, form = self.spec, self.form
+        keys = tir.scratch("keys", panels(spec.n), form.steps(spec.d), PANEL, dtype=form.dtype)
         # An odd number of cache lines apart, rows share no sets of the cache.
         stride = (panels(spec.n) | 1) * PANEL
         scores = tir.scratch("scores", self.block, stride)
         factor = tir.scratch("factor", self.block)
+        shares = tir.scratch("shares", self.block, stride, dtype="uint16") if form.words else scores
+        queries = tir.scratch("queries", self.block, spec.d)
+        values = tir.scratch("values", form.steps(spec.n), panels(spec.e) * PANEL, dtype=form.dtype)
 
         def one(i):
             first = start(i)
-            norm = Normaliser(spec.normaliser, scores, factor, padded(spec.n), self.lanes, self.guard(first))
-            stmts = [*self.score(first, keys, scores), *norm.body()]
-            return tir.seq([*stmts, *self.attend(first, scores, factor)])
+            narrow = shares if form.words else None
+            guard = self.guard(first)
+            norm = Normaliser(spec.normaliser, scores, factor, padded(spec.n), self.lanes, guard, narrow)
+            stmts = self.stage_queries(first, queries) if form.widened else []
+            stmts += [*self.score(first, queries, keys, scores), *norm.body()]
+            return tir.seq([*stmts, *self.attend(first, shares, values, factor)])
 
-        buffers = [keys, scores, factor] if spec.normaliser == "softmax" else [keys, scores]
-        return tir.seq([*tir.alloc(buffers), *self.turn(keys), tir.loop("block", count, one)])
+        buffers = [keys, scores]
+        buffers += [factor] if spec.normaliser == "softmax" else []
+        buffers += [values] if form.narrow else []
+        buffers += [shares] if form.words else []
+        buffers += [queries] if form.widened else []
+        stmts = Keys(form, spec, self.k, self.batch, keys, self.lanes).turn()
+        stmts += self.stage_values(values) if form.narrow else []
+        return tir.seq([*tir.alloc(buffers), *stmts, tir.loop("block", count, one)])
+
+    @property
+    def form(self) -> Form:
+        return form_of(self.cpu, self.spec)
 
     @property
     def deferred(self) -> bool:
         """Whether the rows of P are multiplied by a factor in the last store only."""
         return self.spec.normaliser == "softmax" and self.spec.guard == "S"
 
-    # Keys -----------------------------------------------------------------------------------------
+    def stage_queries(self, first, queries) -> list[tir.Stmt]:
+        def place(r, c):
+            return self.spec.q.at([*self.batch, first + r, c])
 
-    def turn(self, keys: tir.Buffer) -> list[tir.Stmt]:
-        """``keys[p, d, c] = K[16 p + c, d]``, 0 where there is no such key."""
-        spec, side = self.spec, min(self.lanes, SQUARE)
-        along = spec.k.strides[-1] != 1 and spec.k.strides[-2] == 1  # the keys are turned already
-        stmts = []
-        if spec.n % PANEL:
-            last = tir.i64(panels(spec.n) - 1)
-            stmts.append(
-                tir.loop(
-                    "d",
-                    spec.d,
-                    lambda d: tir.vector_loop(
-                        PANEL, lambda c: tirx.BufferStore(keys, tir.f32(0.0), [last, d, c])
-                    ),
-                )
-            )
-        if along:
-            whole, deep = spec.n // PANEL * PANEL, spec.d
-            if whole:
-                copy = lambda p, d: tir.vector_loop(PANEL, lambda c: self.copy(keys, p * PANEL + c, d, p, c))  # noqa: E731
-                stmts.append(
-                    tir.loop("p", spec.n // PANEL, lambda p: tir.loop("d", deep, lambda d: copy(p, d)))
-                )
-        else:
-            whole, deep = spec.n // side * side, spec.d // side * side
-            if spec.k.strides[-1] != 1:
-                whole = deep = 0
-            if whole and deep:
+        return staged(self.form, self.q, place, self.block, self.spec.d, queries)
 
-                def squares(r):
-                    return tir.loop("d", deep // side, lambda d: self.square(keys, r * side, d * side, side))
+    def stage_values(self, values) -> list[tir.Stmt]:
+        def place(j, c):
+            return self.spec.v.at([*self.batch, j, c])
 
-                stmts.append(tir.loop("r", whole // side, squares))
-        for rows_, columns in (((0, whole), (deep, spec.d)), ((whole, spec.n), (0, spec.d))):
-            if rows_[0] < rows_[1] and columns[0] < columns[1]:
-                stmts.append(
-                    tir.loop(
-                        "r",
-                        rows_[1] - rows_[0],
-                        lambda r, low=columns[0], high=columns[1]: tir.loop(
-                            "d", high - low, lambda d: self.copy(keys, r, d), start=low
-                        ),
-                        start=rows_[0],
-                    )
-                )
-        return stmts
-
-    def copy(self, keys, row, d, panel=None, lane=None) -> tir.Stmt:
-        if panel is None:
-            panel, lane = tirx.floordiv(row, tir.i64(PANEL)), tirx.floormod(row, tir.i64(PANEL))
-        value = tirx.BufferLoad(self.k, [self.spec.k.at([*self.batch, row, d])])
-        return tirx.BufferStore(keys, value, [panel, d, lane])
-
-    def square(self, keys, row, d, side: int) -> tir.Stmt:
-        """Turns ``side`` keys by ``side`` values in registers."""
-        stmts = []
-
-        def bind(value):
-            name = tirx.Var(f"s{len(stmts)}", value.ty)
-            stmts.append(tirx.Bind(name, value))
-            return name
-
-        at = self.spec.k.at
-        loaded = [
-            bind(tir.vector_load(self.k, at([*self.batch, row + tir.i64(r), d]), lanes=side))
-            for r in range(side)
-        ]
-        panel, lane = tirx.floordiv(row, tir.i64(PANEL)), tirx.floormod(row, tir.i64(PANEL))
-        for step, value in enumerate(transpose(loaded, side, bind)):
-            stmts.append(tir.vector_store(keys, value, panel, d + tir.i64(step), lane, lanes=side))
-        return tir.seq(stmts)
+        return staged(self.form, self.v, place, self.spec.n, self.spec.e, values)
 
     # Scores ---------------------------------------------------------------------------------------
 
-    def score(self, first, keys, scores) -> list[tir.Stmt]:
+    def score(self, first, queries, keys, scores) -> list[tir.Stmt]:
         """``scores[r, j]`` of query ``first + r`` and all keys; -inf behind the last key."""
         spec = self.spec
         stmts = []
@@ -219,30 +178,35 @@ class _Kernel:
                     self.block,
                     self.plan.most_rows(wide * PANEL),
                     lambda row, height: self.score_tile(
-                        first, row, height, here, wide, columns, keys, epilogue
+                        first, row, height, here, wide, columns, queries, keys, epilogue
                     ),
                 )
 
             stmts.append(tir.loop("panel", repeats, part))
         return stmts
 
-    def score_tile(self, first, row, height, panel, wide, columns, keys, epilogue) -> tir.Stmt:
-        tile = Tile(self.lanes, height, wide * PANEL)
+    def score_tile(self, first, row, height, panel, wide, columns, queries, keys, epilogue) -> tir.Stmt:
+        tile, form = Tile(self.lanes, height, wide * PANEL), self.form
 
-        def step(d):
+        def step(s, values):
             def query(r, _):
-                return tirx.BufferLoad(self.q, [self.spec.q.at([*self.batch, first + row + r, d])])
+                if form.widened:
+                    return tirx.BufferLoad(queries, [row + r, s])
+                places = [
+                    self.spec.q.at([*self.batch, first + row + r, s * form.group + i]) for i in range(values)
+                ]
+                return form.value(self.q, places, self.spec.q.strides[-1] == 1)
 
             def key(v):
-                return tir.vector_load(keys, panel + v // PANEL, d, tir.i64(v % PANEL), lanes=self.lanes)
+                return tir.vector_load(keys, panel + v // PANEL, s, tir.i64(v % PANEL), lanes=self.lanes)
 
-            return tile.multiply_add(query, key, span=tile.columns)
+            return tile.multiply_add(query, key, tile.columns, product=form.product)
 
         def index(r, c):
             return [row + r, panel * tir.i64(PANEL) + c]
 
         finish = tile.finish(epilogue, index, columns)
-        return tir.seq([*tile.allocate(), *tile.zero(), tir.loop("d", self.spec.d, step), *finish])
+        return tir.seq([*tile.allocate(), *tile.zero(), *form.each_step(self.spec.d, step), *finish])
 
     def guard(self, first) -> Callable | None:
         """What the graph makes of P, of the block of queries from ``first`` on."""
@@ -261,39 +225,51 @@ class _Kernel:
 
     # Values ---------------------------------------------------------------------------------------
 
-    def attend(self, first, scores, factor) -> list[tir.Stmt]:
+    def attend(self, first, shares, values, factor) -> list[tir.Stmt]:
         """``Y = P V`` for the block of queries from ``first`` on."""
         spec = self.spec
-        stride = tir.shape_of(scores)[1]
-        plan = tile_plan(self.cpu, Extent(DENSE, spec.n, stride, self.block, spec.e, panels(spec.e)))
+        group = self.form.group
+        stride = tir.shape_of(shares)[1] // group
+        extent = Extent(DENSE, spec.n, stride, self.block, spec.e, panels(spec.e), group=group)
+        plan = tile_plan(self.cpu, extent)
+        if self.form.narrow:  # staged, with room for whole vectors
+            parts = [
+                (panel * PANEL, repeats, wide * PANEL, columns)
+                for panel, repeats, wide, columns in plan.parts(panels(spec.e), spec.e)
+            ]
+        else:
+            parts = [(*part, part[-1]) for part in column_parts(spec.e, plan.panels * PANEL, self.lanes)]
+        tile = functools.partial(self.attend_tile, first, shares, values, factor)
         return [
             tir.loop(
                 "columns",
                 repeats,
-                lambda c, s=start, w=width: tile_loops(
+                lambda c, s=start, w=width, n=columns: tile_loops(
                     self.block,
                     plan.most_rows(-(-w // PANEL) * PANEL),
-                    lambda row, height: self.attend_tile(
-                        first, row, height, tir.i64(s) + c * tir.i64(w), w, scores, factor
-                    ),
+                    lambda row, height: tile(row, height, tir.i64(s) + c * tir.i64(w), w, n),
                 ),
             )
-            for start, repeats, width in column_parts(spec.e, plan.panels * PANEL, self.lanes)
+            for start, repeats, width, columns in parts
         ]
 
-    def attend_tile(self, first, row, height, column, width, scores, factor) -> tir.Stmt:
-        spec = self.spec
+    def attend_tile(self, first, shares, values, factor, row, height, column, width, columns) -> tir.Stmt:
+        spec, form = self.spec, self.form
         tile = Tile(min(self.lanes, width), height, width)
 
-        def step(j):
-            def value(v):
-                return tir.vector_load(
-                    self.v, spec.v.at([*self.batch, j, column + tir.i64(v)]), lanes=tile.lanes
-                )
+        def step(s):
+            def share(r, _):
+                if form.words:  # behind an odd number of keys there is a 0
+                    return BFLOAT16.word(self.cpu, shares, [[row + r, s * form.group]], True)
+                return tirx.BufferLoad(shares, [row + r, s])
 
-            return tile.multiply_add(
-                lambda r, _: tirx.BufferLoad(scores, [row + r, j]), value, span=tile.columns
-            )
+            def value(v):
+                if form.narrow:
+                    return tir.vector_load(values, s, column + tir.i64(v), lanes=tile.lanes)
+                place = spec.v.at([*self.batch, s, column + tir.i64(v)])
+                return tir.vector_load(self.v, place, lanes=tile.lanes)
+
+            return tile.multiply_add(share, value, tile.columns, product=form.product)
 
         def store(r, v):
             value = tir.load(tile.acc[r], v)
@@ -304,6 +280,6 @@ class _Kernel:
         stores = [
             tir.vector_loop(lanes, lambda v, r=r, off=off: store(r, off + v))
             for r in range(height)
-            for off, lanes in pieces(width, tile.lanes)
+            for off, lanes in pieces(columns, tile.lanes)
         ]
-        return tir.seq([*tile.allocate(), *tile.zero(), tir.loop("j", spec.n, step), *stores])
+        return tir.seq([*tile.allocate(), *tile.zero(), tir.loop("s", form.steps(spec.n), step), *stores])

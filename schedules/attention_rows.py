@@ -19,7 +19,7 @@ class Normaliser:
     """Makes P of the first ``width`` columns of every row of ``scores``.
 
     Softmax leaves the exponentials, for the reader to multiply by ``factor[row]``.  With ``guard`` they are
-    multiplied here, and ``guard(row, value)`` of P is what stays.
+    multiplied here, and ``guard(row, value)`` of P is what stays.  With ``narrow`` P is rounded to there.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Normaliser:
     width: int
     lanes: int
     guard: Callable | None
+    narrow: tir.Buffer | None = None
 
     def body(self) -> list[tir.Stmt]:
         together = TOGETHER if self.width <= SHORT else 1
@@ -57,6 +58,8 @@ class Normaliser:
             stmts = self.exponentials(row, first)
         if self.guard is not None:
             stmts.append(row.sweep(lambda place: [row.vector(lambda l: self.guarded(place, l))]))
+        if self.narrow is not None:
+            stmts.append(row.sweep(lambda place: [row.vector(lambda l: self.rounded(place, l))]))
         return tir.seq(stmts)
 
     def exponentials(self, row: rows.Row, first) -> list[tir.Stmt]:
@@ -95,3 +98,7 @@ class Normaliser:
         if self.name == "softmax":
             value = value * tir.load(self.factor, at[0])
         return tirx.BufferStore(self.scores, self.guard(at[0], value), at)
+
+    def rounded(self, place: rows.Place, l) -> tir.Stmt:
+        at = place.index(l)
+        return tirx.BufferStore(self.narrow, math.to_bfloat16(tir.load(self.scores, *at)), at)

@@ -1,12 +1,16 @@
 """Attention against float64 NumPy, scores, masks and normalisers, in every layout."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tvm
 
+from sparsec.compiler.objects import build_library
 from sparsec.passes.ops.sparsemax import sparsemax
 from sparsec.schedules import RULE, math, schedule
 from sparsec.schedules.attention import Attention, Strided, spec_of
+from sparsec.schedules.elements import from_bfloat16, to_bfloat16
 from sparsec.schedules.target import X86_LEVELS
 
 LEVELS = [
@@ -124,6 +128,61 @@ def test_scores_masks_and_rows_without_a_key(run_kernel, cpu):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+BF16_LEVELS = [
+    *LEVELS[1:],
+    pytest.param(X86_LEVELS["v4bf16"], id="v4bf16", marks=pytest.mark.isa("avx512_bf16")),
+]
+
+
+def narrow(*places):
+    return [replace(place, dtype="uint16") for place in places]
+
+
+def assert_near(cpu, got, want):
+    """Exact products and sums; where they are of pairs, P is rounded as well."""
+    allowed = 2.0**-8 if cpu.name == "v4bf16" else 1e-5
+    assert got.shape == want.shape and np.abs(got - want).max() <= allowed * np.abs(want).max()
+
+
+@pytest.mark.parametrize("cpu", BF16_LEVELS)
+@pytest.mark.parametrize("m,n,d,e", [(1, 1, 1, 1), (3, 15, 7, 31), (129, 197, 32, 33)])
+def test_bfloat16(run_kernel, cpu, m, n, d, e):
+    parts = random(np.random.default_rng(1), (3, m, d), (3, n, d), (3, n, e))
+    bits = [to_bfloat16(part) for part in parts]
+    q, k, v = (from_bfloat16(b).astype("d") for b in bits)
+    spec = Attention((3,), m, n, d, e, *narrow(*(dense(*a.shape) for a in bits)))
+    got = run(run_kernel, cpu, spec, *bits)
+    assert_near(cpu, got, softmax(q @ k.transpose(0, 2, 1)) @ v)
+
+
+@pytest.mark.parametrize("cpu", BF16_LEVELS)
+def test_bfloat16_read_in_place(run_kernel, cpu):
+    """Turned keys, queries whose values lie apart, a guard, sparsemax; an odd number of values and keys."""
+    b, s, h, d = 2, 19, 3, 11
+    (x,) = random(np.random.default_rng(3), (b, s, 3, h, d))
+    x = to_bfloat16(x)
+    q, k, v = from_bfloat16(x).astype("d").transpose(2, 0, 3, 1, 4)
+    flat = [np.ascontiguousarray(x[:, :, i].transpose(0, 2, 3, 1)) for i in range(2)] + [x]
+    size, width = flat[0].size, 3 * h * d
+    places = [Strided(size, 0, (h * d * s, d * s, 1, s))] * 2
+    places.append(Strided(x.size, 2 * h * d, (s * width, d, width, 1)))
+    guard = ("Where", ("operand", 0), 0.0, "S")
+    keyless = np.arange(s) % 5 == 2
+    operands = (Strided(s, 0, (0, 0, 1, 0), "bool"),)
+    spec = Attention((b, h), s, s, d, d, *narrow(*places), "sparsemax", "S", guard, operands)
+    want = np.where(keyless[:, None], 0, sparsemax(q @ k.swapaxes(-1, -2))) @ v
+    assert_near(cpu, run(run_kernel, cpu, spec, *flat, keyless), want)
+
+
+@pytest.mark.isa("avx512_bf16")
+def test_bfloat16_goes_through_pairs_alone():
+    place = dense(2, 16, 16)
+    spec = Attention((2,), 16, 16, 16, 16, *narrow(place, place, place))
+    asm = build_library(tvm.IRModule({"main": spec.prim_func()}), X86_LEVELS["v4bf16"]).library
+    asm = asm.inspect_source("asm")
+    assert "vdpbf16ps" in asm and "vcvtneps2bf16" in asm
+
+
 @pytest.mark.parametrize("normaliser", ["softmax", "sparsemax"])
 def test_the_definition_is_right_unscheduled(run_kernel, assert_close, normaliser):
     q, k, v = random(np.random.default_rng(5), (2, 5, 4), (2, 7, 4), (2, 7, 3))
@@ -143,5 +202,7 @@ def test_what_is_no_attention():
     place = dense(2, 3, 4)
     with pytest.raises(ValueError, match="required one of .* found 'relu'"):
         Attention((2,), 3, 3, 4, 4, place, place, place, "relu")
+    with pytest.raises(ValueError, match="required one dtype of q, k and v, found float32, uint16, float32"):
+        Attention((2,), 3, 3, 4, 4, place, *narrow(place), place)
     with pytest.raises(ValueError, match=r"required 3 strides of k, found \(3, 1\)"):
         Attention((2,), 3, 3, 4, 4, place, dense(3, 3), place)

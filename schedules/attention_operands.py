@@ -1,0 +1,185 @@
+"""How the attention kernel reads its operands: keys in panels, values, queries, and P.
+
+========  =====================================  ==============================  =====================
+form      stored                                 a step of a product             P
+========  =====================================  ==============================  =====================
+plain     float32                                one value                       float32, as computed
+widened   bfloat16, level without its products   one value, widened beforehand   float32, as computed
+words     bfloat16                               a pair, one instruction         rounded
+========  =====================================  ==============================  =====================
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from sparsec.schedules import elements, tir
+from sparsec.schedules.attention import Attention
+from sparsec.schedules.batch_matmul_kernel import SQUARE, transpose
+from sparsec.schedules.contraction_tile import fused, pieces
+from sparsec.schedules.elements import BFLOAT16, DOT_FEATURE
+from sparsec.schedules.layout import PANEL, panels
+from sparsec.schedules.target import Cpu
+
+
+@dataclass(frozen=True)
+class Form:
+    """A row of the table above, by whether operands are ``narrow`` and are multiplied as ``words``."""
+
+    cpu: Cpu
+    narrow: bool
+
+    @property
+    def words(self) -> bool:
+        return self.narrow and DOT_FEATURE in self.cpu.features
+
+    @property
+    def widened(self) -> bool:
+        return self.narrow and not self.words
+
+    @property
+    def group(self) -> int:
+        """Values of a step."""
+        return BFLOAT16.group if self.words else 1
+
+    @property
+    def dtype(self) -> str:
+        """Of a step, as panels hold it."""
+        return BFLOAT16.weight if self.words else "float32"
+
+    @property
+    def product(self) -> Callable:
+        """As ``Tile.multiply_add`` takes it."""
+        return functools.partial(BFLOAT16.multiply_add, self.cpu) if self.words else fused
+
+    def steps(self, depth: int) -> int:
+        return -(-depth // self.group)
+
+    def each_step(self, depth: int, make: Callable, start: int = 0) -> list[tir.Stmt]:
+        """``make(step, values)`` for the steps from ``start`` on; the last may have fewer ``values``."""
+        whole, rest = divmod(depth, self.group)
+        stmts = (
+            []
+            if whole <= start
+            else [tir.loop("s", whole - start, lambda s: make(s, self.group), start=start)]
+        )
+        return [*stmts, make(tir.i64(whole), rest)] if rest else stmts
+
+    def value(self, source: tir.Buffer, places: list, neighbours: bool = False) -> tir.Expr:
+        """The step whose values lie at ``places`` of a flat buffer, where they may be ``neighbours``."""
+        if self.words and neighbours and len(places) > 1:
+            return BFLOAT16.word(self.cpu, source, [[place] for place in places], True)
+        first, *second = (tirx.BufferLoad(source, [place]) for place in places)
+        if not self.words:
+            return elements.widened(first) if self.narrow else first
+        word = first.astype("int32")
+        return word | second[0].astype("int32") << tir.i32(16) if second else word
+
+    def neighbours(self, source: tir.Buffer, place, lanes: int) -> tir.Expr:
+        """A vector of ``lanes`` steps whose values are neighbours from ``place`` on."""
+        loaded = tir.vector_load(source, place, lanes=lanes * self.group)
+        if self.words:
+            return tirx.reinterpret(f"int32x{lanes}", loaded)
+        return elements.widened(loaded, lanes) if self.narrow else loaded
+
+
+def form_of(cpu: Cpu, spec: Attention) -> Form:
+    return Form(cpu, spec.q.dtype != "float32")
+
+
+def staged(
+    form: Form, source: tir.Buffer, place: Callable, depth: int, columns: int, target: tir.Buffer
+) -> list[tir.Stmt]:
+    """``target[s, c]``: step ``s`` of the column of ``depth`` values that lie at ``place(row, c)``."""
+
+    def step(s, values: int) -> tir.Stmt:
+        def one(c):
+            places = [place(s * form.group + i, c) for i in range(values)]
+            return tirx.BufferStore(target, form.value(source, places), [s, c])
+
+        return tir.seq(
+            tir.vector_loop(width, lambda c, off=off: one(off + c))
+            for off, width in pieces(columns, form.cpu.lanes)
+        )
+
+    return form.each_step(depth, step)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Turns the keys of a batch: ``panels[p, s, c]`` is step ``s`` of key ``16 p + c``, 0 where none is."""
+
+    form: Form
+    spec: Attention
+    k: tir.Buffer
+    batch: list
+    panels: tir.Buffer
+    lanes: int
+
+    def turn(self) -> list[tir.Stmt]:
+        spec, form = self.spec, self.form
+        side = min(self.lanes, SQUARE)
+        by_values, by_keys = spec.k.strides[-1] == 1, spec.k.strides[-2] == 1
+        stmts = self.clear() if spec.n % PANEL else []
+        if by_values:
+            whole, deep = spec.n // side * side, spec.d // form.group // side * side
+            whole, deep = (whole, deep) if whole and deep else (0, 0)
+            squares = lambda r: tir.loop("s", deep // side, lambda s: self.square(r * side, s * side, side))  # noqa: E731
+            stmts += [tir.loop("r", whole // side, squares)] if whole else []
+        elif by_keys:  # they are turned already
+            whole, deep = spec.n // PANEL * PANEL, form.steps(spec.d)
+            copy = lambda p: tir.seq(form.each_step(spec.d, functools.partial(self.panel_step, p)))  # noqa: E731
+            stmts += [tir.loop("p", whole // PANEL, copy)] if whole else []
+        else:
+            whole = deep = 0
+        for low, high, start in ((0, whole, deep), (whole, spec.n, 0)):
+            if low < high and start < form.steps(spec.d):
+                one = lambda r, start=start: tir.seq(  # noqa: E731
+                    form.each_step(spec.d, functools.partial(self.copy, r), start)
+                )
+                stmts.append(tir.loop("r", high - low, one, start=low))
+        return stmts
+
+    def clear(self) -> list[tir.Stmt]:
+        last, nought = tir.i64(panels(self.spec.n) - 1), tirx.const(0, self.form.dtype)
+
+        def step(s):
+            return tir.vector_loop(PANEL, lambda c: tirx.BufferStore(self.panels, nought, [last, s, c]))
+
+        return [tir.loop("s", self.form.steps(self.spec.d), step)]
+
+    def value(self, key, step, values: int) -> tir.Expr:
+        places = [self.spec.k.at([*self.batch, key, step * self.form.group + i]) for i in range(values)]
+        return self.form.value(self.k, places)
+
+    def panel_step(self, panel, step, values: int) -> tir.Stmt:
+        def one(c):
+            return tirx.BufferStore(
+                self.panels, self.value(panel * PANEL + c, step, values), [panel, step, c]
+            )
+
+        return tir.vector_loop(PANEL, one)
+
+    def copy(self, key, step, values: int) -> tir.Stmt:
+        panel, lane = tirx.floordiv(key, tir.i64(PANEL)), tirx.floormod(key, tir.i64(PANEL))
+        return tirx.BufferStore(self.panels, self.value(key, step, values), [panel, step, lane])
+
+    def square(self, key, step, side: int) -> tir.Stmt:
+        """Turns ``side`` keys by ``side`` steps in registers."""
+        stmts = []
+
+        def bind(value):
+            name = tirx.Var(f"s{len(stmts)}", value.ty)
+            stmts.append(tirx.Bind(name, value))
+            return name
+
+        def row(r):
+            return self.spec.k.at([*self.batch, key + tir.i64(r), step * self.form.group])
+
+        loaded = [bind(self.form.neighbours(self.k, row(r), side)) for r in range(side)]
+        panel, lane = tirx.floordiv(key, tir.i64(PANEL)), tirx.floormod(key, tir.i64(PANEL))
+        for i, value in enumerate(transpose(loaded, side, bind)):
+            stmts.append(tir.vector_store(self.panels, value, panel, step + tir.i64(i), lane, lanes=side))
+        return tir.seq(stmts)
