@@ -20,6 +20,7 @@ from sparsec.compiler.packings import import_model, make_packings
 from sparsec.compiler.planner import Weights
 from sparsec.compiler.request import CompileRequest, cpu_levels, gpu_names, runnable
 from sparsec.compiler.states import resolve
+from sparsec.compiler.to_relax.attention import attentions
 from sparsec.compiler.tuning.tiles import tuned, with_tiles
 from sparsec.runtime.cpu import LEVEL_FEATURES
 from sparsec.runtime.manifest import WEIGHTS
@@ -61,7 +62,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         choices = choose(model, request, levels)
         findings += choices.findings
     with stages("lower to kernels"):
-        narrow = precision.narrow(model, choices.kernels)
+        narrow = precision.narrow(model, choices.kernels, attended=attentions(model))
         imported = import_model(model, choices.kernels, levels, narrow)
         layers = next(iter(imported.values()))[2]
         source.model = None

@@ -2,18 +2,20 @@
 
 Operands of products are rounded, sums are not.  Layers keep float32 where the outputs see the rounding at
 first hand, and where this precision would not be faster; normalisers and everything else that is no layer
-with weights always do.  A value is kept as bfloat16 where a layer reads it that way and everything else that
-reads it can widen it in passing; so a residual is rounded with what is added to it.
+with weights always do.  A value is kept as bfloat16 where a layer or an attention reads it that way and
+everything else that reads it can widen it in passing; so a residual is rounded with what is added to it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 
 import onnx_ir as ir
 
 from sparsec.compiler.channels_last import BROADCAST, UNARY
+from sparsec.compiler.to_relax.attention import Found
 from sparsec.compiler.to_relax.linear import PRECISION, constant_layer, is_layer, run_spec
 from sparsec.compiler.to_relax.narrow import VIEWS
+from sparsec.compiler.to_relax.views import STEPS
 from sparsec.passes import Finding
 from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.elements import FLOAT32
@@ -25,6 +27,8 @@ FEW_ROWS = 4
 #: Between the last layer and an output: what does not look away from its rounding.
 _BEHIND = UNARY | BROADCAST | {*VIEWS, "Transpose", "Softmax", "LogSoftmax", "ArgMax", "TopK", "Cast"}
 _ELEMENTWISE = UNARY | BROADCAST
+#: What attention may look through to find its operands: views, and a factor that goes to the scores.
+_LOOKED_THROUGH = {*STEPS, "Mul", "Div"}
 
 
 def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Finding]:
@@ -69,10 +73,13 @@ def is_last(value: ir.Value) -> bool:
     return False
 
 
-def narrow(model: ir.Model, kernels: Mapping[str, str], makers: Collection[str] = ()) -> frozenset[ir.Value]:
+def narrow(
+    model: ir.Model, kernels: Mapping[str, str], makers: Collection[str] = (), attended: Sequence[Found] = ()
+) -> frozenset[ir.Value]:
     """The values that are kept with 16 bits, with ``kernels`` as chosen for the layers.
 
-    ``makers``: other operators whose kernels can round what they write.
+    ``makers``: other operators whose kernels can round what they write.  ``attended``: attentions whose
+    kernels can read them, where layers do.
     """
     takers = {
         node
@@ -80,18 +87,26 @@ def narrow(model: ir.Model, kernels: Mapping[str, str], makers: Collection[str] 
         if PRECISION in node.metadata_props
         and kind_of(run_spec(node, constant_layer(node)[0], kernels)).activation != "float32"
     }
-    return frozenset(
+    candidates = [
         value
         for node in model.graph
         if node in takers or node.op_type in {*_ELEMENTWISE, *makers} or is_layer(node)
         for value in node.outputs
-        if value.dtype == ir.DataType.FLOAT and _narrow(value, takers)
-    )
+        if value.dtype == ir.DataType.FLOAT
+    ]
+    attended = attended if takers else []
+    while True:
+        found = frozenset(value for value in candidates if _narrow(value, takers, attended))
+        whole = [each for each in attended if found.issuperset(each.multiplied)]
+        if len(whole) == len(attended):
+            return found
+        attended = whole  # one that does not get all three narrow takes none
 
 
-def _narrow(value: ir.Value, takers: set[ir.Node]) -> bool:
-    """Whether a layer takes ``value`` in 16 bits, and nothing needs more of it."""
-    taken, work = False, [value]
+def _narrow(value: ir.Value, takers: set[ir.Node], attended: Sequence[Found]) -> bool:
+    """Whether a layer or an attention takes ``value`` in 16 bits, and nothing needs more of it."""
+    taken, work = any(value in each.multiplied for each in attended), [value]
+    products = {node for each in attended for node in each.products}
     while work:
         at = work.pop()
         if at.is_graph_output():
@@ -101,6 +116,16 @@ def _narrow(value: ir.Value, takers: set[ir.Node]) -> bool:
                 taken = True
             elif node.op_type in VIEWS:
                 work += node.outputs
-            elif node.op_type not in _ELEMENTWISE:
+            elif node.op_type not in _ELEMENTWISE and not _read_in_place(node, products):
                 return False
     return taken
+
+
+def _read_in_place(node: ir.Node, products: set[ir.Node]) -> bool:
+    """Whether ``node`` is one of the ``products`` of an attention or leads to them by views alone."""
+    if node in products:
+        return True
+    return node.op_type in _LOOKED_THROUGH and all(
+        not value.is_graph_output() and all(_read_in_place(user, products) for user, _ in value.uses())
+        for value in node.outputs
+    )

@@ -9,7 +9,7 @@ the graph.  A constant factor of Q or K is moved to the scores.  A guard for row
 read where they lie, through any chain of views; the result is written as the Transpose behind it wants it.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import onnx_ir as ir
@@ -22,15 +22,39 @@ from sparsec.schedules.attention import SCORE_OPS, Attention
 NORMALISERS = {("", "Softmax"): "softmax", ("ai.sparsec", "Sparsemax"): "sparsemax"}
 
 
+@dataclass(frozen=True)
+class Found:
+    """An attention in the graph: ``sources`` hold Q, K, V and the operands; ``products``: Q K^T and P V."""
+
+    spec: Attention
+    sources: tuple[ir.Value, ...]
+    products: tuple[ir.Node, ir.Node]
+
+    @property
+    def multiplied(self) -> tuple[ir.Value, ...]:
+        """Those that hold Q, K and V."""
+        return self.sources[:3]
+
+
+def attentions(model: ir.Model) -> list[Found]:
+    """Every attention of ``model`` that gets the kernel."""
+    found = (find(node) for node in model.graph if node.op_type == "MatMul" and not node.domain)
+    return [each for each in found if each is not None]
+
+
 def attend(importer, node: ir.Node):
     """The kernel of the attention that ends in the MatMul ``node``; None where there is none."""
     found = find(node)
     if found is None:
         return None
-    spec, sources = found
+    spec, expressions = found.spec, [importer.expression(source) for source in found.sources]
+    bits = importer.narrow.half.name == "bfloat16"
+    if bits and importer.narrow.values.issuperset(found.multiplied):
+        expressions[:3] = [importer.narrow.bits[x] for x in expressions[:3]]
+        spec = replace(spec, **{n: replace(getattr(spec, n), dtype="uint16") for n in "qkv"})
     args = [
-        importer.bb.emit(relax.op.reshape(importer.expression(source), [prod(shape_of(source))]))
-        for source in sources
+        importer.bb.emit(relax.op.reshape(x, [prod(shape_of(source))]))
+        for x, source in zip(expressions, found.sources, strict=True)
     ]
     result = importer.kernel("attention", spec.prim_func(), args, list(spec.y_shape))
     if not spec.y_order:
@@ -40,8 +64,8 @@ def attend(importer, node: ir.Node):
     return relax.op.permute_dims(result, [spec.y_order.index(axis) for axis in range(rank)])
 
 
-def find(node: ir.Node) -> tuple[Attention, list[ir.Value]] | None:
-    """``(spec, sources)`` of the attention that ends in ``node``; sources hold Q, K, V and the operands."""
+def find(node: ir.Node) -> Found | None:
+    """The attention that ends in ``node``."""
     operands: list[ir.Value] = []
     share, guard = _guard(node.inputs[0], operands)
     norm = share.producer() if share is not None else None
@@ -86,7 +110,8 @@ def find(node: ir.Node) -> tuple[Attention, list[ir.Value]] | None:
         tuple(mask.placed() for mask in masks),
         consumer_order(node, rank) or (),
     )
-    return spec, [q.source, k.source, v.source, *(mask.source for mask in masks)]
+    sources = (part.source for part in (q, k, v, *masks))
+    return Found(spec, tuple(sources), (product, node))
 
 
 def _only_use(value: ir.Value, uses: int = 1) -> bool:

@@ -12,6 +12,7 @@ from sparsec.compiler.ingest import ingest
 from sparsec.compiler.pipeline import compile_model
 from sparsec.compiler.precision import assign, narrow
 from sparsec.compiler.request import CompileRequest, cpu_levels
+from sparsec.compiler.to_relax.attention import attentions
 from sparsec.runtime import load
 
 RNG = np.random.default_rng(13)
@@ -91,6 +92,48 @@ def test_values_between_layers_are_narrow(network):
     # Both Relus: one is read by a layer and the residual, the other by a layer alone.  The rest goes to a
     # normaliser, a sum, a layer of float32.
     assert sorted(v.producer().op_type for v in narrow(model, {})) == ["Relu", "Relu"]
+
+
+ATTENTION = """(float[1,9,32] x) => (RESULTS) {
+    q0 = MatMul(x, w) q1 = Add(q0, b) q2 = Reshape(q1, heads) q = Transpose<perm = [0, 2, 1, 3]>(q2)
+    k1 = MatMul(x, wk) k2 = Reshape(k1, heads) k = Transpose<perm = [0, 2, 3, 1]>(k2)
+    v1 = MatMul(x, wv) v2 = Reshape(v1, heads) v = Transpose<perm = [0, 2, 1, 3]>(v2)
+    q3 = Mul(q, scale) s = MatMul(q3, k) p = Softmax(s) o = MatMul(p, v)
+    o1 = Transpose<perm = [0, 2, 1, 3]>(o) o2 = Reshape(o1, flat) o3 = MatMul(o2, w)
+    n = LayerNormalization(o3, ones) y = MatMul(n, w)
+}"""
+
+
+def attention(folder, results="float[1,9,32] y"):
+    text = ATTENTION.replace("RESULTS", results)
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> g {text}')
+    rng = np.random.default_rng(17)
+    values = {name: rng.standard_normal((32, 32)) for name in ("w", "wk", "wv")}
+    values |= {"b": rng.standard_normal(32), "ones": np.ones(32)}
+    values = {name: array.astype("f") for name, array in values.items()} | {"scale": np.float32(0.25)}
+    values |= {"heads": np.array([1, 9, 2, 16]), "flat": np.array([1, 9, 32])}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in values.items())
+    path = folder / "attention.onnx"
+    path.write_bytes(onnx.shape_inference.infer_shapes(proto).SerializeToString())
+    return path
+
+
+def test_attention_takes_what_lies_behind_views(tmp_path):
+    model, _ = marked(attention(tmp_path))
+    assert {v.name for v in narrow(model, {}, attended=attentions(model))} == {"q1", "k1", "v1"}
+
+
+def test_attention_whose_keys_are_an_output_stays_float32(tmp_path):
+    model, _ = marked(attention(tmp_path, "float[1,9,32] y, float[1,2,16,9] k"))
+    assert not narrow(model, {}, attended=attentions(model))
+
+
+def test_attention_computes_on_every_level(tmp_path):
+    path = attention(tmp_path)
+    out = tmp_path / "attention.sparsec"
+    report = compile_model(CompileRequest(str(path), str(out), "x86", precision="bf16"))
+    assert report["levels"] == ["v4bf16", "v4", "v3"]
+    assert 1e-4 < report["receipt"]["max_error"]["y"]["max_rel_to_scale"] < 2e-2
 
 
 def test_the_artifact_says_what_it_is(report):
