@@ -2,6 +2,7 @@
 
 python -m benchmarks prepare --models minilm,resnet50        compile only, outside any measurement
 python -m benchmarks models --models minilm --variants dense,2:4x32 --threads 1 --seconds 3
+python -m benchmarks models --models minilm --variants dense,2:4x32 --threads 1 --precision bf16
 python -m benchmarks kernels --only "gemm 128"
 python -m benchmarks starts
 python -m benchmarks loops
@@ -15,7 +16,7 @@ from . import goals, kernels, loops, plots, report, results, starts
 from .accuracy import page, store
 from .compiled import CompileFailed, compiled
 from .prune import VARIANTS
-from .rows import ENGINES, OURS, model_row, settings_of
+from .rows import ENGINES, model_row, settings_of
 from .subjects import subjects
 
 #: What the ratios are made of.
@@ -44,8 +45,10 @@ def arguments() -> argparse.Namespace:
         command.set_defaults(run=run)
         if name in ("loops", "report"):
             continue
-        default = ENGINES if name == "models" else DENSE if name == "kernels" else (*DENSE, "deepsparse")
-        command.add_argument("--engines", type=names(ENGINES), default=default, help=", ".join(ENGINES))
+        whole = name in ("models", "prepare")
+        default = None if whole else DENSE if name == "kernels" else (*DENSE, "deepsparse")
+        known = tuple(dict.fromkeys(engine for each in ENGINES.values() for engine in each))
+        command.add_argument("--engines", type=names(known), default=default, help=", ".join(known))
         command.add_argument("--seconds", type=float, default=2.0, help="for each engine and row")
         command.add_argument("--target", default="native", help="as in `sparsec compile`")
         command.add_argument("--deepsparse", metavar="PYTHON", help="an interpreter that has DeepSparse")
@@ -59,6 +62,7 @@ def arguments() -> argparse.Namespace:
                 "--iree", metavar="PYTHON", help="an interpreter that has IREE and its compiler"
             )
             continue
+        command.add_argument("--precision", choices=tuple(ENGINES), default="fp32")
         command.add_argument("--variants", type=names(VARIANTS), default=tuple(VARIANTS))
         command.add_argument("--batch", type=integers, default=[1])
         command.add_argument("--threads", type=integers, default=[1, 2])
@@ -92,13 +96,12 @@ def chosen(asked):
 
 def prepare_models(asked) -> None:
     for subject, variant, batch in chosen(asked):
-        for name in filter(asked.engines.__contains__, OURS):
-            what = f"{subject.name} {variant} batch {batch}, {name}"
-            try:
-                _, costs = compiled(subject.files(variant, batch)[0], asked.target, OURS[name])
-                print(f"{what}: {costs['compile_seconds']} s", file=sys.stderr)
-            except CompileFailed as error:
-                print(f"{what}: {error}", file=sys.stderr)
+        what = f"{subject.name} {variant} batch {batch}, {asked.precision}"
+        try:
+            _, costs = compiled(subject.files(variant, batch)[0], asked.target, asked.precision)
+            print(f"{what}: {costs['compile_seconds']} s", file=sys.stderr)
+        except CompileFailed as error:
+            print(f"{what}: {error}", file=sys.stderr)
 
 
 def measure_models(asked) -> None:
@@ -110,7 +113,7 @@ def measure_models(asked) -> None:
             times = {key: value.get("p50_ms") for key, value in row["engines"].items()}
             shown = "  ".join(f"{key} {ms:.3f}" if ms else f"{key} -" for key, ms in times.items())
             against = goals.ratio(row)
-            about = f"{against:.2f}x the best dense peer" if against else "no ratio"
+            about = f"{against:.2f}x the best peer" if against else "no ratio"
             print(f"{subject.name} {variant} b{batch} t{threads}: {shown}  ({about})", flush=True)
     write_report(asked)
 

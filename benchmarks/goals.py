@@ -1,29 +1,34 @@
 """What is asked of the numbers, in one place; every ratio is of two engines in one row.
 
-The best dense peer is the faster of ONNX Runtime and OpenVINO in fp32.
+A row is about one precision; its peers compute in the same.  The best one in fp32 is the faster of ONNX
+Runtime and OpenVINO.
 """
 
 from dataclasses import dataclass
 
-PEERS = ("onnxruntime", "openvino_fp32")
+#: Of each precision: our engine, its peers.  OpenVINO's default is bf16 where the CPU has it.
+PRECISIONS = {
+    "fp32": ("sparsec", ("onnxruntime", "openvino_fp32")),
+    "bf16": ("sparsec_bf16", ("openvino",)),
+}
 LARGE = ("bert", "minilm", "vit_s16", "resnet50")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The p50 of ``engine``, one of ours, is at most ``ratio`` times that of ``against``.
+    """Our p50 at a ``precision`` is at most ``ratio`` times that of ``against``.
 
-    ``against``: ``peer``, the best dense one in fp32, or an engine.
+    ``against``: ``peer``, the best one of that precision, or an engine.
     """
 
     variant: str
     models: tuple[str, ...]  # empty: every model
     ratio: float
     against: str = "peer"
-    engine: str = "sparsec"
+    precision: str = "fp32"
 
 
-#: The first row that fits a model and a variant holds, for each ``against`` and ``engine``.
+#: The first row that fits a model and a variant holds, for each ``against`` and precision.
 GOALS = (
     Goal("dense", ("gpt2_decode",), 0.80),
     Goal("dense", (), 1.00),
@@ -34,9 +39,8 @@ GOALS = (
     Goal("2:4x1", LARGE, 0.72),
     Goal("2:4x1", LARGE, 1.00, "deepsparse"),
     Goal("90%", (*LARGE, "mobilenet_v2"), 1.00, "deepsparse"),
-    # OpenVINO's default is bf16 where the CPU has it.
-    Goal("dense", (*LARGE, "mobilenet_v2"), 1.00, "openvino", "sparsec_bf16"),
-    Goal("2:4x32", LARGE, 0.62, "openvino", "sparsec_bf16"),
+    Goal("dense", (*LARGE, "mobilenet_v2"), 1.00, precision="bf16"),
+    Goal("2:4x32", LARGE, 0.62, precision="bf16"),
 )
 #: Two threads are this much faster than one, on the large models.
 SCALING, SCALED = 1.8, (*LARGE, "gpt2_prefill")
@@ -58,12 +62,22 @@ ROWS_SHARE_OF_COPY = 0.85  # softmax and its like, out of cache
 SPARSEMAX_RATIO, SPARSEMAX_OVER_CHAIN = 1.3, 100  # of the best peer's softmax; over the exported chain
 
 
-def asked(model: str, variant: str) -> list[Goal]:
-    """The goals of a row, at most one for each ``against`` and ``engine``."""
-    found: dict[tuple[str, str], Goal] = {}
+def precision_of(row: dict) -> str:
+    return row.get("precision", "fp32")
+
+
+def ours(row: dict) -> str:
+    """Our engine in a row."""
+    return PRECISIONS[precision_of(row)][0]
+
+
+def asked(model: str, variant: str, precision: str = "fp32") -> list[Goal]:
+    """The goals of a row, at most one for each ``against``."""
+    found: dict[str, Goal] = {}
     for goal in GOALS:
-        if goal.variant == variant and (not goal.models or model in goal.models):
-            found.setdefault((goal.against, goal.engine), goal)
+        fits = (goal.variant, goal.precision) == (variant, precision)
+        if fits and (not goal.models or model in goal.models):
+            found.setdefault(goal.against, goal)
     return list(found.values())
 
 
@@ -74,18 +88,19 @@ def p50(row: dict, engine: str) -> float | None:
 
 
 def best_peer(row: dict, suffix: str = "") -> float | None:
-    times = [p50(row, peer + suffix) for peer in PEERS]
+    times = [p50(row, peer + suffix) for peer in PRECISIONS[precision_of(row)][1]]
     return min((t for t in times if t is not None), default=None)
 
 
-def ratio(row: dict, against: str = "peer", engine: str = "sparsec") -> float | None:
-    """The p50 of ``engine`` over that of ``against``; None where one is missing or wrong."""
-    ours = p50(row, engine)
+def ratio(row: dict, against: str = "peer") -> float | None:
+    """Our p50 over that of ``against``; None where one is missing or wrong."""
+    own = p50(row, ours(row))
     theirs = best_peer(row) if against == "peer" else p50(row, against)
-    return None if ours is None or theirs is None else ours / theirs
+    return None if own is None or theirs is None else own / theirs
 
 
 def met(row: dict) -> list[tuple[Goal, float, bool]]:
     """Each goal of a model's row that was measured, with its ratio and whether it is met."""
-    found = [(goal, ratio(row, goal.against, goal.engine)) for goal in asked(row["model"], row["variant"])]
+    wanted = asked(row["model"], row["variant"], precision_of(row))
+    found = [(goal, ratio(row, goal.against)) for goal in wanted]
     return [(goal, value, value <= goal.ratio) for goal, value in found if value is not None]

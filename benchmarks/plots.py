@@ -31,7 +31,8 @@ def save(draw: Callable, found: dict, file: Path) -> None:
 
 def models(found: dict):
     """Our time over the best dense peer's, one thread, batch 1; a tick where the goal is."""
-    rows = [r for r in found["models"] if (r["batch"], r["threads"], r["target"]) == (1, 1, "native")]
+    plain = [row for row in found["models"] if goals.precision_of(row) == "fp32"]
+    rows = [r for r in plain if (r["batch"], r["threads"], r["target"]) == (1, 1, "native")]
     bars = {(r["model"], r["variant"]): goals.ratio(r) for r in rows}
     bars = {key: value for key, value in bars.items() if value is not None}
     names = list(dict.fromkeys(model for model, _ in bars))

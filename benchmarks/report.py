@@ -4,6 +4,7 @@ from pathlib import Path
 
 from . import goals
 from .results import FOLDER
+from .rows import ENGINES
 
 SHOWN = {
     "sparsec": "sparsec",
@@ -29,21 +30,24 @@ def models(found: dict) -> str:
         "Milliseconds, p50 (p90); engines by turns, each in a process of its own, stopped while another",
         "runs. *Ratio* is sparsec over the best dense peer, the faster of ONNX Runtime and OpenVINO fp32, on",
         "the same file in the same minute; *asked* is the goal of `benchmarks/goals.py`. All engines get the",
-        "same pruned file; torch runs the dense network. OpenVINO's default takes bf16 where the CPU has it.",
+        "same pruned file; torch runs the dense network. OpenVINO's default takes bf16 where the CPU has it,",
+        "and is the peer of our bf16.",
         "A number in *italics* belongs to a result that is wrong (beyond the tolerance of its precision).",
         "",
     ]
     outcomes = [(row, goal, value, ok) for row in found["models"] for goal, value, ok in goals.met(row)]
     reached = sum(ok for *_, ok in outcomes)
     lines += [f"**{reached} of {len(outcomes)} goals are met.**", ""]
-    engines = ["sparsec", "sparsec_bf16", "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse"]
-    for target, batch, threads in sorted({(r["target"], r["batch"], r["threads"]) for r in found["models"]}):
-        lines += [f"## {target}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}", ""]
+    for target, batch, threads, precision in sorted({_section(row) for row in found["models"]}):
+        counted = f"{threads} thread{'s' if threads > 1 else ''}"
+        lower = f", {precision}" if precision != "fp32" else ""
+        lines += [f"## {target}, batch {batch}, {counted}{lower}", ""]
+        engines = ENGINES[precision]
         lines += table(
             ["model", "variant", *(SHOWN[e] for e in engines), "ratio", "asked", "met", "runs", "error"]
         )
         for row in found["models"]:
-            if (row["target"], row["batch"], row["threads"]) == (target, batch, threads):
+            if _section(row) == (target, batch, threads, precision):
                 lines.append(model_line(row, engines))
         lines.append("")
     lines += scaling(found)
@@ -57,14 +61,19 @@ def models(found: dict) -> str:
     return "\n".join([*lines, *(["## What did not run", "", *failures, ""] if failures else [])])
 
 
-def model_line(row: dict, engines: list[str]) -> str:
+def _section(row: dict) -> tuple:
+    return row["target"], row["batch"], row["threads"], goals.precision_of(row)
+
+
+def model_line(row: dict, engines: tuple[str, ...]) -> str:
     value = goals.ratio(row)
-    asked = [f"<= {goal.ratio:.2f}{beside(goal)}" for goal in goals.asked(row["model"], row["variant"])]
+    wanted = goals.asked(row["model"], row["variant"], goals.precision_of(row))
+    asked = [f"<= {goal.ratio:.2f}{beside(goal)}" for goal in wanted]
     outcomes = [
         f"{'yes' if ok else 'no'}" + (f" ({value:.2f})" if goal.against != "peer" else "")
         for goal, value, ok in goals.met(row)
     ]
-    ours = row["engines"].get("sparsec", {})
+    ours = row["engines"].get(goals.ours(row), {})
     cells = [row["model"], row["variant"], *(time(row["engines"].get(engine)) for engine in engines)]
     cells += [number(value), ", ".join(asked) or NONE, ", ".join(outcomes) or NONE]
     cells += [str(ours.get("calls", NONE)), f"{ours['error']:.0e}" if "error" in ours else NONE]
@@ -72,14 +81,14 @@ def model_line(row: dict, engines: list[str]) -> str:
 
 
 def beside(goal: goals.Goal) -> str:
-    """Which engines a goal is about, where these are not sparsec and its best peer."""
-    ours = "" if goal.engine == "sparsec" else f"{SHOWN[goal.engine]} over "
-    return f" {ours}{SHOWN[goal.against]}" if goal.against != "peer" else ""
+    """The engine that a goal is about, where that is not the best peer."""
+    return f" {SHOWN[goal.against]}" if goal.against != "peer" else ""
 
 
 def scaling(found: dict) -> list[str]:
     """Two threads over one, for engines measured on both."""
-    rows = {(r["model"], r["variant"], r["batch"], r["target"], r["threads"]): r for r in found["models"]}
+    plain = [row for row in found["models"] if goals.precision_of(row) == "fp32"]
+    rows = {(r["model"], r["variant"], r["batch"], r["target"], r["threads"]): r for r in plain}
     engines = ["sparsec", "onnxruntime", "openvino_fp32", "deepsparse"]
     lines = ["## Two threads over one", "", f"Asked of the large models: {goals.SCALING}x.", ""]
     lines += table(["model", "variant", "batch", "target", *(SHOWN[e] for e in engines), "met"])
@@ -240,7 +249,8 @@ def starts(found: dict) -> str:
         ]
     )
     for row in found["models"]:
-        if row["threads"] == 1 and row["batch"] == 1 and "compile_seconds" in row:
+        plain = goals.precision_of(row) == "fp32"
+        if plain and row["threads"] == 1 and row["batch"] == 1 and "compile_seconds" in row:
             lines.append(compile_line(row))
     return "\n".join([*lines, ""])
 

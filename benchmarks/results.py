@@ -19,9 +19,9 @@ from pathlib import Path
 from .subjects import publish
 
 FOLDER = Path(__file__).resolve().parent / "results"
-#: What makes two rows of a table the same measurement.
+#: What makes two rows of a table the same measurement; a precision is named where it is not fp32.
 KEYS = {
-    "models": ("model", "variant", "batch", "threads", "target"),
+    "models": ("model", "variant", "batch", "threads", "target", "precision"),
     "starts": ("model", "threads"),
     "kernels": ("name", "target"),
     "peaks": ("cpu",),
@@ -51,7 +51,7 @@ def merged(found: dict, table: str, row: dict, run: dict) -> dict:
         name = str(max(map(int, runs), default=0) + 1)
         runs[name] = run
     row = row | {"run": name}
-    places = [i for i, old in enumerate(rows) if all(old[key] == row[key] for key in KEYS[table])]
+    places = [i for i, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in KEYS[table])]
     if places:
         rows[places[0]] = row
     else:

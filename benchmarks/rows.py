@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .compiled import CompileFailed, compiled
+from .goals import ours
 from .subjects import ROOT, Subject
 from .turns import Entrant, compete
 
@@ -15,23 +16,28 @@ REFERENCE = "onnxruntime"
 #: Largest difference to the reference, relative to the largest magnitude of an output.  Deep networks with
 #: random weights amplify the rounding of float32; bf16 has 8 bits of mantissa.
 TOLERANCE = {"f32": 1e-3, "bf16": 0.1, "f16": 0.02}
-#: Ours, by the precision that they are compiled with.
-OURS = {"sparsec": "fp32", "sparsec_bf16": "bf16"}
-ENGINES = (*OURS, "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse")
+#: Engines of a row, by its precision; ONNX Runtime in fp32 is always the reference.
+ENGINES = {
+    "fp32": ("sparsec", "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse"),
+    "bf16": ("sparsec_bf16", "onnxruntime", "openvino"),
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     """What holds for all rows of a run."""
 
-    engines: tuple[str, ...] = ENGINES
+    engines: tuple[str, ...] = ENGINES["fp32"]
     seconds: float = 2.0
     target: str = "native"
+    precision: str = "fp32"
     deepsparse: str | None = None  # its interpreter
 
 
 def settings_of(asked) -> Settings:
-    return Settings(asked.engines, asked.seconds, asked.target, deepsparse_python(asked.deepsparse))
+    precision = getattr(asked, "precision", "fp32")
+    engines = asked.engines or ENGINES[precision]
+    return Settings(engines, asked.seconds, asked.target, precision, deepsparse_python(asked.deepsparse))
 
 
 def deepsparse_python(given: str | None) -> str | None:
@@ -45,12 +51,13 @@ def model_row(subject: Subject, variant: str, batch: int, threads: int, settings
     file, feeds = subject.files(variant, batch)
     row = {"model": subject.name, "source": subject.source, "variant": variant, "batch": batch}
     row |= {"threads": threads, "target": settings.target, "engines": {}}
-    entrants = []
-    for name in filter(settings.engines.__contains__, OURS):
+    row |= {"precision": settings.precision} if settings.precision != "fp32" else {}
+    entrants, name = [], ours(row)
+    if name in settings.engines:
         try:
-            artifact, costs = compiled(file, settings.target, OURS[name])
+            artifact, costs = compiled(file, settings.target, settings.precision)
             entrants.append(Entrant(name, "sparsec", artifact))
-            row |= costs if name == "sparsec" else {}
+            row |= costs
         except CompileFailed as error:
             row["engines"][name] = {"failed": str(error)}
     entrants += peers(file, settings)
