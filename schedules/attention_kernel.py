@@ -22,7 +22,6 @@ from sparsec.schedules.batch_matmul_kernel import MANY_BATCHES, column_parts
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile_plans
 from sparsec.schedules.contraction_tile import Tile, pieces, tile_loops
-from sparsec.schedules.elements import BFLOAT16
 from sparsec.schedules.layout import DENSE, PANEL, panels
 from sparsec.schedules.target import Cpu
 
@@ -64,9 +63,9 @@ def block_plan(cpu: Cpu, spec: Attention) -> tuple[int, TilePlan]:
     most = max(TOGETHER, min(MOST_ROWS, cpu.l2 // 4 // (4 * width)))
 
     def plan(block: int) -> tuple[float, TilePlan]:
-        group = form_of(cpu, spec).group
-        stride = spec.q.strides[-2] // group
-        extent = Extent(DENSE, spec.d, stride, block, width, panels(spec.n), group=group)
+        element = form_of(cpu, spec).element
+        stride = spec.q.strides[-2] // element.group
+        extent = Extent(DENSE, spec.d, stride, block, width, panels(spec.n), element=element)
         cost, tile = tile_plans(cpu, extent)[0]
         return vector.Steps(spec.m, block).count * cost, tile
 
@@ -228,9 +227,9 @@ class _Kernel:
     def attend(self, first, shares, values, factor) -> list[tir.Stmt]:
         """``Y = P V`` for the block of queries from ``first`` on."""
         spec = self.spec
-        group = self.form.group
-        stride = tir.shape_of(shares)[1] // group
-        extent = Extent(DENSE, spec.n, stride, self.block, spec.e, panels(spec.e), group=group)
+        element = self.form.element
+        stride = tir.shape_of(shares)[1] // element.group
+        extent = Extent(DENSE, spec.n, stride, self.block, spec.e, panels(spec.e), element=element)
         plan = tile_plan(self.cpu, extent)
         if self.form.narrow:  # staged, with room for whole vectors
             parts = [
@@ -260,7 +259,7 @@ class _Kernel:
         def step(s):
             def share(r, _):
                 if form.words:  # behind an odd number of keys there is a 0
-                    return BFLOAT16.word(self.cpu, shares, [[row + r, s * form.group]], True)
+                    return form.element.word(self.cpu, shares, [[row + r, s * form.group]], True)
                 return tirx.BufferLoad(shares, [row + r, s])
 
             def value(v):

@@ -18,8 +18,8 @@ from tvm import tirx
 from sparsec.schedules import elements, tir
 from sparsec.schedules.attention import Attention
 from sparsec.schedules.batch_matmul_kernel import SQUARE, transpose
-from sparsec.schedules.contraction_tile import fused, pieces
-from sparsec.schedules.elements import BFLOAT16, DOT_FEATURE
+from sparsec.schedules.contraction_tile import pieces
+from sparsec.schedules.elements import BFLOAT16, DOT_FEATURE, FLOAT32, Element
 from sparsec.schedules.layout import PANEL, panels
 from sparsec.schedules.target import Cpu
 
@@ -40,19 +40,24 @@ class Form:
         return self.narrow and not self.words
 
     @property
+    def element(self) -> Element:
+        """What is multiplied."""
+        return BFLOAT16 if self.words else FLOAT32
+
+    @property
     def group(self) -> int:
         """Values of a step."""
-        return BFLOAT16.group if self.words else 1
+        return self.element.group
 
     @property
     def dtype(self) -> str:
         """Of a step, as panels hold it."""
-        return BFLOAT16.weight if self.words else "float32"
+        return self.element.weight
 
     @property
     def product(self) -> Callable:
         """As ``Tile.multiply_add`` takes it."""
-        return functools.partial(BFLOAT16.multiply_add, self.cpu) if self.words else fused
+        return functools.partial(self.element.multiply_add, self.cpu)
 
     def steps(self, depth: int) -> int:
         return -(-depth // self.group)
@@ -70,19 +75,16 @@ class Form:
     def value(self, source: tir.Buffer, places: list, neighbours: bool = False) -> tir.Expr:
         """The step whose values lie at ``places`` of a flat buffer, where they may be ``neighbours``."""
         if self.words and neighbours and len(places) > 1:
-            return BFLOAT16.word(self.cpu, source, [[place] for place in places], True)
-        first, *second = (tirx.BufferLoad(source, [place]) for place in places)
-        if not self.words:
-            return elements.widened(first) if self.narrow else first
-        word = first.astype("int32")
-        return word | second[0].astype("int32") << tir.i32(16) if second else word
+            return self.element.word(self.cpu, source, [[place] for place in places], True)
+        loaded = [tirx.BufferLoad(source, [place]) for place in places]
+        return elements.widened(*loaded) if self.widened else self.element.joined(loaded)
 
     def neighbours(self, source: tir.Buffer, place, lanes: int) -> tir.Expr:
         """A vector of ``lanes`` steps whose values are neighbours from ``place`` on."""
         loaded = tir.vector_load(source, place, lanes=lanes * self.group)
         if self.words:
             return tirx.reinterpret(f"int32x{lanes}", loaded)
-        return elements.widened(loaded, lanes) if self.narrow else loaded
+        return elements.widened(loaded, lanes) if self.widened else loaded
 
 
 def form_of(cpu: Cpu, spec: Attention) -> Form:

@@ -10,7 +10,7 @@ from sparsec.compiler.objects import build_library
 from sparsec.passes.ops.sparsemax import sparsemax
 from sparsec.schedules import RULE, math, schedule
 from sparsec.schedules.attention import Attention, Strided, spec_of
-from sparsec.schedules.elements import from_bfloat16, to_bfloat16
+from sparsec.schedules.bits import from_bfloat16, to_bfloat16
 from sparsec.schedules.target import X86_LEVELS
 
 LEVELS = [
