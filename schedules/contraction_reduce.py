@@ -5,6 +5,7 @@ one whose weights are in the cache: hardware prefetchers stop at a page and star
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,14 +13,16 @@ from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
-from sparsec.schedules.contraction_tile import Tile
+from sparsec.schedules.contraction_tile import Tile, tile_loops
 from sparsec.schedules.elements import FLOAT32, Element
 from sparsec.schedules.layout import PANEL, WINDOW, Pattern
-from sparsec.schedules.quads import Windows
+from sparsec.schedules.quads import GROUP
 from sparsec.schedules.target import Cpu
 
 #: How many slots ahead the weights of a single row are fetched: what memory delivers during its latency.
 STREAM_AHEAD = 16
+#: Vectors of words that are picked before they are multiplied: with a tile's rows a few kilobytes.
+MOST_PICKED = 4
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ class Reduction:
                     last = [tir.i64(min(c, self.depth - 1)) for c in rest]
                     loops.append(step(tir.i64(whole), dense, last))
                 return loops
-            case "shared" if windows := self.element.windows(pattern, self.depth):
-                return self._windows(windows, tile, panel, tap, at, chosen)
+            case "shared" if self.element.windows(pattern, self.depth):
+                return self._windows(tile, panel, tap, at, chosen)
             case "shared":
                 block = tirx.floordiv(panel, tir.i64(pattern.block // PANEL))
                 kept = lambda slot: tir.load(self.weights[1], block, *tap, slot).astype("int64")  # noqa: E731
@@ -125,27 +128,82 @@ class Reduction:
         product = functools.partial(self.element.multiply_add, self.cpu)
         return tile.multiply_add(x, w, span, chosen, product)
 
-    def _windows(
-        self, windows: Windows, tile: Tile, panel, tap: list, at: Callable, chosen
-    ) -> list[tir.Stmt]:
+    def _windows(self, tile: Tile, panel, tap: list, at: Callable, chosen) -> list[tir.Stmt]:
+        """Picks words into memory, a vector of them at once, and multiplies them from there."""
+        windows, lanes = self.element.windows(self.pattern, self.depth), tile.lanes
         block = tirx.floordiv(panel, tir.i64(self.pattern.block // PANEL))
+        rows = range(tile.rows) if chosen is None else chosen
+        words = self.weights[1]
 
-        def step(word, start):
-            choice = tirx.Var("choice", "int32")
+        def step(word, value: Callable) -> tir.Stmt:
             product = self._multiply_add(
-                tile,
-                lambda r, v: windows.picked(self.cpu, self.x, lambda c: at(r, c), start, choice, tile.lanes),
-                self._weight(tile, panel, tap, word),
-                tile.columns,
-                chosen,
+                tile, lambda r, _: value(r), self._weight(tile, panel, tap, word), tile.columns, chosen
             )
-            chosen_now = tirx.Bind(choice, tir.load(self.weights[1], block, *tap, word))
-            return tir.seq([*self._fetch(tile, panel, tap, word), chosen_now, product])
+            return tir.seq([*self._fetch(tile, panel, tap, word), product])
 
-        plain = windows.plain
-        loops = [tir.loop("k", plain, lambda word: step(word, windows.start(word)))] if plain else []
-        rest = range(plain, windows.words)
-        return loops + [step(tir.i64(word), tir.i64(int(windows.start(word)))) for word in rest]
+        def vectors(first: int, count: int, loads: int) -> list[tir.Stmt]:
+            """``count`` vectors of words from word ``first`` on, ``MOST_PICKED`` at once."""
+            span = windows.span(lanes, loads)
+            picked = tir.scratch("picked", tile.rows, min(count, MOST_PICKED), lanes, dtype="int32")
+
+            def pick(start, v) -> tir.Stmt:
+                word = first + (start + v) * span
+                choices = windows.choices_at(words, [block, *tap, word], lanes, loads)
+                name = tirx.Var("choices", choices.ty)
+                stores = [
+                    tir.vector_store(
+                        picked,
+                        windows.picked(self.x, at(r, windows.start(word)), name, lanes, loads),
+                        tir.i64(r),
+                        v,
+                        tir.i64(0),
+                        lanes=lanes,
+                    )
+                    for r in rows
+                ]
+                return tir.seq([tirx.Bind(name, choices), *stores])
+
+            def multiply(start, v, window) -> tir.Stmt:
+                stmts = []
+                for load, part in itertools.product(range(loads), range(windows.per_window)):
+                    word, lane = windows.place(lanes, 0, load, part)
+                    word += first + (start + v) * span + window * windows.per_window
+                    lane += window * GROUP
+                    stmts.append(step(word, lambda r, lane=lane: tir.load(picked, tir.i64(r), v, lane)))
+                return tir.seq(stmts)
+
+            def some(start, size) -> tir.Stmt:
+                every = tir.loop("v", size, lambda v: pick(start, v))
+                windows_of_a_vector = lanes // GROUP
+                return tir.seq(
+                    [
+                        every,
+                        tir.loop(
+                            "v",
+                            size,
+                            lambda v: tir.loop("w", windows_of_a_vector, lambda w: multiply(start, v, w)),
+                        ),
+                    ]
+                )
+
+            return [*tir.alloc([picked]), tile_loops(count, MOST_PICKED, some)]
+
+        stmts, done = [], 0
+        while loads := windows.loads(self.cpu, lanes, done):
+            span = windows.span(lanes, loads)
+            count = (windows.whole - done) // span
+            stmts += vectors(done, count, loads)
+            done += count * span
+
+        def single(word) -> tir.Stmt:
+            choice, start = tirx.Var("choice", "int32"), windows.start(word)
+            bind = tirx.Bind(choice, tir.load(words, block, *tap, word))
+            take = lambda r: windows.picked_singly(self.x, lambda c: at(r, c), start, choice)  # noqa: E731
+            return tir.seq([bind, step(word, take)])
+
+        if done < windows.words:
+            stmts.append(tir.loop("k", windows.words - done, single, start=done))
+        return stmts
 
     def _gather(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:
         def channel(v):

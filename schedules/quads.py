@@ -4,14 +4,14 @@
 bytes to 16 bits and multiplies pairs (``vpmaddwd``); ``vpmaddubsw`` would saturate for weights of 8 bits.
 Other CPUs multiply one byte after the other.
 
-Of a weight whose pattern panels share, four kept inputs lie within a *window* of 16 neighbours where the
-pattern is 2:4, 1:4, 2:8, 4:16 or the like.  A shuffle of the window gives the word, in all lanes at once; so
-what is stored of the positions is one word of four choices, each a byte.  Of wider patterns inputs are picked
-one by one.
+Of a weight whose pattern panels share, 16 neighbouring inputs, a *window*, give whole words where the
+pattern is 2:4, 1:4, 2:8, 4:16 or the like.  A byte shuffle of the window picks them; so what is stored of the
+positions is a word of four choices for each word of weights.  Of other patterns inputs are picked one by one.
 """
 
 import functools
-from collections.abc import Set
+import itertools
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,29 +67,27 @@ def _in_registers(cpu: Cpu, lanes: int) -> bool:
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the words of a shared pattern of ``channels`` inputs are picked from."""
+    """Where the words of a shared pattern of ``channels`` inputs are picked from: ``per_window`` of each."""
 
-    pattern: Pattern
+    kept: int
     channels: int
+    per_window: int
 
     @property
     def words(self) -> int:
-        return -(-self.pattern.kept(self.channels) // GROUP)
+        return -(-self.kept // GROUP)
+
+    @property
+    def whole(self) -> int:
+        """Words of whole windows; those behind them are picked from the last 16 inputs."""
+        return self.channels // WINDOW * self.per_window
 
     def start(self, word):
         """The first input of the window of a word: a number, an array, or an expression."""
-        n, m = self.pattern.n, self.pattern.m
-        groups, slot, last = self.channels // m, word * GROUP, self.channels - WINDOW
+        last = self.channels - WINDOW
         if isinstance(word, int | np.ndarray):
-            return np.minimum(np.where(slot < groups * n, slot // n * m, slot + groups * (m - n)), last)
-        # Words whose window must not pass the end come last; a kernel writes them out.
-        return tirx.floordiv(slot, tir.i64(n)) * tir.i64(m)
-
-    @property
-    def plain(self) -> int:
-        """Words whose start is that of their group of ``m``, without another look."""
-        word = np.arange(self.words)
-        return int((self.start(word) == word * GROUP // self.pattern.n * self.pattern.m).cumprod().sum())
+            return np.minimum(word // self.per_window * WINDOW, last)
+        return tirx.min(tirx.floordiv(word, tir.i64(self.per_window)) * WINDOW, tir.i64(last))
 
     def choices(self, positions: np.ndarray) -> np.ndarray:
         """int32 words of four bytes ``position - start``, from positions ``[..., 4 * words]``."""
@@ -107,22 +105,37 @@ class Windows:
     def channel(self, choices, at: tuple, slot):
         """The input that stored value ``slot`` multiplies, as definitions write it."""
         word = choices[(*at, slot // GROUP)].astype("int64")
-        first = slot // GROUP * GROUP
-        groups, n, m = self.channels // self.pattern.m, self.pattern.n, self.pattern.m
-        start = tirx.Select(first < groups * n, first // n * m, first + groups * (m - n))
-        start = tirx.min(start, tir.i64(self.channels - WINDOW))
-        return start + ((word >> (slot % GROUP * BYTE)) & tir.i64(WINDOW - 1))
+        return self.start(slot // GROUP) + ((word >> (slot % GROUP * BYTE)) & tir.i64(WINDOW - 1))
 
-    def picked(self, cpu: Cpu, x: tir.Buffer, at, start, choice, lanes: int):
-        """The word that ``choice`` (int32) names of the window from input ``start`` on, in every lane.
+    # Several words at once: a shuffle for each vector of inputs, merged into one vector of words.
 
-        ``at(c)`` are the coordinates of input ``c`` in ``x``.
-        """
-        if _in_registers(cpu, lanes):
-            first = tirx.address_of(tirx.BufferLoad(x, at(start)))
-            return tirx.call_extern(
-                f"int32x{lanes}", f"sparsec_pick_{lanes}", first, tir.broadcast(choice, lanes)
-            )
+    def loads(self, cpu: Cpu, lanes: int, word: int) -> int:
+        """Vectors of inputs that fill the most of a vector of words from ``word`` on."""
+        if not _in_registers(cpu, lanes):
+            return 0
+        return min(GROUP // self.per_window, (self.whole - word) // self.span(lanes, 1))
+
+    def span(self, lanes: int, loads: int) -> int:
+        """Words that so many vectors of inputs give."""
+        return lanes // GROUP * self.per_window * loads
+
+    def place(self, lanes: int, window: int, load: int, part: int) -> tuple[int, int]:
+        """Where word ``part`` of a window in vector ``load`` of inputs comes from, and its lane."""
+        word = (lanes // GROUP * load + window) * self.per_window + part
+        return word, window * GROUP + load * self.per_window + part
+
+    def choices_at(self, words: tir.Buffer, index: list, lanes: int, loads: int):
+        """The choices of ``span`` words from ``index`` on, each in its lane."""
+        name = f"sparsec_choices_{self.per_window}_{loads}_{lanes}"
+        return tirx.call_extern(f"int32x{lanes}", name, tirx.address_of(tir.load(words, *index)))
+
+    def picked(self, x: tir.Buffer, index: list, choices, lanes: int, loads: int):
+        """The words that ``choices`` name of the inputs from ``index`` on, each in its lane."""
+        name = f"sparsec_picked_{self.per_window}_{loads}_{lanes}"
+        return tirx.call_extern(f"int32x{lanes}", name, tirx.address_of(tir.load(x, *index)), choices)
+
+    def picked_singly(self, x: tir.Buffer, at: Callable, start, choice):
+        """The word that ``choice`` names of the window from input ``start`` on; ``at(c)`` is in ``x``."""
         word = tir.i32(0)
         for which in range(GROUP):
             inside = (choice >> tir.i32(which * BYTE)) & tir.i32(WINDOW - 1)
@@ -133,14 +146,11 @@ class Windows:
 
 @functools.cache
 def windows_of(pattern: Pattern, channels: int) -> Windows | None:
-    """The windows of a shared pattern, where every word lies in one; else None."""
-    if pattern.form(channels) != "shared" or channels < WINDOW:
+    """The windows of a shared pattern, where each gives whole words; else None."""
+    if pattern.form(channels) != "shared" or channels < WINDOW or WINDOW % pattern.m:
         return None
-    found, n, m = Windows(pattern, channels), pattern.n, pattern.m
-    whole = channels // m
-    last = np.minimum(np.arange(found.words) * GROUP + GROUP, pattern.kept(channels)) - 1
-    last = np.where(last < whole * n, last // n * m + m - 1, last + whole * (m - n))
-    return found if (last - found.start(np.arange(found.words)) < WINDOW).all() else None
+    words, rest = divmod(WINDOW // pattern.m * pattern.n, GROUP)
+    return None if rest else Windows(pattern.kept(channels), channels, words)
 
 
 # LLVM's side ------------------------------------------------------------------------------------------
@@ -176,18 +186,6 @@ define weak_odr <{n} x i32> @sparsec_quad_{n}(
 }}
 """
 
-_PICK = """
-declare <{bytes} x i8> @llvm.x86.{pshufb}(<{bytes} x i8>, <{bytes} x i8>)
-define weak_odr <{n} x i32> @sparsec_pick_{n}(ptr %from, <{n} x i32> %choice) alwaysinline {{
-  %window = load <16 x i8>, ptr %from, align 1
-  %every = shufflevector <16 x i8> %window, <16 x i8> poison, <{bytes} x i32> <{copies}>
-  %which = bitcast <{n} x i32> %choice to <{bytes} x i8>
-  %picked = call <{bytes} x i8> @llvm.x86.{pshufb}(<{bytes} x i8> %every, <{bytes} x i8> %which)
-  %word = bitcast <{bytes} x i8> %picked to <{n} x i32>
-  ret <{n} x i32> %word
-}}
-"""
-
 #: Lanes -> the instructions that a level with vectors of so many has.
 _LANES = {
     16: {"pmaddwd": "avx512.pmaddw.d.512", "pshufb": "avx512.pshuf.b.512"},
@@ -200,10 +198,55 @@ def functions(cpu: Cpu, called: Set[str]) -> str:
     """LLVM's text of those functions of this file that are ``called``."""
     product = _DOT if set(VNNI) & set(cpu.features) else _HALVES
     text = ""
-    for lanes, names in _LANES.items():
-        copies = ", ".join(f"i32 {lane % WINDOW}" for lane in range(GROUP * lanes))
-        filled = {"n": lanes, "twice": 2 * lanes, "bytes": 4 * lanes, "bits": 32 * lanes, "copies": copies}
-        for name, form in (("quad", product), ("pick", _PICK)):
-            if f"sparsec_{name}_{lanes}" in called:
-                text += form.format(**filled, **names)
+    for name in sorted(called):
+        kind, *numbers = name.removeprefix("sparsec_").split("_")
+        if kind == "quad":
+            (n,) = map(int, numbers)
+            text += product.format(n=n, twice=2 * n, bytes=4 * n, bits=32 * n, **_LANES[n])
+        elif kind in ("choices", "picked"):
+            per_window, loads, lanes = map(int, numbers)
+            windows = Windows(0, WINDOW, per_window)
+            text += (_choices if kind == "choices" else _picked)(name, windows, loads, lanes)
     return text
+
+
+def _choices(name: str, windows: Windows, loads: int, n: int) -> str:
+    words, lanes = windows.span(n, loads), ["poison"] * n
+    for at in _places(windows, loads, n):
+        word, lane = windows.place(n, *at)
+        lanes[lane] = str(word)
+    order = ", ".join(f"i32 {lane}" for lane in lanes)
+    return f"""
+define weak_odr <{n} x i32> @{name}(ptr %from) alwaysinline {{
+  %words = load <{words} x i32>, ptr %from, align 4
+  %lanes = shufflevector <{words} x i32> %words, <{words} x i32> poison, <{n} x i32> <{order}>
+  ret <{n} x i32> %lanes
+}}
+"""
+
+
+def _picked(name: str, windows: Windows, loads: int, n: int) -> str:
+    size, shuffle = 4 * n, f"@llvm.x86.{_LANES[n]['pshufb']}"
+    text = f"""
+declare <{size} x i8> {shuffle}(<{size} x i8>, <{size} x i8>)
+define weak_odr <{n} x i32> @{name}(ptr %from, <{n} x i32> %lanes) alwaysinline {{
+  %choices = bitcast <{n} x i32> %lanes to <{size} x i8>
+"""
+    for load in range(loads):
+        own = {windows.place(n, *at)[1] for at in _places(windows, loads, n) if at[1] == load}
+        mask = ", ".join(f"i1 {int(byte // 4 in own)}" for byte in range(size))
+        before = f"%words{load - 1}" if load else "poison"
+        text += f"""  %at{load} = getelementptr i8, ptr %from, i64 {load * size}
+  %inputs{load} = load <{size} x i8>, ptr %at{load}, align 1
+  %each{load} = call <{size} x i8> {shuffle}(<{size} x i8> %inputs{load}, <{size} x i8> %choices)
+  %words{load} = select <{size} x i1> <{mask}>, <{size} x i8> %each{load}, <{size} x i8> {before}
+"""
+    return f"""{text}  %result = bitcast <{size} x i8> %words{loads - 1} to <{n} x i32>
+  ret <{n} x i32> %result
+}}
+"""
+
+
+def _places(windows: Windows, loads: int, lanes: int) -> Iterable[tuple[int, int, int]]:
+    """(window, load, part) of every word."""
+    return itertools.product(range(lanes // GROUP), range(loads), range(windows.per_window))
