@@ -13,7 +13,7 @@ from tvm import tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
-from sparsec.schedules.contraction_tile import Tile, tile_loops
+from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.elements import FLOAT32, Element
 from sparsec.schedules.layout import PANEL, WINDOW, Pattern
 from sparsec.schedules.quads import GROUP
@@ -21,8 +21,6 @@ from sparsec.schedules.target import Cpu
 
 #: How many slots ahead the weights of a single row are fetched: what memory delivers during its latency.
 STREAM_AHEAD = 16
-#: Vectors of words that are picked before they are multiplied: with a tile's rows a few kilobytes.
-MOST_PICKED = 4
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Reduction:
                     loops.append(step(tir.i64(whole), dense, last))
                 return loops
             case "shared" if self.element.windows(pattern, self.depth):
-                return self._windows(tile, panel, tap, at, chosen)
+                return self._windows(tile, panel, tap, at)
             case "shared":
                 block = tirx.floordiv(panel, tir.i64(pattern.block // PANEL))
                 kept = lambda slot: tir.load(self.weights[1], block, *tap, slot).astype("int64")  # noqa: E731
@@ -128,65 +126,54 @@ class Reduction:
         product = functools.partial(self.element.multiply_add, self.cpu)
         return tile.multiply_add(x, w, span, chosen, product)
 
-    def _windows(self, tile: Tile, panel, tap: list, at: Callable, chosen) -> list[tir.Stmt]:
+    def _windows(self, tile: Tile, panel, tap: list, at: Callable) -> list[tir.Stmt]:
         """Picks words into memory, a vector of them at once, and multiplies them from there."""
-        windows, lanes = self.element.windows(self.pattern, self.depth), tile.lanes
+        windows, lanes, words = self.element.windows(self.pattern, self.depth), tile.lanes, self.weights[1]
         block = tirx.floordiv(panel, tir.i64(self.pattern.block // PANEL))
-        rows = range(tile.rows) if chosen is None else chosen
-        words = self.weights[1]
 
         def step(word, value: Callable) -> tir.Stmt:
-            product = self._multiply_add(
-                tile, lambda r, _: value(r), self._weight(tile, panel, tap, word), tile.columns, chosen
-            )
+            weight = self._weight(tile, panel, tap, word)
+            product = self._multiply_add(tile, lambda r, _: value(r), weight, tile.columns, None)
             return tir.seq([*self._fetch(tile, panel, tap, word), product])
 
         def vectors(first: int, count: int, loads: int) -> list[tir.Stmt]:
-            """``count`` vectors of words from word ``first`` on, ``MOST_PICKED`` at once."""
-            span = windows.span(lanes, loads)
-            picked = tir.scratch("picked", tile.rows, min(count, MOST_PICKED), lanes, dtype="int32")
+            """``count`` vectors of words from ``first`` on; one is picked beside the products of another."""
+            span, neighbours = windows.span(lanes, loads), lanes // GROUP
+            picked = tir.scratch("picked", 2, tile.rows, lanes, dtype="int32")
+            share = -(-tile.rows // neighbours)
 
-            def pick(start, v) -> tir.Stmt:
-                word = first + (start + v) * span
+            def pick(v, rows: list) -> tir.Stmt:
+                word = first + v * span
                 choices = windows.choices_at(words, [block, *tap, word], lanes, loads)
                 name = tirx.Var("choices", choices.ty)
-                stores = [
-                    tir.vector_store(
-                        picked,
-                        windows.picked(self.x, at(r, windows.start(word)), name, lanes, loads),
-                        tir.i64(r),
-                        v,
-                        tir.i64(0),
-                        lanes=lanes,
-                    )
-                    for r in rows
-                ]
-                return tir.seq([tirx.Bind(name, choices), *stores])
+                stmts = [tirx.Bind(name, choices)]
+                for r in rows:
+                    value = windows.picked(self.x, at(r, windows.start(word)), name, lanes, loads)
+                    place = tirx.floormod(v, tir.i64(2)), r, tir.i64(0)
+                    stmts.append(tir.vector_store(picked, value, *place, lanes=lanes))
+                return tir.seq(stmts)
 
-            def multiply(start, v, window) -> tir.Stmt:
+            def multiply(v, window) -> tir.Stmt:
                 stmts = []
                 for load, part in itertools.product(range(loads), range(windows.per_window)):
                     word, lane = windows.place(lanes, 0, load, part)
-                    word += first + (start + v) * span + window * windows.per_window
-                    lane += window * GROUP
-                    stmts.append(step(word, lambda r, lane=lane: tir.load(picked, tir.i64(r), v, lane)))
+                    word += first + v * span + window * windows.per_window
+                    place = tirx.floormod(v, tir.i64(2)), lane + window * GROUP
+                    stmts.append(step(word, lambda r, p=place: tir.load(picked, p[0], tir.i64(r), p[1])))
                 return tir.seq(stmts)
 
-            def some(start, size) -> tir.Stmt:
-                every = tir.loop("v", size, lambda v: pick(start, v))
-                windows_of_a_vector = lanes // GROUP
-                return tir.seq(
-                    [
-                        every,
-                        tir.loop(
-                            "v",
-                            size,
-                            lambda v: tir.loop("w", windows_of_a_vector, lambda w: multiply(start, v, w)),
-                        ),
-                    ]
-                )
+            def beside(v) -> tir.Stmt:
+                def window(w):
+                    rows = [tirx.min(w * share + i, tir.i64(tile.rows - 1)) for i in range(share)]
+                    return tir.seq([pick(v + 1, rows), multiply(v, w)])
 
-            return [*tir.alloc([picked]), tile_loops(count, MOST_PICKED, some)]
+                return tir.loop("w", neighbours, window)
+
+            stmts = [*tir.alloc([picked]), pick(tir.i64(0), [tir.i64(r) for r in range(tile.rows)])]
+            if count > 1:
+                stmts.append(tir.loop("v", count - 1, beside))
+            last = tir.i64(count - 1)
+            return [*stmts, tir.loop("w", neighbours, lambda w: multiply(last, w))]
 
         stmts, done = [], 0
         while loads := windows.loads(self.cpu, lanes, done):

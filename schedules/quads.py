@@ -197,7 +197,7 @@ _LANES = {
 def functions(cpu: Cpu, called: Set[str]) -> str:
     """LLVM's text of those functions of this file that are ``called``."""
     product = _DOT if set(VNNI) & set(cpu.features) else _HALVES
-    text = ""
+    text, shuffles = "", set()
     for name in sorted(called):
         kind, *numbers = name.removeprefix("sparsec_").split("_")
         if kind == "quad":
@@ -207,7 +207,14 @@ def functions(cpu: Cpu, called: Set[str]) -> str:
             per_window, loads, lanes = map(int, numbers)
             windows = Windows(0, WINDOW, per_window)
             text += (_choices if kind == "choices" else _picked)(name, windows, loads, lanes)
+            shuffles.add(lanes)
+    for n in sorted(shuffles):
+        text += f"declare <{4 * n} x i8> {_shuffle(n)}(<{4 * n} x i8>, <{4 * n} x i8>)\n"
     return text
+
+
+def _shuffle(n: int) -> str:
+    return f"@llvm.x86.{_LANES[n]['pshufb']}"
 
 
 def _choices(name: str, windows: Windows, loads: int, n: int) -> str:
@@ -226,9 +233,8 @@ define weak_odr <{n} x i32> @{name}(ptr %from) alwaysinline {{
 
 
 def _picked(name: str, windows: Windows, loads: int, n: int) -> str:
-    size, shuffle = 4 * n, f"@llvm.x86.{_LANES[n]['pshufb']}"
+    size = 4 * n
     text = f"""
-declare <{size} x i8> {shuffle}(<{size} x i8>, <{size} x i8>)
 define weak_odr <{n} x i32> @{name}(ptr %from, <{n} x i32> %lanes) alwaysinline {{
   %choices = bitcast <{n} x i32> %lanes to <{size} x i8>
 """
@@ -238,7 +244,7 @@ define weak_odr <{n} x i32> @{name}(ptr %from, <{n} x i32> %lanes) alwaysinline 
         before = f"%words{load - 1}" if load else "poison"
         text += f"""  %at{load} = getelementptr i8, ptr %from, i64 {load * size}
   %inputs{load} = load <{size} x i8>, ptr %at{load}, align 1
-  %each{load} = call <{size} x i8> {shuffle}(<{size} x i8> %inputs{load}, <{size} x i8> %choices)
+  %each{load} = call <{size} x i8> {_shuffle(n)}(<{size} x i8> %inputs{load}, <{size} x i8> %choices)
   %words{load} = select <{size} x i1> <{mask}>, <{size} x i8> %each{load}, <{size} x i8> {before}
 """
     return f"""{text}  %result = bitcast <{size} x i8> %words{loads - 1} to <{n} x i32>

@@ -99,7 +99,7 @@ def test_no_product_saturates(level):
     "pattern,k,n",
     [
         (Pattern(2, 4, 32), 131, 70),  # a tail of 3 inputs, and of 6 channels
-        (Pattern(1, 4, 16), 64, 33),
+        (Pattern(1, 4, 16), 700, 33),  # vectors of words from four loads, from two, and single words
         (Pattern(2, 8, 48), 50, 96),
         (Pattern(3, 4, 16), 31, 16),
         (Pattern(1, 8, 32), 67, 40),  # wider than a window
