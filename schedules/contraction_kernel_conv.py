@@ -5,6 +5,7 @@ known when the code is made: a tile at the left or right border adds each kernel
 have it.
 """
 
+import functools
 import math
 
 from tvm import tirx
@@ -46,12 +47,13 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
         def index(r, column):
             return [b, i, pixel + r, channel + column]
 
-        def column_taps(p, q, chosen):
-            def at(r, c):
-                iw = (pixel + r) * spec.strides[1] + q * spec.dilations[1] - spec.pads[1]
-                return [b, input_row(p), iw, tir.offset(c, group_index * spec.depth)]
+        def input_at(tap, r, c):
+            p, q = tap
+            iw = (pixel + r) * spec.strides[1] + q * spec.dilations[1] - spec.pads[1]
+            return [b, input_row(p), iw, tir.offset(c, group_index * spec.depth)]
 
-            return reduce.over_channels(tile, panel, [p, q], at, chosen)
+        def column_taps(p, q, chosen):
+            return reduce.over_channels(tile, panel, [p, q], functools.partial(input_at, (p, q)), chosen)
 
         def input_row(p):
             return i * spec.strides[0] + p * spec.dilations[0] - spec.pads[0]
@@ -66,7 +68,10 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
                 for stmt in column_taps(p, tir.i64(q), chosen)
             )
 
-        taps = clipped_rows(spec, i, row_taps) if any(run.valid) else tir.nothing()
+        if not any(spec.pads):
+            taps = tir.seq(reduce.over_window(tile, panel, (spec.k_h, spec.k_w), input_at))
+        else:
+            taps = clipped_rows(spec, i, row_taps) if any(run.valid) else tir.nothing()
         return tir.seq(
             [
                 *tile.allocate(),

@@ -6,6 +6,7 @@ one whose weights are in the cache: hardware prefetchers stop at a page and star
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ class Reduction:
                     loops.append(step(tir.i64(whole), dense, last))
                 return loops
             case "shared" if self.element.windows(pattern, self.depth):
-                return self._windows(tile, panel, tap, at)
+                return self._windows(tile, panel, (), lambda _: tap, lambda _, r, c: at(r, c))
             case "shared":
                 block = tirx.floordiv(panel, tir.i64(pattern.block // PANEL))
                 kept = lambda slot: tir.load(self.weights[1], block, *tap, slot).astype("int64")  # noqa: E731
@@ -95,6 +96,16 @@ class Reduction:
             rest, skip = stored - slots, self.depth - stored
             loops.append(tir.loop("k", rest, lambda k: step(k, dense, [k + skip]), start=slots))
         return loops
+
+    def over_window(self, tile: Tile, panel, shape: tuple[int, int], at: Callable) -> list[tir.Stmt]:
+        """Adds every tap of a window of ``shape``, all inside ``x``; ``at(tap, r, c)`` has its tap, too."""
+        if self.pattern.form(self.depth) == "shared" and self.element.windows(self.pattern, self.depth):
+            return self._windows(tile, panel, shape, lambda t: tir.unflatten(t, shape), at)
+
+        def one(*tap):
+            return tir.seq(self.over_channels(tile, panel, [*tap], functools.partial(at, tap)))
+
+        return [tir.loop("p", shape[0], lambda p: tir.loop("q", shape[1], lambda q: one(p, q)))]
 
     def _fetch(self, tile: Tile, panel, tap: list, slot) -> list[tir.Stmt]:
         """Asks for one slot of the panels that the next tile takes, or of these ones further on.
@@ -126,40 +137,49 @@ class Reduction:
         product = functools.partial(self.element.multiply_add, self.cpu)
         return tile.multiply_add(x, w, span, chosen, product)
 
-    def _windows(self, tile: Tile, panel, tap: list, at: Callable) -> list[tir.Stmt]:
-        """Picks words into memory, a vector of them at once, and multiplies them from there."""
-        windows, lanes, words = self.element.windows(self.pattern, self.depth), tile.lanes, self.weights[1]
-        block = tirx.floordiv(panel, tir.i64(self.pattern.block // PANEL))
+    def _windows(
+        self, tile: Tile, panel, shape: tuple[int, ...], tap: Callable, at: Callable
+    ) -> list[tir.Stmt]:
+        """Picks words into memory, a vector of them at once, and multiplies them from there.
 
-        def step(word, value: Callable) -> tir.Stmt:
-            weight = self._weight(tile, panel, tap, word)
+        ``tap(t)`` are the coordinates of tap ``t`` of ``shape``, ``at(tap, r, c)`` those in ``x``.
+        """
+        windows, lanes, words = self.element.windows(self.pattern, self.depth), tile.lanes, self.weights[1]
+        block, taps = tirx.floordiv(panel, tir.i64(self.pattern.block // PANEL)), math.prod(shape)
+
+        def step(where: list, word, value: Callable) -> tir.Stmt:
+            weight = self._weight(tile, panel, where, word)
             product = self._multiply_add(tile, lambda r, _: value(r), weight, tile.columns, None)
-            return tir.seq([*self._fetch(tile, panel, tap, word), product])
+            return tir.seq([*self._fetch(tile, panel, where, word), product])
 
         def vectors(first: int, count: int, loads: int) -> list[tir.Stmt]:
-            """``count`` vectors of words from ``first`` on; one is picked beside the products of another."""
+            """``count`` vectors of words of each tap; one is picked beside the products of another."""
             span, neighbours = windows.span(lanes, loads), lanes // GROUP
             picked = tir.scratch("picked", 2, tile.rows, lanes, dtype="int32")
             share = -(-tile.rows // neighbours)
 
+            def place(v):
+                return tap(tirx.floordiv(v, tir.i64(count))), first + tirx.floormod(v, tir.i64(count)) * span
+
             def pick(v, rows: list) -> tir.Stmt:
-                word = first + v * span
-                choices = windows.choices_at(words, [block, *tap, word], lanes, loads)
+                where, word = place(v)
+                choices = windows.choices_at(words, [block, *where, word], lanes, loads)
                 name = tirx.Var("choices", choices.ty)
                 stmts = [tirx.Bind(name, choices)]
                 for r in rows:
-                    value = windows.picked(self.x, at(r, windows.start(word)), name, lanes, loads)
-                    place = tirx.floormod(v, tir.i64(2)), r, tir.i64(0)
-                    stmts.append(tir.vector_store(picked, value, *place, lanes=lanes))
+                    value = windows.picked(self.x, at(where, r, windows.start(word)), name, lanes, loads)
+                    to = tirx.floormod(v, tir.i64(2)), r, tir.i64(0)
+                    stmts.append(tir.vector_store(picked, value, *to, lanes=lanes))
                 return tir.seq(stmts)
 
             def multiply(v, window) -> tir.Stmt:
+                where, start = place(v)
                 stmts = []
                 for load, part in itertools.product(range(loads), range(windows.per_window)):
                     word, lane = windows.place(lanes, 0, load, part)
-                    word += first + v * span + window * windows.per_window
-                    place = tirx.floormod(v, tir.i64(2)), lane + window * GROUP
-                    stmts.append(step(word, lambda r, p=place: tir.load(picked, p[0], tir.i64(r), p[1])))
+                    word += start + window * windows.per_window
+                    of = tirx.floormod(v, tir.i64(2)), lane + window * GROUP
+                    stmts.append(step(where, word, lambda r, o=of: tir.load(picked, o[0], tir.i64(r), o[1])))
                 return tir.seq(stmts)
 
             def beside(v) -> tir.Stmt:
@@ -170,9 +190,9 @@ class Reduction:
                 return tir.loop("w", neighbours, window)
 
             stmts = [*tir.alloc([picked]), pick(tir.i64(0), [tir.i64(r) for r in range(tile.rows)])]
-            if count > 1:
-                stmts.append(tir.loop("v", count - 1, beside))
-            last = tir.i64(count - 1)
+            if taps * count > 1:
+                stmts.append(tir.loop("v", taps * count - 1, beside))
+            last = tir.i64(taps * count - 1)
             return [*stmts, tir.loop("w", neighbours, lambda w: multiply(last, w))]
 
         stmts, done = [], 0
@@ -182,14 +202,19 @@ class Reduction:
             stmts += vectors(done, count, loads)
             done += count * span
 
-        def single(word) -> tir.Stmt:
+        def single(where: list, word) -> tir.Stmt:
             choice, start = tirx.Var("choice", "int32"), windows.start(word)
-            bind = tirx.Bind(choice, tir.load(words, block, *tap, word))
-            take = lambda r: windows.picked_singly(self.x, lambda c: at(r, c), start, choice)  # noqa: E731
-            return tir.seq([bind, step(word, take)])
+            bind = tirx.Bind(choice, tir.load(words, block, *where, word))
+            take = lambda r: windows.picked_singly(  # noqa: E731
+                self.x, lambda c: at(where, r, c), start, choice
+            )
+            return tir.seq([bind, step(where, word, take)])
 
         if done < windows.words:
-            stmts.append(tir.loop("k", windows.words - done, single, start=done))
+            rest = windows.words - done
+            stmts.append(
+                tir.loop("t", taps, lambda t: tir.loop("k", rest, lambda k: single(tap(t), k), start=done))
+            )
         return stmts
 
     def _gather(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:
