@@ -18,6 +18,7 @@ from sparsec.schedules import (
     fallback,
     hoist,
     layer_norm,
+    pairs,
     recurrent,
     softmax,
     sparsemax,
@@ -58,5 +59,5 @@ def _schedule_one(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
         scheduled = rule(func, cpu)
         if scheduled is not None:
             hoisted = hoist.hoist(scheduled, cpu.name)
-            return elements.imported(hoisted, cpu).with_attr(RULE, name)
+            return pairs.imported(elements.imported(hoisted, cpu), cpu).with_attr(RULE, name)
     return func.with_attr(RULE, "unscheduled")

@@ -40,6 +40,7 @@ from sparsec.schedules.depthwise import Depthwise
 from sparsec.schedules.elements import FLOAT32, Element, element, stored_pattern
 from sparsec.schedules.layout import DENSE, PANEL, Pattern
 from sparsec.schedules.layout_strips import Strips, strips_of
+from sparsec.schedules.weight_quant import QuantGemm
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def packed_for(spec, permute: bool):
     return spec if other.strips == spec.strips else other
 
 
-Spec = Gemm | Conv | Depthwise | BatchMatmul
-KINDS = {kind.__name__: kind for kind in (Gemm, Conv, Depthwise, BatchMatmul)}
+Spec = Gemm | Conv | Depthwise | BatchMatmul | QuantGemm
+KINDS = {kind.__name__: kind for kind in (Gemm, Conv, Depthwise, BatchMatmul, QuantGemm)}
 
 
 def find_anchor(func: tirx.PrimFunc) -> tuple[Spec, tir.Block] | None:

@@ -21,6 +21,8 @@ from sparsec.schedules.depthwise_kernel import depthwise_body
 from sparsec.schedules.elements import INT8
 from sparsec.schedules.layout import DENSE, panels
 from sparsec.schedules.target import Cpu
+from sparsec.schedules.weight_quant import QuantGemm
+from sparsec.schedules.weight_quant_kernel import quant_body
 
 #: Attribute of a function: the panels that its tiles span, where measuring found better than counting.
 TILE_PANELS = "sparsec.tile_panels"
@@ -50,6 +52,9 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
             body = gemm_body(cpu, spec.x_shape[:-1], spec.out_c, tap, reduce, epilogue, plan)
         else:
             body = conv_body(cpu, spec, reduce, epilogue, plan)
+    elif isinstance(spec, QuantGemm):
+        operands = dict(zip(spec.read_order, [x, *weights], strict=True))
+        body = quant_body(cpu, spec, operands, epilogue)
     elif isinstance(spec, BatchMatmul):
         body = batch_matmul_body(cpu, spec, x, weights[0], epilogue, plan)
     else:
@@ -133,6 +138,9 @@ def operands(spec, block: tir.Block) -> tuple[tir.Buffer, list[tir.Buffer]]:
         if not any(node.source.same_as(known) for known in read):
             read.append(node.source)
 
+    if isinstance(spec, QuantGemm):
+        tvm_ffi.structural_walk(product, (tir.TensorLoad, visit), order="pre")
+        return read[0], read[1:]
     tvm_ffi.structural_walk(product.a, (tir.TensorLoad, visit), order="pre")
     activation = kind_of(spec).activation
     (x,) = (buffer for buffer in read if tir.dtype_of(buffer) == activation)
