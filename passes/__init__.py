@@ -23,6 +23,7 @@ from sparsec.passes.sparsemax import RecogniseSparsemax
 from sparsec.passes.sparsemax_insert import InsertSparsemax
 from sparsec.passes.threshold import RecogniseThreshold
 from sparsec.passes.threshold_insert import InsertThreshold
+from sparsec.passes.weight_quant import QuantiseWeights
 
 # In the order in which they run: always, each exact, before any inserter.
 RECOGNISERS: tuple[type[SparsecPass], ...] = (
@@ -35,7 +36,7 @@ RECOGNISERS: tuple[type[SparsecPass], ...] = (
 )
 
 # In the order in which they are listed to the user; they run in the order of the pipeline text.
-INSERTERS: tuple[type[SparsecPass], ...] = (PruneNM, InsertSparsemax, InsertThreshold)
+INSERTERS: tuple[type[SparsecPass], ...] = (PruneNM, InsertSparsemax, InsertThreshold, QuantiseWeights)
 
 
 # Recognisers that must see a model before ingest refuses what only the recognised form spares: entmax's

@@ -18,6 +18,7 @@ from sparsec.compiler.to_relax import (
     resize,
     rows,
     scan,
+    weight_quant,
 )
 
 OURS = "ai.sparsec"
@@ -26,6 +27,7 @@ CONVERTERS = {
     ("", "MatMul"): linear.matmul,
     (OURS, "NMMatMul"): linear.matmul,
     (OURS, "NMMatMulLowRank"): low_rank.matmul,
+    (OURS, "WeightQuantMatMul"): weight_quant.matmul,
     ("", "Gemm"): linear.gemm,
     (OURS, "NMGemm"): linear.gemm,
     (OURS, "ConvNHWC"): linear.conv,

@@ -61,6 +61,7 @@ class Importer(ONNXGraphImporter):
         self.permute = permute
         self.labels: dict[int, str] = {}
         self.layers: list[dict] = []
+        self.rounded: dict[tuple, list] = {}  # activations that meet quantised weights
         self.stored: dict[ir.Value, tuple] = {}  # results that a kernel has written in another axis order
         self._nodes = _Values(model.graph.initializers)
         self._by_name = {node.name: node for node in model.graph}

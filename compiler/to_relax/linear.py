@@ -134,7 +134,7 @@ def record(
     importer, node: ir.Node, weight: np.ndarray, packed_bytes: int, precision: str = FLOAT32.name
 ) -> None:
     """Adds the layer of ``node``, packed by now, to what the artifact says of its layers."""
-    lower = {"precision": precision} if PRECISION in node.metadata_props else {}
+    lower = {"precision": precision} if PRECISION in node.metadata_props or precision != FLOAT32.name else {}
     importer.forget(node.inputs[1])  # two copies of every weight would double the memory of a compilation
     importer.layers.append(
         {
