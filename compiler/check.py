@@ -9,6 +9,7 @@ import numpy as np
 from sparsec.compiler import reference
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.reference import Difference
+from sparsec.compiler.request import WEIGHT_PASSES
 from sparsec.runtime import Model, load
 
 
@@ -24,7 +25,7 @@ class Oracle:
 
     @cached_property
     def unoptimised(self) -> dict[str, np.ndarray]:
-        if self.precision != "fp32":
+        if self.precision not in ("fp32", *WEIGHT_PASSES):
             return reference.run_reference(reference.rounded(self.model, self.precision), self.feeds)
         return reference.run_reference(self.model, self.feeds, optimised=False)
 

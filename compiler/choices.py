@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.request import CompileRequest, runnable
+from sparsec.compiler.to_relax import weight_quant
 from sparsec.compiler.to_relax.linear import attribute, pattern_text
 from sparsec.compiler.to_relax.products import products
 from sparsec.compiler.tuning import measure
@@ -77,6 +78,10 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
     found, slower = Choices(), []
     for name, node in nodes.items():
         specs = [spec for spec, _ in layers[name]]
+        if node.op_type == weight_quant.NAME:
+            found.kernels[name] = "sparse"
+            found.findings.append(finding(node, "sparse", "half the bytes of weights that memory delivers"))
+            continue
         dense, sparse = (sum(times[spec][i] for spec in specs) for i in (0, 1))
         how = times[specs[0]][2]
         kernel = "sparse" if sparse <= dense * NEAR_TIE else "dense"

@@ -52,10 +52,11 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
 def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, dump: Dump) -> package.Made:
     """All that ``compile_model`` does for one network, but to publish it; its weights go into ``weights``."""
     levels = cpu_levels(request.target, request.precision)
-    pipeline = passes.parse_pipeline(request.passes)
+    pipeline = passes.parse_pipeline(request.pipeline)
 
     source = read_model(request, pipeline, stages, dump)
     model, inputs, outputs, findings = source.model, source.inputs, source.outputs, source.findings
+    judged = precision.judged(model, request.precision)
     states = resolve(request.states, inputs, outputs)
     with stages("choose kernels"):
         findings += precision.assign(model, request.precision, levels)
@@ -99,7 +100,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
             layers=layers,
             choices=choices.kernels,
             tiles=tiles,
-            precision=request.precision,
+            precision=judged,
         )
         if request.verify:
             with stages("check against ONNX Runtime"):
@@ -108,12 +109,12 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
                 runs = {level: partial(check.run_artifact, trial) for level, trial in trials.items()}
                 runs |= emulator.runs(plans, objects, Path(folder))
                 manifest["receipt"] = check.receipt(
-                    runs, source.meant, source.feeds, bool(request.calib), request.precision
+                    runs, source.meant, source.feeds, bool(request.calib), judged
                 )
                 manifest["receipt"] |= emulator.remarks(levels, runs)
         if request.exportable:
             with stages("keep a sample"):
-                members[package.SAMPLE] = sample.make(source.meant, source.feeds, plan, request.precision)
+                members[package.SAMPLE] = sample.make(source.meant, source.feeds, plan, judged)
 
     report = {
         "levels": list(levels),
@@ -121,7 +122,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         "findings": [finding.to_json() for finding in findings],
         "choices": choices.kernels,
         "tiles": tiles,
-        "precision": request.precision,
+        "precision": judged,
         "receipt": manifest["receipt"],
         "packings": [list(packing.levels) for packing in packings],
         "kernels": dict(Counter(built[0][0].rules.values())),

@@ -33,7 +33,7 @@ _LOOKED_THROUGH = {*STEPS, "Mul", "Div"}
 
 def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Finding]:
     """Marks every layer of ``model`` with its precision, for ``linear.layer``; one finding for each."""
-    if precision == "fp32":
+    if precision != "bf16":
         return []
     findings = []
     for node in model.graph:
@@ -43,6 +43,12 @@ def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Fin
             outcome = "declined" if wanted == FLOAT32.name else "applied"
             findings.append(Finding("precision", node.name, outcome, reason, "float32", wanted))
     return findings
+
+
+def judged(model: ir.Model, precision: str) -> str:
+    """The precision whose tolerance ``model`` is compared with, ``precision`` being asked for."""
+    quantised = any(node.op_type == weight_quant.NAME for node in model.graph)
+    return "int8-weights" if precision == "fp32" and quantised else precision
 
 
 def _wanted(node: ir.Node, levels: tuple[str, ...]) -> tuple[str, str]:

@@ -21,8 +21,16 @@ from sparsec.compiler.plan import Port
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
 #: RELATIVE by precision.  bfloat16 has 8 bits: a rounding is 2^-9 of a value, and layers add theirs up;
-#: float16 and tf32 have 11.
-TOLERANCE = {"fp32": RELATIVE, "tf32": 2.5e-3, "fp16": 2.5e-3, "bf16": 2e-2}
+#: float16 and tf32 have 11.  Where weights alone are quantised, the reference has the same ones, and activations
+#: lose 2^-16 in each layer.
+TOLERANCE = {
+    "fp32": RELATIVE,
+    "tf32": 2.5e-3,
+    "fp16": 2.5e-3,
+    "bf16": 2e-2,
+    "int8-weights": 1e-3,
+    "int4-weights": 1e-3,
+}
 HALF = 2e-3  # for float16, relative and absolute: two units in the last place
 SPREAD = 4.0
 MAX_SPREAD = {
@@ -30,6 +38,8 @@ MAX_SPREAD = {
     "tf32": 0.1,
     "fp16": 0.1,
     "bf16": 0.5,
+    "int8-weights": 1e-2,
+    "int4-weights": 1e-2,
 }  # of the scale; beyond, the model only amplifies its rounding
 SEED = 0
 #: What ``rounded`` rounds the first two inputs of.

@@ -20,10 +20,16 @@ TARGETS = {
 GPUS = ("sm_80", "sm_87", "sm_89", "sm_90")
 """What ``cuda`` means, oldest first; ``cuda:sm_87`` is one of them."""
 SPARSITY = ("auto", "require", "off")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
-CPU_PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8-weights", "int4-weights")
+CPU_PRECISIONS = ("fp32", "bf16", "int8-weights", "int4-weights")
+#: What rounds the weights where that is all of a precision.
+WEIGHT_PASSES = {"int8-weights": "quantise-weights{bits=8}", "int4-weights": "quantise-weights{bits=4}"}
 #: Levels that only artifacts of a lower precision have, those with instructions for it.
-LOW_PRECISION = {"bf16": ("v4bf16",), "int8": ("v4vnni", "v3vnni")}
+LOW_PRECISION = {
+    "bf16": ("v4bf16",),
+    "int8": ("v4vnni", "v3vnni"),
+    **dict.fromkeys(WEIGHT_PASSES, ("v4vnni", "v3vnni")),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class CompileRequest:
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
     ignores patterns.  ``precision``: ``bf16`` lets layers compute in bfloat16, see ``precision.py``; GPUs
-    have ``fp16`` and ``tf32`` as well, see ``cuda/choices.py``.
+    have ``fp16`` and ``tf32`` as well, see ``cuda/choices.py``; ``int8-weights`` and ``int4-weights`` round
+    weights alone, see ``pipeline``.
     ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.  ``variants``: the
@@ -80,6 +87,7 @@ class CompileRequest:
 
     def _check_gpu(self):
         for option, given in (
+            (f"--precision {self.precision}", self.precision in WEIGHT_PASSES),
             ("--state", self.states),
             ("--variants", self.variants),
             ("--exportable", self.exportable),
@@ -101,6 +109,11 @@ class CompileRequest:
         }
         if option := next((name for name, given in others.items() if given), None):
             raise CompileError(f"--variants with {option}: one network is required; compile it by itself")
+
+    @property
+    def pipeline(self) -> str:
+        """``passes``, and behind them the one that ``precision`` stands for."""
+        return ",".join(filter(None, [self.passes, WEIGHT_PASSES.get(self.precision)]))
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)

@@ -18,10 +18,19 @@ import onnx_ir as ir
 
 from sparsec.passes.base import PassError, SparsecPass
 from sparsec.passes.findings import Finding
-from sparsec.passes.graph import add_constant, attribute, node_name, replace_node, replace_with_op
+from sparsec.passes.graph import (
+    add_constant,
+    attribute,
+    const_array,
+    is_op,
+    node_name,
+    replace_node,
+    replace_with_op,
+)
 from sparsec.passes.nm_choice import Choice
 from sparsec.passes.nm_layers import Layer, find_layers
 from sparsec.passes.ops import DOMAIN, ensure_function
+from sparsec.passes.ops.weight_quant import NAME, dequantised
 
 BITS = (8, 4)
 #: Group where none is asked for: 4 bits need a scale for fewer weights.
@@ -37,12 +46,15 @@ class QuantiseWeights(SparsecPass):
     """Weights of `bits`, `group` input channels with a scale; `layers` and `skip` choose by node name."""
 
     NAME: ClassVar[str] = "quantise-weights"
-    SUMMARY: ClassVar[str] = "round the weights of MatMul and Gemm to 8 or 4 bits, with a scale for each group"
+    SUMMARY: ClassVar[str] = (
+        "round the weights of MatMul and Gemm to 8 or 4 bits, with a scale for each group"
+    )
     EXAMPLE: ClassVar[str] = "quantise-weights{bits=4,group=32,skip=*head*}"
 
     bits: int = field(default=8, metadata={"help": "bits of a weight", "choices": BITS})
     group: int = field(
-        default=0, metadata={"help": f"input channels that share a scale, 0: {GROUP[8]} or, of 4 bits, {GROUP[4]}"}
+        default=0,
+        metadata={"help": f"input channels that share a scale, 0: {GROUP[8]} or, of 4 bits, {GROUP[4]}"},
     )
     min_size: int = field(default=4096, metadata={"help": "layers with fewer weights stay as they are"})
     layers: str = field(default="*", metadata={"help": "only nodes with such names: globs, joined by |"})
@@ -69,8 +81,10 @@ class QuantiseWeights(SparsecPass):
                 made[key] = self._constants(model, layer)
             constants, error = made[key]
             _put(model, layer, constants, self.bits)
-            reason = f"{self.bits} bits, groups of {self._group()}: {100 * error:.2g} % of the weights' norm lost"
-            findings.append(self.applied(name, reason, before, "ai.sparsec.WeightQuantMatMul"))
+            reason = (
+                f"{self.bits} bits, groups of {self._group()}: {100 * error:.2g} % of the weights' norm lost"
+            )
+            findings.append(self.applied(name, reason, before, f"{DOMAIN}.{NAME}"))
         return findings
 
     def _group(self) -> int:
@@ -81,14 +95,23 @@ class QuantiseWeights(SparsecPass):
         values, scale, error = quantise(weight, self.bits, self._group())
         index = np.arange(weight.shape[1]) // self._group()
         arrays = {"q": values, "scale": scale, "zero": np.zeros(scale.shape, np.int8), "group": index}
-        constants = [add_constant(model, f"{layer.value.name}_{name}", array) for name, array in arrays.items()]
+        name = layer.value.name
+        constants = [add_constant(model, f"{name}_{part}", array) for part, array in arrays.items()]
         return constants, error
 
 
-def quantise(weight: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """int8 values `[n, k]` and float32 scales `[n, groups]` of float32 `weight [n, k]`, and the relative error.
+def restore(model: ir.Model) -> None:
+    """Gives products back their float32 weights, for targets whose kernels multiply no others."""
+    for node in [n for n in model.graph if is_op(n, NAME, domain=DOMAIN)]:
+        constants = [const_array(value) for value in node.inputs[1:]]
+        weight = add_constant(model, f"{node.name}_weight", np.ascontiguousarray(dequantised(*constants).T))
+        replace_node(node, ir.node("MatMul", [node.inputs[0], weight], name=node.name))
 
-    The error is that of the Frobenius norm.
+
+def quantise(weight: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """int8 values `[n, k]` and float32 scales `[n, groups]` of float32 `weight [n, k]`, and what is lost.
+
+    What is lost is relative, in the Frobenius norm.
     """
     n, k = weight.shape
     count, rows = -(-k // group), max(1, _CHUNK // k)
@@ -151,10 +174,10 @@ def _put(model: ir.Model, layer: Layer, constants: list[ir.Value], bits: int) ->
     x, added = node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else None
     beta = attribute(node, "beta", 1.0)
     if added is None or not beta:
-        replace_with_op(model, node, "WeightQuantMatMul", [x, *constants], attributes)
+        replace_with_op(model, node, NAME, [x, *constants], attributes)
         return
-    ensure_function(model, "WeightQuantMatMul")
-    product = _before(node, "WeightQuantMatMul", [x, *constants], attributes, domain=DOMAIN, name=node.name)
+    ensure_function(model, NAME)
+    product = _before(node, NAME, [x, *constants], attributes, domain=DOMAIN, name=node.name)
     if beta != 1.0:
         factor = add_constant(model, f"{node.name}_beta", np.array(beta, np.float32))
         added = _before(node, "Mul", [added, factor], name=f"{node.name}/beta")
@@ -164,7 +187,7 @@ def _put(model: ir.Model, layer: Layer, constants: list[ir.Value], bits: int) ->
 def _before(node: ir.Node, op: str, inputs: list[ir.Value], attributes=None, **kind) -> ir.Value:
     """The result of a new node in front of `node`, of the type of what it computes with."""
     new = ir.node(op, inputs, attributes, **kind)
-    like = node.outputs[0] if op == "WeightQuantMatMul" else inputs[0]
+    like = node.outputs[0] if op == NAME else inputs[0]
     new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = kind["name"], like.type, like.shape
     node.graph.insert_before(node, new)
     return new.outputs[0]

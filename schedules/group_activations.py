@@ -3,8 +3,8 @@
     scale = max(max|x|, 2^-100) / 32639,   q = round(x / scale)     over the channels of a group
 
 ``X[..., 0, :]`` has the numbers q themselves, in the order 0 2 1 3 within each four: so a pair of them
-meets two bytes of a word that are two apart.  ``X[..., 1, :]`` has them as bytes, first all the upper ones, then all
-the lower ones, both signed: ``q = 256 * upper + lower``.  A kernel reads what its CPU multiplies.
+meets two bytes of a word that are two apart.  ``X[..., 1, :]`` has them as bytes, first all the upper ones,
+then all the lower ones, both signed: ``q = 256 * upper + lower``.  A kernel reads what its CPU multiplies.
 ``XS[..., 0, :]`` has the scales, ``XS[..., 1, :]`` the sums of q, which float32 holds exactly.
 
 A group that holds a NaN or an infinity has that for its scale, so no product with it is finite either.  The

@@ -1,7 +1,7 @@
 """Products of 16-bit integers, two in a lane of 32 bits, exact on every CPU.
 
-``madd(sum, x, w) = sum + x0 * w0 + x1 * w1``, of the int16 halves of ``x`` and ``w``.  x86 has an instruction for
-the two products (``vpmaddwd``), and with VNNI one for all (``vpdpwssd``), which LLVM makes of it and the sum.
+``madd(sum, x, w) = sum + x0 * w0 + x1 * w1``, of the int16 halves of ``x`` and ``w``.  x86 has an instruction
+for the two products (``vpmaddwd``).
 """
 
 import tvm_ffi

@@ -217,7 +217,7 @@ def why_not(bits: int, group: int, pattern: Pattern, zeros: bool) -> str | None:
     if pattern.scattered or pattern.block % PANEL:
         return f"patterns shared by a multiple of {PANEL} channels are required"
     if group % pattern.m or pattern.kept_inputs(group) % PER_WORD[bits]:
-        return f"a group of {group} must hold whole groups of {pattern.m}, and {PER_WORD[bits]} kept weights a word"
+        return f"{group} channels are no whole groups of {pattern.m}, or their kept weights no whole words"
     return None
 
 

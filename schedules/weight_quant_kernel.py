@@ -1,10 +1,10 @@
 """The kernel of products with quantised weights: a block of channels by a few rows, group after group.
 
 Within a group everything is integer: a vector of packed words is taken apart by shifts and masks, and its
-parts are multiplied with broadcast words of activations.  With VNNI these are four upper bytes, then four lower
-ones, with sums of their own; else they are pairs of 16 bits.  After a group the sums are scaled and added
-to float32 ones, which matter only there and may leave the registers meanwhile.  A block is one stream of
-memory, fetched ``AHEAD`` bytes before its use.
+parts are multiplied with broadcast words of activations.  With VNNI these are four upper bytes, then four
+lower ones, with sums of their own; else they are pairs of 16 bits.  After a group the sums are scaled and
+added to float32 ones, which matter only there and may leave the registers meanwhile.  A block is one stream
+of memory, fetched ``AHEAD`` bytes before its use.
 
 Weights are stored without a sign, so a group's sums are too large by its zero points times the sum of its
 activations: of all, or of those that the pattern keeps, which are added up beside the products.

@@ -61,7 +61,7 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
             "kept": 1.0,
         }
     log("find sparsity")
-    findings = [finding.to_json() for finding in passes.run_pipeline(model, asked.passes)]
+    findings = [finding.to_json() for finding in passes.run_pipeline(model, asked.pipeline)]
     for layer in nm_layers.find_layers(model):
         if "m" in layer.node.attributes and node_name(layer.node) in layers:
             n, m = (layer.node.attributes[key].as_int() for key in ("n", "m"))

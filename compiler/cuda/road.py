@@ -25,6 +25,7 @@ from sparsec.compiler.plan import Plan
 from sparsec.compiler.planner import Weights, make_plan
 from sparsec.compiler.request import CompileRequest, gpu_names, native_level
 from sparsec.compiler.to_relax import Importer
+from sparsec.passes import weight_quant
 from sparsec.runtime import cpu
 from sparsec.runtime.errors import TargetError
 from sparsec.runtime.manifest import KERNELS, WEIGHTS
@@ -46,10 +47,11 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
     names = gpu_names(request.target)
     ptx = names[-1] if len(names) > 1 else None  # later GPUs translate it
     compiler = toolchain()  # before there is work to lose
-    pipeline = passes.parse_pipeline(request.passes)
+    pipeline = passes.parse_pipeline(request.pipeline)
 
     source = read_model(request, pipeline, stages, dump)
     with stages("choose kernels"):
+        weight_quant.restore(source.model)
         choices = choose(source.model, request)
         findings = source.findings + choices.findings
     with stages("lower to kernels"):

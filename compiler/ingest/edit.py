@@ -53,12 +53,14 @@ def _pinned(old: ir.Value, new: ir.Value) -> bool:
     return producer is None or new.is_graph_output() or producer.graph is not old.producer().graph
 
 
-def node_before(anchor: ir.Node, op_type: str, inputs, attributes=None, outputs: int = 1) -> ir.Node:
-    """A new standard node right before ``anchor``, named after it."""
+def node_before(
+    anchor: ir.Node, op_type: str, inputs, attributes=None, outputs: int = 1, domain: str = ""
+) -> ir.Node:
+    """A new node, by default a standard one, right before ``anchor``, named after it."""
     # Counted per graph, so that the same model always gets the same names.
     anchor.graph.meta["added"] = count = anchor.graph.meta.get("added", 0) + 1
     name = f"{anchor.name}/{op_type}_{count}"
-    new = ir.node(op_type, inputs, attributes or {}, num_outputs=outputs, name=name)
+    new = ir.node(op_type, inputs, attributes or {}, num_outputs=outputs, name=name, domain=domain)
     for index, value in enumerate(new.outputs):
         value.name = f"{name}/{index}"
     anchor.graph.insert_before(anchor, new)

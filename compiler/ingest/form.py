@@ -22,6 +22,7 @@ from sparsec.compiler.ingest import (
     sequences,
     simplify,
     support,
+    weight_quant,
 )
 from sparsec.compiler.ingest.errors import IngestError, quoted
 from sparsec.compiler.ingest.inference import infer
@@ -52,6 +53,8 @@ def _ingest(model: ir.Model, shapes: dict, dims: dict, log) -> ir.Model:
     declared = {v.name: freeze.source_dims(v) for v in (*model.graph.inputs, *model.graph.outputs)}
     freeze.freeze(model, shapes, dims, log)
     _forget_shapes(model)
+    for op_type in weight_quant.keep(model):
+        log(f"weights of {op_type} are kept as integers")
     if model.graph.opset_imports.get("", OPSET) > OPSET:
         infer(model)  # expanding what is newer needs the dtypes
     model = opset.convert(model)

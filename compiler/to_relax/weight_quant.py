@@ -1,4 +1,4 @@
-"""Products with weights of 8 or 4 bits: packed here, their activations rounded once for all that read them."""
+"""Products with weights of 8 or 4 bits: packed here, activations rounded once for all that read them."""
 
 import numpy as np
 import onnx_ir as ir
@@ -6,11 +6,10 @@ from tvm import relax
 
 from sparsec.compiler.to_relax.activations import reshaped
 from sparsec.compiler.to_relax.linear import attribute, gemm_layer, record
-from sparsec.passes.ops.weight_quant import dequantised
+from sparsec.passes.ops.weight_quant import NAME, dequantised
 from sparsec.schedules.layout import DENSE, Pattern
 from sparsec.schedules.weight_quant import QuantGemm, scale_dtype, why_not
 
-OP = "WeightQuantMatMul"
 #: Input channels of a group that a coarser one is cut into: integers must hold the sums.
 _FINE = 128
 
@@ -38,7 +37,9 @@ def spec_of(node: ir.Node, q, scale, zero, index, sparse: bool):
     group = int(np.searchsorted(index, 1)) if index[-1] else k
     if not np.array_equal(index, np.arange(k) // group):
         return "its groups are not neighbouring input channels"
-    fine = next((size for size in range(_FINE, 0, -16) if group % size == 0), group) if group > _FINE else group
+    fine = (
+        next((size for size in range(_FINE, 0, -16) if group % size == 0), group) if group > _FINE else group
+    )
     if group == k and group % 16:
         fine = min(_FINE, -(-k // 16) * 16)
     own = np.minimum(np.arange(-(-k // fine)) * fine // group, scale.shape[1] - 1)
@@ -59,6 +60,8 @@ def rounded(importer, x, spec: QuantGemm) -> list:
     if key not in importer.rounded:
         shapes, dtypes = zip(*spec.groups.args(), strict=True)
         flat = reshaped(importer, x, spec.x_shape)
-        both = importer.kernel("group_activations", spec.groups.prim_func(), [flat], list(shapes), list(dtypes))
+        both = importer.kernel(
+            "group_activations", spec.groups.prim_func(), [flat], list(shapes), list(dtypes)
+        )
         importer.rounded[key] = [importer.bb.emit(relax.TupleGetItem(both, i)) for i in range(2)]
     return importer.rounded[key]

@@ -36,7 +36,7 @@ def tune(
         )
     log("read the model")
     model = ingest(request.model, request.shapes, request.dims, log=log)
-    passes.run_pipeline(model, passes.parse_pipeline(request.passes))
+    passes.run_pipeline(model, passes.parse_pipeline(request.pipeline))
     channels_last(model)
     layers = _structures(model)
     records = []

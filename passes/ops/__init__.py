@@ -8,7 +8,9 @@ from sparsec.passes.base import PassError
 from sparsec.passes.ops import low_rank, nm, sparsemax, threshold, weight_quant
 from sparsec.passes.ops.base import DOMAIN, MIN_OPSET, VERSION, Attribute, OpDef, install
 
-OPS: dict[str, OpDef] = {op.name: op for op in (*threshold.OPS, *sparsemax.OPS, *nm.OPS, *low_rank.OPS, *weight_quant.OPS)}
+OPS: dict[str, OpDef] = {
+    op.name: op for op in (*threshold.OPS, *sparsemax.OPS, *nm.OPS, *low_rank.OPS, *weight_quant.OPS)
+}
 
 
 def ensure_function(model: ir.Model, name: str) -> ir.Function:

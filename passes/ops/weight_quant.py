@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from sparsec.passes.ops.base import Attribute, OpDef, function
 
+NAME = "WeightQuantMatMul"
 _INT = ir.AttributeType.INT
 _ATTRIBUTES = {
     "bits": Attribute(_INT, "8 or 4: how many bits the values of Q need", required=True),
@@ -43,12 +44,12 @@ def _body(opset: int) -> ir.Function:
         weight = tape.op("Transpose", [tape.op("Mul", [values, scale])], {"perm": [1, 0]})
         return tape.op("MatMul", [a, weight])
 
-    return function("WeightQuantMatMul", ["A", "Q", "S", "Z", "I"], opset, build, _ATTRIBUTES)
+    return function(NAME, ["A", "Q", "S", "Z", "I"], opset, build, _ATTRIBUTES)
 
 
 OPS = (
     OpDef(
-        name="WeightQuantMatMul",
+        name=NAME,
         inputs=(
             ("A", "[..., M, K], float"),
             ("Q", "[N, K], constant, int8; of 4 bits: -8 to 7"),

@@ -1,0 +1,207 @@
+"""Weights of 8 and 4 bits from a model to its artifact: rounded by the pass, or brought along."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from sparsec import passes
+from sparsec.compiler.ingest import ingest
+from sparsec.compiler.pipeline import compile_model
+from sparsec.compiler.request import CompileRequest
+from sparsec.passes.ops.weight_quant import dequantised
+from sparsec.passes.weight_quant import quantise, restore
+from sparsec.runtime import load
+
+RNG = np.random.default_rng(5)
+W1, W2 = (RNG.standard_normal(shape).astype("f") for shape in ((96, 80), (80, 70)))
+BIAS = RNG.standard_normal(70).astype("f")
+
+
+def model_of(text, opset=20, domains=(), **constants):
+    head = ", ".join([f'"" : {opset}', *(f'"{d}" : 1' for d in domains)])
+    proto = onnx.parser.parse_model(f"<ir_version: 10, opset_import: [{head}]> g {text}")
+    for name, value in constants.items():
+        tensor = value if isinstance(value, onnx.TensorProto) else onnx.numpy_helper.from_array(value)
+        tensor.name = name
+        proto.graph.initializer.append(tensor)
+    return proto
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A MatMul, and a Gemm with factors behind it."""
+    path = tmp_path_factory.mktemp("weight_quant") / "net.onnx"
+    text = """(float[3,96] x) => (float[3,70] y) {
+        a = MatMul(x, w1) b = Relu(a) y = Gemm<alpha = 0.5, beta = 2.0>(b, w2, c)
+    }"""
+    onnx.save(model_of(text, w1=W1, w2=W2, c=BIAS), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(network, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("artifact") / "net.sparsec")
+    return compile_model(CompileRequest(str(network), out, "native", precision="int4-weights"))
+
+
+def reference_of(model: ir.Model, x):
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def test_the_artifact_says_what_it_is(report):
+    assert [layer["precision"] for layer in report["layers"]] == ["int4 weights, groups of 32"] * 2
+    assert report["precision"] == "int4-weights"
+    assert report["receipt"]["max_error"]["y"]["max_rel_to_scale"] < 1e-4
+    assert report["receipt"]["tolerance"]["relative"] == 1e-3
+
+
+def test_computes_the_rounded_weights(network, report):
+    x = np.random.default_rng(1).standard_normal((3, 96)).astype("f")
+    (q1, s1, _), (q2, s2, _) = quantise(W1.T, 4, 32), quantise(0.5 * W2.T, 4, 32)
+    one, two = ((q.astype("d") * np.repeat(s, 32, 1)[:, : q.shape[1]]) for q, s in ((q1, s1), (q2, s2)))
+    want = np.maximum(x @ one.T, 0) @ two.T + 2 * BIAS
+    with load(report["out"]) as model:
+        got = model({"x": x})["y"]
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("bits,group,most", [(8, 64, 0.009), (4, 32, 0.11), (4, 16, 0.1)])
+def test_scales_are_better_than_the_largest(bits, group, most):
+    """Against scales that clip nothing, as round to nearest has them."""
+    weight = np.random.default_rng(2).standard_normal((40, 100)).astype("f")
+    q, scale, lost = quantise(weight, bits, group)
+    assert q.min() >= -(1 << bits - 1) and q.max() < 1 << bits - 1
+    found = q.astype("d") * np.repeat(scale, group, 1)[:, :100]
+    relative = np.linalg.norm(found - weight) / np.linalg.norm(weight)
+    assert relative == pytest.approx(lost, rel=1e-4) and lost < most
+    padded = np.pad(weight, ((0, 0), (0, -100 % group))).reshape(40, -1, group)
+    step = np.abs(padded).max(-1, keepdims=True) / ((1 << bits - 1) - 1)
+    plain = np.linalg.norm(np.rint(padded / step) * step - padded) / np.linalg.norm(weight)
+    assert lost < (0.96 if bits == 4 else 1.0) * plain
+
+
+def test_zeros_stay_zeros_and_groups_of_zeros_have_no_scale():
+    weight = np.random.default_rng(2).standard_normal((4, 64)).astype("f")
+    weight[:, ::2] = 0
+    weight[1, :32] = 0
+    q, scale, _ = quantise(weight, 4, 32)
+    assert not q[:, ::2].any() and scale[1, 0] == 0 and np.isfinite(scale).all()
+
+
+def test_the_pass_reports(network):
+    model = ingest(network)
+    findings = passes.run_pipeline(model, "quantise-weights{bits=4,group=16,min_size=6000}")
+    found = [(f.outcome, f.reason) for f in findings if f.pass_name == "quantise-weights"]
+    assert found[0][0] == "applied" and found[0][1].startswith("4 bits, groups of 16: ")
+    assert found[1] == ("declined", "5600 weights are fewer than min_size=6000")
+    x = np.random.default_rng(1).standard_normal((3, 96)).astype("f")
+    near, exact = reference_of(model, x), reference_of(ingest(network), x)
+    assert 0.01 < np.abs(near - exact).max() / np.abs(exact).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    "text,reason", [("bits=3", "bits must be"), ("group=24", "a multiple of 16, at most 256")]
+)
+def test_the_pass_refuses(text, reason):
+    with pytest.raises(passes.PassError, match=reason):
+        passes.parse_pipeline(f"quantise-weights{{{text}}}")
+
+
+def blocked(signed):
+    """Two products whose weights have scales and zero points for blocks, one of them transposed."""
+    kinds = (ir.DataType.INT8, ir.DataType.INT4) if signed else (ir.DataType.UINT8, ir.DataType.UINT4)
+    rng, constants = np.random.default_rng(3), {}
+    for i, (kind, shape, blocks) in enumerate(
+        zip(kinds, ((96, 80), (70, 80)), ((3, 80), (70, 5)), strict=True)
+    ):
+        low, high = (0, 16) if kind.bitwidth == 4 else (0, 256)
+        low, high = (low - high // 2, high // 2) if signed else (low, high)
+        for name, size in (("q", shape), ("z", blocks)):
+            values = rng.integers(low, high, size)
+            constants[f"{name}{i}"] = onnx.helper.make_tensor(
+                "t", int(kind), size, values.reshape(-1).tolist()
+            )
+        constants[f"s{i}"] = rng.random(blocks).astype("f") / 100
+    text = """(float[3,96] x) => (float[3,70] y) {
+        u = DequantizeLinear<axis = 0, block_size = 32>(q0, s0, z0) a = MatMul(x, u) b = Relu(a)
+        v = DequantizeLinear<axis = 1, block_size = 16>(q1, s1, z1) t = Transpose<perm = [1, 0]>(v)
+        y = MatMul(b, t)
+    }"""
+    return model_of(text, 21, **constants)
+
+
+def nbits():
+    rng = np.random.default_rng(3)
+    q, z = rng.integers(0, 256, (70, 3, 16)).astype(np.uint8), rng.integers(0, 256, 140).astype(np.uint8)
+    text = """(float[3,96] x) => (float[3,70] y) {
+        y = com.microsoft.MatMulNBits<K = 96, N = 70, bits = 4, block_size = 32>(x, q, s, z)
+    }"""
+    return model_of(text, 20, ["com.microsoft"], q=q, s=rng.random(210).astype("f") / 50, z=z)
+
+
+def by_channel():
+    rng = np.random.default_rng(3)
+    q, s = rng.integers(-127, 128, (70, 96)).astype(np.int8), rng.random(70).astype("f") / 500
+    text = """(float[3,96] x) => (float[3,70] y) {
+        w = DequantizeLinear<axis = 0>(q, s) y = Gemm<transB = 1>(x, w, c)
+    }"""
+    return model_of(text, 13, q=q, s=s, c=BIAS)
+
+
+@pytest.mark.parametrize(
+    "made,count",
+    [(blocked(True), 2), (blocked(False), 2), (nbits(), 1), (by_channel(), 1)],
+    ids=["int8 and int4", "uint8 and uint4", "MatMulNBits", "int8 by channel"],
+)
+def test_models_that_bring_integers(made, count, tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(made, path)
+    model = ingest(path)
+    kept = [node for node in model.graph if node.op_type == "WeightQuantMatMul"]
+    assert len(kept) == count
+    x = np.random.default_rng(1).standard_normal((3, 96)).astype("f")
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    want = session.run(None, {"x": x})[0]
+    assert np.abs(reference_of(model, x) - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_compiles_what_a_model_brings(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(nbits(), path)
+    report = compile_model(CompileRequest(str(path), str(tmp_path / "m.sparsec"), "native"))
+    assert report["precision"] == "int8-weights"
+    assert report["layers"][0]["precision"] == "int4 weights, groups of 32"
+    assert report["receipt"]["max_error"]["y"]["max_rel_to_scale"] < 1e-4
+
+
+def test_restore_gives_the_floats_back(network):
+    model, x = ingest(network), np.random.default_rng(1).standard_normal((3, 96)).astype("f")
+    passes.run_pipeline(model, "quantise-weights{bits=4}")
+    want = reference_of(model, x)
+    restore(model)
+    assert all(node.op_type != "WeightQuantMatMul" for node in model.graph)
+    np.testing.assert_array_equal(reference_of(model, x), want)
+
+
+def test_a_pattern_is_kept(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(
+        model_of("(float[2,64] x) => (float[2,96] y) { y = MatMul(x, w) }", w=np.tile(W1.T[:64], 1)), path
+    )
+    out, given = str(tmp_path / "m.sparsec"), "nm{n=2,m=4,block=32}"
+    report = compile_model(CompileRequest(str(path), out, "native", given, precision="int8-weights"))
+    (layer,) = report["layers"]
+    assert layer["pattern"] == "2:4x32" and layer["kernel"] == "sparse"
+    assert report["receipt"]["max_error"]["y"]["max_rel_to_scale"] < 1e-4
+    assert report["choices"] == {layer["name"]: "sparse"}
+
+
+def test_the_function_is_its_meaning(network):
+    model = ingest(network)
+    passes.run_pipeline(model, "quantise-weights")
+    node = next(node for node in model.graph if node.op_type == "WeightQuantMatMul")
+    q, s, z, i = (value.const_value.numpy() for value in node.inputs[1:])
+    assert np.abs(dequantised(q, s, z, i).T - W1).max() < 0.02
