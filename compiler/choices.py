@@ -16,13 +16,13 @@ import onnx_ir as ir
 
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.request import CompileRequest, runnable
-from sparsec.compiler.to_relax import weight_quant
 from sparsec.compiler.to_relax.linear import attribute, pattern_text
 from sparsec.compiler.to_relax.products import products
 from sparsec.compiler.tuning import measure
 from sparsec.compiler.tuning.candidates import Candidate, kernels
 from sparsec.compiler.tuning.database import Database
 from sparsec.passes import Finding
+from sparsec.passes.ops import weight_quant
 from sparsec.schedules.contraction import packed_for
 from sparsec.schedules.contraction_spec import to_text
 from sparsec.schedules.target import LEVELS

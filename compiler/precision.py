@@ -17,6 +17,7 @@ from sparsec.compiler.to_relax.linear import PRECISION, constant_layer, is_layer
 from sparsec.compiler.to_relax.narrow import VIEWS
 from sparsec.compiler.to_relax.views import STEPS
 from sparsec.passes import Finding
+from sparsec.passes.ops import weight_quant
 from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.elements import FLOAT32
 

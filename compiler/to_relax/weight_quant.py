@@ -6,7 +6,7 @@ from tvm import relax
 
 from sparsec.compiler.to_relax.activations import reshaped
 from sparsec.compiler.to_relax.linear import attribute, gemm_layer, record
-from sparsec.passes.ops.weight_quant import NAME, dequantised
+from sparsec.passes.ops.weight_quant import dequantised
 from sparsec.schedules.layout import DENSE, Pattern
 from sparsec.schedules.weight_quant import QuantGemm, scale_dtype, why_not
 

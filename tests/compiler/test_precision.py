@@ -191,9 +191,9 @@ def test_targets_and_their_levels():
     assert cpu_levels("x86", "bf16") == ("v4bf16", "v4", "v3")
     assert cpu_levels("x86:v3", "bf16") == ("v3",) and cpu_levels("arm", "bf16") == ("neon",)
     assert cpu_levels("native", "fp32") == cpu_levels("native")
-    with pytest.raises(CompileError, match="precision must be one of fp32, tf32, fp16, bf16, found 'fp8'"):
+    with pytest.raises(CompileError, match="precision must be one of fp32, tf32, fp16, bf16, .*found 'fp8'"):
         CompileRequest("m.onnx", "m.sparsec", precision="fp8")
-    with pytest.raises(CompileError, match="--precision fp16 is for GPUs; choose of fp32, bf16 for 'x86'"):
+    with pytest.raises(CompileError, match="--precision fp16 is for GPUs; choose of fp32, bf16, .*for 'x86'"):
         CompileRequest("m.onnx", "m.sparsec", precision="fp16")
 
 
