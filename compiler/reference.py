@@ -21,8 +21,8 @@ from sparsec.compiler.plan import Port
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
 #: RELATIVE by precision.  bfloat16 has 8 bits: a rounding is 2^-9 of a value, and layers add theirs up;
-#: float16 and tf32 have 11.  Where weights alone are quantised, the reference has the same ones, and activations
-#: lose 2^-16 in each layer.
+#: float16 and tf32 have 11.  Where weights alone are quantised, the reference has the same ones, and
+#: activations lose 2^-16 in each layer.
 TOLERANCE = {
     "fp32": RELATIVE,
     "tf32": 2.5e-3,

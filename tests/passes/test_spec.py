@@ -75,7 +75,10 @@ def test_spaces_defaults_and_empty_braces_do_not_matter():
 
 
 WRONG = {
-    "sparsmax": "unknown pass 'sparsmax'; known passes: nm, sparsemax, threshold, quantise-weights. Did you mean 'sparsemax'?",
+    "sparsmax": (
+        "unknown pass 'sparsmax'; known passes: nm, sparsemax, threshold, quantise-weights. "
+        "Did you mean 'sparsemax'?"
+    ),
     "zzz": "unknown pass 'zzz'; known passes: nm, sparsemax, threshold, quantise-weights.",
     "recognise-sparsemax": (
         "recognise-sparsemax always runs and takes no options; leave it out of the pipeline"
