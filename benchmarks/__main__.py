@@ -16,7 +16,7 @@ from . import goals, kernels, loops, plots, report, results, starts
 from .accuracy import page, store
 from .compiled import CompileFailed, compiled
 from .prune import VARIANTS
-from .rows import ENGINES, model_row, settings_of
+from .rows import ENGINES, files, model_row, settings_of
 from .subjects import subjects
 
 #: What the ratios are made of.
@@ -98,7 +98,9 @@ def prepare_models(asked) -> None:
     for subject, variant, batch in chosen(asked):
         what = f"{subject.name} {variant} batch {batch}, {asked.precision}"
         try:
-            _, costs = compiled(subject.files(variant, batch)[0], asked.target, asked.precision)
+            _, costs = compiled(
+                files(subject, variant, batch, asked.precision)[0], asked.target, asked.precision
+            )
             print(f"{what}: {costs['compile_seconds']} s", file=sys.stderr)
         except CompileFailed as error:
             print(f"{what}: {error}", file=sys.stderr)

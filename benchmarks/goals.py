@@ -10,6 +10,7 @@ from dataclasses import dataclass
 PRECISIONS = {
     "fp32": ("sparsec", ("onnxruntime", "openvino_fp32")),
     "bf16": ("sparsec_bf16", ("openvino",)),
+    "int8": ("sparsec_int8", ("onnxruntime", "openvino")),
 }
 LARGE = ("bert", "minilm", "vit_s16", "resnet50")
 
@@ -41,6 +42,8 @@ GOALS = (
     Goal("90%", (*LARGE, "mobilenet_v2"), 1.00, "deepsparse"),
     Goal("dense", (*LARGE, "mobilenet_v2"), 1.00, precision="bf16"),
     Goal("2:4x32", LARGE, 0.62, precision="bf16"),
+    Goal("dense", (*LARGE, "mobilenet_v2"), 1.00, precision="int8"),
+    Goal("2:4x32", LARGE, 0.65, precision="int8"),
 )
 #: Two threads are this much faster than one, on the large models.
 SCALING, SCALED = 1.8, (*LARGE, "gpt2_prefill")

@@ -9,17 +9,19 @@ import numpy as np
 
 from .compiled import CompileFailed, compiled
 from .goals import ours
+from .quantised import quantised
 from .subjects import ROOT, Subject
 from .turns import Entrant, compete
 
 REFERENCE = "onnxruntime"
 #: Largest difference to the reference, relative to the largest magnitude of an output.  Deep networks with
 #: random weights amplify the rounding of float32; bf16 has 8 bits of mantissa.
-TOLERANCE = {"f32": 1e-3, "bf16": 0.1, "f16": 0.02}
-#: Engines of a row, by its precision; ONNX Runtime in fp32 is always the reference.
+TOLERANCE = {"f32": 1e-3, "bf16": 0.1, "f16": 0.02, "int8": 0.1}
+#: Engines of a row, by its precision; in int8 all get the file that ``quantised`` makes.
 ENGINES = {
     "fp32": ("sparsec", "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse"),
     "bf16": ("sparsec_bf16", "onnxruntime", "openvino"),
+    "int8": ("sparsec_int8", "onnxruntime", "openvino"),
 }
 
 
@@ -48,7 +50,7 @@ def deepsparse_python(given: str | None) -> str | None:
 
 def model_row(subject: Subject, variant: str, batch: int, threads: int, settings: Settings) -> dict:
     """The row of a whole network; one that does not compile keeps its peers and the reason."""
-    file, feeds = subject.files(variant, batch)
+    file, feeds = files(subject, variant, batch, settings.precision)
     row = {"model": subject.name, "source": subject.source, "variant": variant, "batch": batch}
     row |= {"threads": threads, "target": settings.target, "engines": {}}
     row |= {"precision": settings.precision} if settings.precision != "fp32" else {}
@@ -70,6 +72,12 @@ def model_row(subject: Subject, variant: str, batch: int, threads: int, settings
     facts, outputs = compete(entrants, feeds, threads, settings.seconds)
     row["engines"] |= compared(facts, outputs)
     return row
+
+
+def files(subject: Subject, variant: str, batch: int, precision: str) -> tuple[Path, Path]:
+    """The model file of a row, and an npz of inputs."""
+    file, feeds = subject.files(variant, batch)
+    return (quantised(file, feeds) if precision == "int8" else file), feeds
 
 
 def peers(file: Path, settings: Settings, suffix: str = "") -> list[Entrant]:
