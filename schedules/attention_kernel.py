@@ -2,7 +2,8 @@
 
 A task takes one batch.  It turns the keys once into panels of 16 (lanes over keys), then for every block of
 queries: products with all keys, scored on the registers; the normaliser over the rows in place; products
-with the values, which are read where they lie.  Softmax is divided by its sum only in the last store.
+with the values, which are read where they lie, or staged where they are bfloat16.  Softmax is divided by its
+sum only in the last store.
 
 The scores have room for whole vectors of keys; what is behind the last key is -inf, and so no row has a tail.
 The last block of queries may repeat queries of the block before it.
@@ -98,32 +99,60 @@ class _Kernel:
 
     def task(self, start, count: int) -> tir.Stmt:
         spec, form = self.spec, self.form
-        keys = tir.scratch("keys", panels(spec.n), form.steps(spec.d), PANEL, dtype=form.dtype)
-        # An odd number of cache lines apart, rows share no sets of the cache.
-        stride = (panels(spec.n) | 1) * PANEL
-        scores = tir.scratch("scores", self.block, stride)
-        factor = tir.scratch("factor", self.block)
-        shares = tir.scratch("shares", self.block, stride, dtype="uint16") if form.words else scores
-        queries = tir.scratch("queries", self.block, spec.d)
-        values = tir.scratch("values", form.steps(spec.n), panels(spec.e) * PANEL, dtype=form.dtype)
 
         def one(i):
             first = start(i)
-            narrow = shares if form.words else None
-            guard = self.guard(first)
-            norm = Normaliser(spec.normaliser, scores, factor, padded(spec.n), self.lanes, guard, narrow)
-            stmts = self.stage_queries(first, queries) if form.widened else []
-            stmts += [*self.score(first, queries, keys, scores), *norm.body()]
-            return tir.seq([*stmts, *self.attend(first, shares, values, factor)])
+            stmts = self.stage_queries(first) if form.widened else []
+            stmts += self.score(first)
+            narrow, guard = self.shares if form.words else None, self.guard(first)
+            width = padded(spec.n)
+            norm = Normaliser(spec.normaliser, self.scores, self.factor, width, self.lanes, guard, narrow)
+            return tir.seq([*stmts, *norm.body(), *self.attend(first)])
 
-        buffers = [keys, scores]
-        buffers += [factor] if spec.normaliser == "softmax" else []
-        buffers += [values] if form.narrow else []
-        buffers += [shares] if form.words else []
-        buffers += [queries] if form.widened else []
-        stmts = Keys(form, spec, self.k, self.batch, keys, self.lanes).turn()
-        stmts += self.stage_values(values) if form.narrow else []
+        buffers = [self.keys, self.scores]
+        buffers += [self.factor] if spec.normaliser == "softmax" else []
+        buffers += [self.values] if form.narrow else []
+        buffers += [self.shares] if form.words else []
+        buffers += [self.queries] if form.widened else []
+        stmts = Keys(form, spec, self.k, self.batch, self.keys, self.lanes).turn()
+        stmts += self.stage_values() if form.narrow else []
         return tir.seq([*tir.alloc(buffers), *stmts, tir.loop("block", count, one)])
+
+    # Buffers --------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def keys(self) -> tir.Buffer:
+        steps = self.form.steps(self.spec.d)
+        return tir.scratch("keys", panels(self.spec.n), steps, PANEL, dtype=self.form.dtype)
+
+    @functools.cached_property
+    def queries(self) -> tir.Buffer:
+        """A block of them, widened."""
+        return tir.scratch("queries", self.block, self.spec.d)
+
+    @functools.cached_property
+    def values(self) -> tir.Buffer:
+        """All of them, widened or as words."""
+        columns = panels(self.spec.e) * PANEL
+        return tir.scratch("values", self.form.steps(self.spec.n), columns, dtype=self.form.dtype)
+
+    @functools.cached_property
+    def scores(self) -> tir.Buffer:
+        return tir.scratch("scores", self.block, self.row)
+
+    @functools.cached_property
+    def shares(self) -> tir.Buffer:
+        """P as its products read it."""
+        return tir.scratch("shares", self.block, self.row, dtype="uint16") if self.form.words else self.scores
+
+    @functools.cached_property
+    def factor(self) -> tir.Buffer:
+        return tir.scratch("factor", self.block)
+
+    @property
+    def row(self) -> int:
+        """Columns of a row of scores: an odd number of cache lines apart, rows share no sets of the cache."""
+        return (panels(self.spec.n) | 1) * PANEL
 
     @property
     def form(self) -> Form:
@@ -134,21 +163,21 @@ class _Kernel:
         """Whether the rows of P are multiplied by a factor in the last store only."""
         return self.spec.normaliser == "softmax" and self.spec.guard == "S"
 
-    def stage_queries(self, first, queries) -> list[tir.Stmt]:
+    def stage_queries(self, first) -> list[tir.Stmt]:
         def place(r, c):
             return self.spec.q.at([*self.batch, first + r, c])
 
-        return staged(self.form, self.q, place, self.block, self.spec.d, queries)
+        return staged(self.form, self.q, place, self.block, self.spec.d, self.queries)
 
-    def stage_values(self, values) -> list[tir.Stmt]:
+    def stage_values(self) -> list[tir.Stmt]:
         def place(j, c):
             return self.spec.v.at([*self.batch, j, c])
 
-        return staged(self.form, self.v, place, self.spec.n, self.spec.e, values)
+        return staged(self.form, self.v, place, self.spec.n, self.spec.e, self.values)
 
     # Scores ---------------------------------------------------------------------------------------
 
-    def score(self, first, queries, keys, scores) -> list[tir.Stmt]:
+    def score(self, first) -> list[tir.Stmt]:
         """``scores[r, j]`` of query ``first + r`` and all keys; -inf behind the last key."""
         spec = self.spec
         stmts = []
@@ -159,7 +188,9 @@ class _Kernel:
                 tir.loop(
                     "r",
                     self.block,
-                    lambda r: tir.vector_loop(PANEL, lambda c: tirx.BufferStore(scores, low, [r, start + c])),
+                    lambda r: tir.vector_loop(
+                        PANEL, lambda c: tirx.BufferStore(self.scores, low, [r, start + c])
+                    ),
                 )
             )
         coords, anchor = [tir.var("r"), tir.var("j")], tirx.Var("product", "float32")
@@ -168,7 +199,7 @@ class _Kernel:
         def operand(which):
             return tirx.BufferLoad(self.operands[which], [spec.operands[which].at(logical)])
 
-        epilogue = Epilogue(coords, anchor, [(scores, evaluate(spec.score, anchor, operand))])
+        epilogue = Epilogue(coords, anchor, [(self.scores, evaluate(spec.score, anchor, operand))])
         for panel, repeats, wide, columns in self.plan.parts(panels(spec.n), spec.n):
 
             def part(p, panel=panel, wide=wide, columns=columns):
@@ -176,28 +207,26 @@ class _Kernel:
                 return tile_loops(
                     self.block,
                     self.plan.most_rows(wide * PANEL),
-                    lambda row, height: self.score_tile(
-                        first, row, height, here, wide, columns, queries, keys, epilogue
-                    ),
+                    lambda row, height: self.score_tile(first, row, height, here, wide, columns, epilogue),
                 )
 
             stmts.append(tir.loop("panel", repeats, part))
         return stmts
 
-    def score_tile(self, first, row, height, panel, wide, columns, queries, keys, epilogue) -> tir.Stmt:
+    def score_tile(self, first, row, height, panel, wide, columns, epilogue) -> tir.Stmt:
         tile, form = Tile(self.lanes, height, wide * PANEL), self.form
 
         def step(s, values):
             def query(r, _):
                 if form.widened:
-                    return tirx.BufferLoad(queries, [row + r, s])
+                    return tirx.BufferLoad(self.queries, [row + r, s])
                 places = [
                     self.spec.q.at([*self.batch, first + row + r, s * form.group + i]) for i in range(values)
                 ]
                 return form.value(self.q, places, self.spec.q.strides[-1] == 1)
 
             def key(v):
-                return tir.vector_load(keys, panel + v // PANEL, s, tir.i64(v % PANEL), lanes=self.lanes)
+                return tir.vector_load(self.keys, panel + v // PANEL, s, tir.i64(v % PANEL), lanes=self.lanes)
 
             return tile.multiply_add(query, key, tile.columns, product=form.product)
 
@@ -224,11 +253,11 @@ class _Kernel:
 
     # Values ---------------------------------------------------------------------------------------
 
-    def attend(self, first, shares, values, factor) -> list[tir.Stmt]:
+    def attend(self, first) -> list[tir.Stmt]:
         """``Y = P V`` for the block of queries from ``first`` on."""
         spec = self.spec
         element = self.form.element
-        stride = tir.shape_of(shares)[1] // element.group
+        stride = self.row // element.group
         extent = Extent(DENSE, spec.n, stride, self.block, spec.e, panels(spec.e), element=element)
         plan = tile_plan(self.cpu, extent)
         if self.form.narrow:  # staged, with room for whole vectors
@@ -238,7 +267,7 @@ class _Kernel:
             ]
         else:
             parts = [(*part, part[-1]) for part in column_parts(spec.e, plan.panels * PANEL, self.lanes)]
-        tile = functools.partial(self.attend_tile, first, shares, values, factor)
+        tile = functools.partial(self.attend_tile, first)
         return [
             tir.loop(
                 "columns",
@@ -252,19 +281,19 @@ class _Kernel:
             for start, repeats, width, columns in parts
         ]
 
-    def attend_tile(self, first, shares, values, factor, row, height, column, width, columns) -> tir.Stmt:
+    def attend_tile(self, first, row, height, column, width, columns) -> tir.Stmt:
         spec, form = self.spec, self.form
         tile = Tile(min(self.lanes, width), height, width)
 
         def step(s):
             def share(r, _):
                 if form.words:  # behind an odd number of keys there is a 0
-                    return form.element.word(self.cpu, shares, [[row + r, s * form.group]], True)
-                return tirx.BufferLoad(shares, [row + r, s])
+                    return form.element.word(self.cpu, self.shares, [[row + r, s * form.group]], True)
+                return tirx.BufferLoad(self.shares, [row + r, s])
 
             def value(v):
                 if form.narrow:
-                    return tir.vector_load(values, s, column + tir.i64(v), lanes=tile.lanes)
+                    return tir.vector_load(self.values, s, column + tir.i64(v), lanes=tile.lanes)
                 place = spec.v.at([*self.batch, s, column + tir.i64(v)])
                 return tir.vector_load(self.v, place, lanes=tile.lanes)
 
@@ -273,7 +302,7 @@ class _Kernel:
         def store(r, v):
             value = tir.load(tile.acc[r], v)
             if self.deferred:
-                value = value * tirx.BufferLoad(factor, [row + tir.i64(r)])
+                value = value * tirx.BufferLoad(self.factor, [row + tir.i64(r)])
             return tirx.BufferStore(self.y, value, spec.y_index(self.batch, first + row + r, column + v))
 
         stores = [

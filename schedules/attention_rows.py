@@ -30,6 +30,11 @@ class Normaliser:
     guard: Callable | None
     narrow: tir.Buffer | None = None
 
+    @property
+    def at_once(self) -> bool:
+        """Whether P is rounded while its exponentials are in registers."""
+        return self.name == "softmax" and self.guard is None
+
     def body(self) -> list[tir.Stmt]:
         together = TOGETHER if self.width <= SHORT else 1
         whole, rest = divmod(tir.shape_of(self.scores)[0], together)
@@ -58,7 +63,7 @@ class Normaliser:
             stmts = self.exponentials(row, first)
         if self.guard is not None:
             stmts.append(row.sweep(lambda place: [row.vector(lambda l: self.guarded(place, l))]))
-        if self.narrow is not None:
+        if self.narrow is not None and not self.at_once:
             stmts.append(row.sweep(lambda place: [row.vector(lambda l: self.rounded(place, l))]))
         return tir.seq(stmts)
 
@@ -75,6 +80,8 @@ class Normaliser:
                 return tirx.BufferStore(scores, value, at)
 
             yield row.vector(lane)
+            if self.narrow is not None and self.at_once:
+                yield row.vector(lambda l: self.rounded(place, l))
             yield row.fold_in(total, place, lambda l: tir.load(scores, *place.index(l)), rows.add)
 
         def invert(r):
