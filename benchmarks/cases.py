@@ -5,6 +5,7 @@ convolutions are short chains: one layer would measure a cache that it does not 
 network needs.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import onnx
 import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
+from . import int8_layers
 from .prune import VARIANTS, Variant, prune
 from .subjects import cache, publish, write_npz
 
@@ -61,18 +63,23 @@ class Case:
 
     def files(self) -> tuple[Path, Path]:
         """The ONNX file and an npz of inputs; made once."""
-        key = hashlib.sha256(Path(__file__).read_bytes() + Path(__file__).with_name("prune.py").read_bytes())
+        sources = (Path(__file__).with_name(name) for name in ("cases.py", "prune.py", "int8_layers.py"))
+        key = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
         folder = cache() / "kernels" / key.hexdigest()[:8]
         folder.mkdir(parents=True, exist_ok=True)
         stem = self.name.replace(" ", "_").replace(":", "of").replace("%", "pc")
         file, feeds = folder / f"{stem}.onnx", folder / f"{stem}.npz"
         if not file.exists():
             model = self.make()
-            if self.variant != "dense":
+            if self.variant != "dense" and self.family != "int8":
                 prune(model, PATTERNS[self.variant])
-            ports = {p.name: [d.dim_value for d in p.type.tensor_type.shape.dim] for p in model.graph.input}
-            rng = np.random.default_rng(0)
-            values = {name: rng.standard_normal(shape, np.float32) for name, shape in ports.items()}
+            rng, values = np.random.default_rng(0), {}
+            for port in model.graph.input:
+                shape = [d.dim_value for d in port.type.tensor_type.shape.dim]
+                if port.type.tensor_type.elem_type == TensorProto.UINT8:
+                    values[port.name] = rng.integers(0, 256, shape, np.uint8)
+                else:
+                    values[port.name] = rng.standard_normal(shape, np.float32)
             publish(feeds, lambda draft: write_npz(draft, values))
             publish(file, lambda draft: onnx.save(model, draft))
         return file, feeds
@@ -117,6 +124,22 @@ def cases() -> list[Case]:
     for op, shapes in ROWS.items():
         for shape in shapes:
             found.append(rows(op, shape))
+    return found + int8_cases()
+
+
+def int8_cases() -> list[Case]:
+    """Layers of a quantised network; they come pruned."""
+    found = []
+    for variant in int8_layers.VARIANTS:
+        pattern = PATTERNS[variant]
+        for m, k, n in int8_layers.GEMMS:
+            make = functools.partial(int8_layers.gemm, m, k, n, pattern)
+            found.append(Case(f"int8 gemm {m}x{k}x{n} {variant}", "int8", variant, 2.0 * m * k * n, 0, make))
+        for inner, outer, size, kernel in int8_layers.CONVS:
+            make = functools.partial(int8_layers.conv, inner, outer, size, kernel, pattern)
+            name = f"int8 conv {kernel}x{kernel} {inner}-{outer} {size}x{size} {variant}"
+            work = 2.0 * inner * outer * size**2 * kernel**2
+            found.append(Case(name, "int8", variant, work, 0, make))
     return found
 
 

@@ -120,14 +120,15 @@ def kernels(found: dict) -> str:
         f"{peaks['stream']['DRAM'] / 1e9:.0f} GB/s.",
         "",
         "*Share* is useful work (pruned products do not count) of the multiply-add peak for GEMM,",
-        "convolution and attention, kept weights and their indices of the DRAM read rate for GEMV, bytes in",
-        "and out of a copy of the same size for rows. *Over peer* is the best dense peer's time over ours;",
-        "for sparsemax and the soft threshold the peer runs softmax and Relu, *chain* is ONNX Runtime on",
+        "convolution and attention, of four times that peak for int8; kept weights and their indices of",
+        "the DRAM read rate for GEMV, bytes in and out of a copy of the same size for rows. *Over peer* is",
+        "the best dense peer's time over ours; for int8 peers run the same QDQ file. For sparsemax and the",
+        "soft threshold the peer runs softmax and Relu, *chain* is ONNX Runtime on",
         "the operator itself.",
         "",
     ]
     for target in sorted({row["target"] for row in found["kernels"]}):
-        for family in ("gemm", "gemv", "conv", "attention", "rows"):
+        for family in ("gemm", "gemv", "conv", "attention", "rows", "int8"):
             rows = [r for r in found["kernels"] if r["family"] == family and r["target"] == target]
             if rows:
                 lines += [f"## {family}, {target}", ""]
@@ -164,8 +165,9 @@ def kernel_measures(row: dict, peaks: dict) -> tuple[float | None, float | None,
     ours, peer = goals.p50(row, "sparsec"), goals.best_peer(row, suffix)
     if not ours:
         return None, None, None
-    if row["family"] in ("gemm", "conv", "attention"):
-        share = row["flops"] * kept(row["variant"]) / (ours * 1e-3) / peaks["flops"]
+    if row["family"] in ("gemm", "conv", "attention", "int8"):
+        peak = peaks["flops"] * (4 if row["family"] == "int8" else 1)
+        share = row["flops"] * kept(row["variant"]) / (ours * 1e-3) / peak
     else:
         limit = peaks["read"]["DRAM"] if row["family"] == "gemv" else copy_rate(row["moved"], peaks)
         share = row["moved"] / (ours * 1e-3) / limit
@@ -191,6 +193,9 @@ def kernel_goal(row: dict, share, speed, over_chain) -> tuple[str, str]:
         return verdict(f">= {wanted}x", speed, wanted) if wanted else (NONE, NONE)
     if family == "gemv" and (variant == "dense" or variant.startswith("2:4")):
         return verdict(f">= {goals.GEMV_SHARE_OF_DRAM:.0%} of DRAM", share, goals.GEMV_SHARE_OF_DRAM)
+    if family == "int8":
+        wanted = goals.INT8_SHARE_OF_PEAK[variant]
+        return verdict(f">= {wanted:.0%} of peak", share, wanted)
     if first == "sparsemax":
         wanted, far = 1 / goals.SPARSEMAX_RATIO, goals.SPARSEMAX_OVER_CHAIN
         both = None if speed is None or over_chain is None else min(speed / wanted, over_chain / far)
