@@ -37,7 +37,7 @@ BROADCAST = frozenset(
     """
     Add And BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual
     Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor SoftThreshold HardThreshold ShiftedRelu
-    JumpRelu ClippedSoftThreshold ClippedShiftedRelu
+    JumpRelu ClippedSoftThreshold ClippedShiftedRelu QuantizedAdd
     """.split()  # noqa: SIM905
 )
 REDUCE = frozenset(
@@ -48,7 +48,7 @@ REDUCE = frozenset(
 )
 QUANTISE = frozenset(("QuantizeLinear", "DequantizeLinear"))
 WITH_AXIS = frozenset(["Softmax", "LogSoftmax", "Hardmax", "Sparsemax", "Concat"])
-WITH_PATTERN = frozenset(("NMConv", "NMConvTranspose"))
+WITH_PATTERN = frozenset(("NMConv", "NMConvTranspose", "NMConvInteger"))
 GLOBAL_POOL = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 
@@ -98,9 +98,10 @@ class _Walk:
             rank = max((len(v.shape) for v in node.inputs if v is not None and v in self.twin), default=0)
         if rank not in LAST:
             return False
-        # Our kernels take float32; TVM converts the other dtypes, channels first.
-        ours = "Conv" in op and x.dtype == ir.DataType.FLOAT and node.inputs[1].const_value is not None
-        if op in ("Conv", "NMConv") and ours:
+        # Our kernels take float32 and bytes; TVM converts the other dtypes, channels first.
+        taken = (ir.DataType.FLOAT, ir.DataType.UINT8)
+        ours = "Conv" in op and x.dtype in taken and node.inputs[1].const_value is not None
+        if op in ("Conv", "NMConv", "ConvInteger", "NMConvInteger") and ours:
             return self.conv(node, rank)
         if op in ("ConvTranspose", "NMConvTranspose") and ours:
             return self.conv_transpose(node, rank)
@@ -157,8 +158,9 @@ class _Walk:
         attrs = window(node, kernel, [int(d) for d in node.inputs[0].shape][2:])
         attrs |= weight_attrs(node)
         inputs = [self.to_last(node.inputs[0]), *node.inputs[1:]]
-        self.declare("Conv", rank)
-        return self.emit(node, f"Conv{SUFFIX[rank]}", inputs, attrs, domain=DOMAIN)
+        op = node.op_type.removeprefix("NM")
+        self.declare(op, rank)
+        return self.emit(node, f"{op}{SUFFIX[rank]}", inputs, attrs, domain=DOMAIN)
 
     def conv_transpose(self, node: ir.Node, rank: int) -> bool:
         kernel = [int(d) for d in node.inputs[1].shape][2:]

@@ -25,7 +25,7 @@ class Oracle:
 
     @cached_property
     def unoptimised(self) -> dict[str, np.ndarray]:
-        if self.precision not in ("fp32", *WEIGHT_PASSES):
+        if self.precision not in ("fp32", "int8", *WEIGHT_PASSES):
             return reference.run_reference(reference.rounded(self.model, self.precision), self.feeds)
         return reference.run_reference(self.model, self.feeds, optimised=False)
 
@@ -33,9 +33,9 @@ class Oracle:
     def spread(self) -> dict[str, float]:
         """The distance of the oracle to itself without its optimisations, by float output."""
         return {
-            name: reference.compare(self.unoptimised[name], array).max_abs
+            name: reference.compare(self.unoptimised[name], array, precision=self.precision).max_abs
             for name, array in self.expected.items()
-            if array.dtype.kind == "f"
+            if reference.measured(array.dtype, self.precision)
         }
 
     def differences(self, found: Mapping[str, np.ndarray]) -> dict[str, Difference]:
@@ -55,7 +55,7 @@ class Oracle:
             literal = reference.compare(array, self.unoptimised[name])
             if literal.within or name not in self.spread:
                 return literal
-        return reference.compare(array, self.expected[name], self.spread[name], self.precision)
+        return reference.compare(array, self.expected[name], self.spread.get(name, 0.0), self.precision)
 
     def require(self, found: Mapping[str, np.ndarray], what: str) -> dict[str, Difference]:
         """The differences, all of them within; else CompileError, which says that ``what`` is wrong."""

@@ -23,8 +23,9 @@ from sparsec.compiler.tuning.candidates import Candidate, kernels
 from sparsec.compiler.tuning.database import Database
 from sparsec.passes import Finding
 from sparsec.passes.ops import weight_quant
-from sparsec.schedules.contraction import packed_for
+from sparsec.schedules.contraction import Conv, Gemm, packed_for
 from sparsec.schedules.contraction_spec import to_text
+from sparsec.schedules.elements import INT8
 from sparsec.schedules.target import LEVELS
 
 NEAR_TIE = 1.03
@@ -86,6 +87,8 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
         how = times[specs[0]][2]
         kernel = "sparse" if sparse <= dense * NEAR_TIE else "dense"
         reason = f"{how}: sparse {sparse / dense:.2f}x the time of dense"
+        if not any(skips(spec) for spec in specs):
+            kernel, reason = "dense", f"int8 kernels skip only what {SHARED} channels share"
         found.kernels[name] = kernel
         advice = _advice(node, dense, how) if kernel == "dense" else ""
         found.findings.append(finding(node, kernel, reason + advice))
@@ -98,6 +101,11 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
             "prune them to a shared pattern such as 2:4x32, or use --sparsity auto"
         )
     return found
+
+
+def skips(spec: Gemm | Conv) -> bool:
+    """Whether the packed weight of a layer with a pattern leaves zeros out."""
+    return spec.precision != INT8.name or not spec.packed.dense
 
 
 def _advice(node: ir.Node, dense: float, how: str) -> str:

@@ -17,7 +17,7 @@ from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.dump import Dump
 from sparsec.compiler.ingest import SOURCE_DIMS, ingest
 from sparsec.compiler.plan import Port
-from sparsec.compiler.request import CompileRequest
+from sparsec.compiler.request import CompileRequest, gpu_names
 
 
 @dataclass
@@ -46,13 +46,14 @@ class Source:
 def read_model(request: CompileRequest, pipeline, stages: "Stages", dump: Dump) -> Source:
     """Read, change as ``pipeline`` says, and lay out channels-last the model of ``request``."""
     with stages("read the model"):
-        model = ingest(request.model, request.shapes, request.dims, log=stages.log)
+        integers = not gpu_names(request.target)  # kernels for GPUs multiply floats
+        model = ingest(request.model, request.shapes, request.dims, integers=integers, log=stages.log)
         inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
         sha256 = hashlib.sha256(Path(request.model).read_bytes()).hexdigest()
         dump.onnx("ingested", model)
     with stages("find and insert sparsity"):
         plain = serialised(model) if pipeline and request.verify else None
-        findings = passes.run_pipeline(model, pipeline)
+        findings = passes.run_pipeline(model, pipeline, integers=integers)
         dump.onnx("passes", model)
         meant = serialised(model) if pipeline else request.model
         feeds = (

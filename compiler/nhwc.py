@@ -12,6 +12,7 @@ SUFFIX = {3: "NWC", 4: "NHWC"}
 
 ATTRS = {
     "Conv": ("dilations", "group", "pads", "strides"),
+    "ConvInteger": ("dilations", "group", "pads", "strides"),
     "ConvTranspose": ("dilations", "group", "output_padding", "pads", "strides"),
     "MaxPool": ("ceil_mode", "dilations", "kernel_shape", "pads", "strides"),
     "AveragePool": ("ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides"),

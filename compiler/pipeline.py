@@ -51,13 +51,15 @@ def compile_model(request: CompileRequest, *, log: Callable[[str], None] = lambd
 
 def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, dump: Dump) -> package.Made:
     """All that ``compile_model`` does for one network, but to publish it; its weights go into ``weights``."""
-    levels = cpu_levels(request.target, request.precision)
+    levels = cpu_levels(request.target, request.precision)  # an unknown target is told first
     pipeline = passes.parse_pipeline(request.pipeline)
 
     source = read_model(request, pipeline, stages, dump)
     model, inputs, outputs, findings = source.model, source.inputs, source.outputs, source.findings
     judged = precision.judged(model, request.precision)
     states = resolve(request.states, inputs, outputs)
+    if request.precision == "fp32":
+        levels = cpu_levels(request.target, judged)
     with stages("choose kernels"):
         findings += precision.assign(model, request.precision, levels)
         choices = choose(model, request, levels)

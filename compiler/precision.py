@@ -12,6 +12,7 @@ from math import prod
 import onnx_ir as ir
 
 from sparsec.compiler.channels_last import BROADCAST, UNARY
+from sparsec.compiler.to_relax import integer
 from sparsec.compiler.to_relax.attention import Found
 from sparsec.compiler.to_relax.linear import PRECISION, constant_layer, is_layer, run_spec
 from sparsec.compiler.to_relax.narrow import VIEWS
@@ -48,6 +49,8 @@ def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Fin
 
 def judged(model: ir.Model, precision: str) -> str:
     """The precision whose tolerance ``model`` is compared with, ``precision`` being asked for."""
+    if any(map(integer.is_layer, model.graph)):
+        return integer.INT8.name
     quantised = any(node.op_type == weight_quant.NAME for node in model.graph)
     return "int8-weights" if precision == "fp32" and quantised else precision
 

@@ -2,9 +2,10 @@
 
 Tolerance (docs/architecture.md, "Numbers"): per float output ``max|a-b| <= 1e-5 * max|b| + 1e-6``
 with NaN where the reference has NaN; integers and booleans are equal.  At a lower precision the tolerance
-is that of ``TOLERANCE``, and what is no float may differ.  A deep network may amplify rounding beyond that in
-any engine.  Then ONNX Runtime is run once more, without its graph optimisations or with operands rounded to
-the lower precision: ``SPREAD`` times the distance of its two results is the tolerance; the receipt says so.
+is that of ``TOLERANCE``, and what is no float may differ, but for bytes of a quantised model, which may
+differ by ``STEP``.  A deep network may amplify rounding beyond that in any engine.  Then ONNX Runtime is
+run once more, without its graph optimisations or with operands rounded to the lower precision: ``SPREAD``
+times the distance of its two results is the tolerance; the receipt says so.
 """
 
 import zipfile
@@ -22,15 +23,18 @@ from sparsec.compiler.plan import Port
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
 #: RELATIVE by precision.  bfloat16 has 8 bits: a rounding is 2^-9 of a value, and layers add theirs up;
 #: float16 and tf32 have 11.  Where weights alone are quantised, the reference has the same ones, and
-#: activations lose 2^-16 in each layer.
+#: activations lose 2^-16 in each layer.  Of quantised models every layer that ONNX Runtime has as integers is
+#: equal; what both compute in floats between them may fall on the other side of a rounding, a step of 1/255.
 TOLERANCE = {
     "fp32": RELATIVE,
     "tf32": 2.5e-3,
     "fp16": 2.5e-3,
     "bf16": 2e-2,
+    "int8": 2e-2,
     "int8-weights": 1e-3,
     "int4-weights": 1e-3,
 }
+STEP = 1.0  # by which a byte may differ that is a rounded float
 HALF = 2e-3  # for float16, relative and absolute: two units in the last place
 SPREAD = 4.0
 MAX_SPREAD = {
@@ -38,6 +42,7 @@ MAX_SPREAD = {
     "tf32": 0.1,
     "fp16": 0.1,
     "bf16": 0.5,
+    "int8": 0.5,
     "int8-weights": 1e-2,
     "int4-weights": 1e-2,
 }  # of the scale; beyond, the model only amplifies its rounding
@@ -141,6 +146,8 @@ def run_reference(
     """ONNX Runtime's outputs by name; ``model`` is a path or a serialised model."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Else models with int8 activations are computed in floats on x86, in part.
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -166,7 +173,7 @@ def compare(
     """
     if ours.shape != reference.shape or ours.dtype != reference.dtype:
         return Difference(float("inf"), 0.0, False)
-    if reference.dtype.kind != "f":
+    if not measured(reference.dtype, precision):
         equal = bool(np.array_equal(ours, reference))
         if precision != "fp32":
             return Difference(float(np.mean(ours != reference)), 1.0, True)
@@ -180,6 +187,11 @@ def compare(
     return Difference(error, scale_of(reference), error <= tolerance(reference, spread, precision))
 
 
+def measured(dtype: np.dtype, precision: str) -> bool:
+    """Whether outputs of ``dtype`` are compared by how far they are, and not by being equal."""
+    return dtype.kind == "f" or (precision == "int8" and dtype.itemsize == 1 and dtype.kind in "iu")
+
+
 def scale_of(reference: np.ndarray) -> float:
     """The largest finite absolute value."""
     b = reference.astype(np.float64)
@@ -187,9 +199,11 @@ def scale_of(reference: np.ndarray) -> float:
 
 
 def tolerance(reference: np.ndarray, spread: float = 0.0, precision: str = "fp32") -> float:
-    """By how much a right result may differ from ``reference``, floats; the rest as in ``compare``."""
+    """By how much a right result may differ from a ``measured`` reference; the rest as in ``compare``."""
     scale = scale_of(reference)
     plain = HALF * (scale + 1) if reference.dtype == np.float16 else TOLERANCE[precision] * scale + ABSOLUTE
+    if reference.dtype.kind != "f":
+        plain = STEP
     return max(plain, widened(spread, scale, precision))
 
 

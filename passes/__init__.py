@@ -15,6 +15,7 @@ from sparsec.passes import spec
 from sparsec.passes.base import PassError, SparsecPass, SparsecResult
 from sparsec.passes.dead_channels import RemoveDeadChannels
 from sparsec.passes.findings import Finding
+from sparsec.passes.integer import RecogniseInteger
 from sparsec.passes.low_rank import RecogniseLowRank
 from sparsec.passes.nm_prune import PruneNM
 from sparsec.passes.nm_recognise import RecogniseNM
@@ -27,6 +28,7 @@ from sparsec.passes.weight_quant import QuantiseWeights
 
 # In the order in which they run: always, each exact, before any inserter.
 RECOGNISERS: tuple[type[SparsecPass], ...] = (
+    RecogniseInteger,
     RecogniseSparsemax,
     RecogniseThreshold,
     RemoveDeadChannels,
@@ -61,8 +63,12 @@ def print_pipeline(passes: Sequence[SparsecPass]) -> str:
     return spec.unparse(passes)
 
 
-def run_pipeline(model: ir.Model, passes: Sequence[SparsecPass] | str = ()) -> list[Finding]:
+def run_pipeline(
+    model: ir.Model, passes: Sequence[SparsecPass] | str = (), *, integers: bool = True
+) -> list[Finding]:
     """Run every recogniser and then ``passes`` (or the pipeline text) on ``model``, in place.
+
+    Without ``integers`` a quantised model stays one of floats between its roundings.
 
     Returns the findings of all in the order in which they were made.  Raises PassError where a pass cannot
     do what its options ask of this model; the model may then be changed in part.
@@ -70,7 +76,8 @@ def run_pipeline(model: ir.Model, passes: Sequence[SparsecPass] | str = ()) -> l
     if isinstance(passes, str):
         passes = parse_pipeline(passes)
     findings: list[Finding] = model.meta.pop(_EARLIER, [])
-    for pass_ in (*(recogniser() for recogniser in RECOGNISERS), *passes):
+    recognisers = [r() for r in RECOGNISERS if integers or r is not RecogniseInteger]
+    for pass_ in (*recognisers, *passes):
         findings.extend(pass_(model).findings)
     return findings
 

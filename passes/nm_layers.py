@@ -1,4 +1,5 @@
-"""The layers that can have an N:M pattern: MatMul, Gemm, Conv and ConvTranspose with a constant weight.
+"""The layers that can have an N:M pattern: MatMul, Gemm, Conv and ConvTranspose with a constant weight, and
+MatMulInteger and ConvInteger with one of int8.
 
 Each is seen in one canonical form, `[out, taps, in]`, whatever the operator's own layout and whether the
 constant is an initializer, a Constant node, or made of such by Identity, Transpose, Reshape, Cast, or by a
@@ -29,6 +30,8 @@ from sparsec.passes.ops import DOMAIN
 
 _STANDARD = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _SPARSE = tuple(f"NM{name}" for name in _STANDARD)
+_INTEGER = ("MatMulInteger", "ConvInteger")
+_SPARSE_INTEGER = tuple(f"NM{name}" for name in _INTEGER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class Layer:
     @property
     def convolves(self) -> bool:
         """Whether channels are axis 1 of input and output, and spatial axes follow."""
-        return self.standard in ("Conv", "ConvTranspose")
+        return self.standard in ("Conv", "ConvTranspose", "ConvInteger")
 
     @property
     def multiply_adds(self) -> int:
@@ -104,6 +107,23 @@ def find_layers(model: ir.Model) -> Iterator[Layer]:
                 yield layer
 
 
+def find_integers(model: ir.Model) -> Iterator[Layer]:
+    """Every layer (or N:M form of one) with a constant int8 weight without zero points, in graph order."""
+    cache: dict[ir.Value, np.ndarray | None] = {}
+    for node in nodes(model):
+        if is_op(node, *_INTEGER) or is_op(node, *_SPARSE_INTEGER, domain=DOMAIN):
+            array = _constant(node.inputs[1], cache)
+            if array is None or array.dtype != np.int8 or len(node.inputs) > 3 or array.size == 0:
+                continue
+            standard, value = node.op_type.removeprefix("NM"), node.inputs[1]
+            wide = array.astype(np.int32)  # squares and sums of int8 leave it
+            if standard == "MatMulInteger" and array.ndim == 2:
+                yield Layer(node, standard, value, array, wide.T[:, None, :], 1, None)
+            elif standard == "ConvInteger" and 3 <= array.ndim <= 4:
+                weight = np.moveaxis(wide, 1, -1).reshape(array.shape[0], -1, array.shape[1])
+                yield Layer(node, standard, value, array, weight, attribute(node, "group", 1), None)
+
+
 def find_unserved(model: ir.Model) -> Iterator[Layer]:
     """Weights of operators that have no N:M form, so that a pattern in them is told and not passed over.
 
@@ -112,7 +132,7 @@ def find_unserved(model: ir.Model) -> Iterator[Layer]:
     """
     cache: dict[ir.Value, np.ndarray | None] = {}
     for node in nodes(model):
-        if is_op(node, "MatMulInteger"):
+        if is_op(node, "MatMulInteger") and len(node.inputs) > 3:
             array, zero = (_constant(v, cache) for v in (*node.inputs, None, None)[1:4:2])
             if array is not None and array.ndim == 2:
                 array = array.astype(np.int32) - (0 if zero is None else zero)

@@ -3,6 +3,7 @@
     MatMul(x, W)         -> NMMatMul<n, m, block>(x, W)
     Gemm<...>(x, W, c)   -> NMGemm<..., n, m, block>(x, W, c)
     Conv<...>(x, W, b)   -> NMConv<..., n, m, block>(x, W, b), and ConvTranspose likewise
+    MatMulInteger(x, W)  -> NMMatMulInteger<n, m, block>(x, W), and ConvInteger likewise
 
 where the zeros of W keep to n:m along the reduction axis; a weight of mostly zeros that keeps to none is
 `scattered`, n of m on average, and one with a few outliers has the pattern of a longer group: 33:64 for 2:4.
@@ -24,7 +25,14 @@ import onnx_ir as ir
 from sparsec.passes.base import SparsecPass
 from sparsec.passes.findings import Finding
 from sparsec.passes.graph import node_name
-from sparsec.passes.nm_layers import Layer, as_initializer, find_layers, find_unserved, put
+from sparsec.passes.nm_layers import (
+    Layer,
+    as_initializer,
+    find_integers,
+    find_layers,
+    find_unserved,
+    put,
+)
 from sparsec.passes.nm_pattern import MIN_ZEROS, NM
 from sparsec.passes.nm_structure import NearMiss, Unfinished, cover, find, scattered, unfinished
 
@@ -48,7 +56,7 @@ class RecogniseNM(SparsecPass):
         findings: list[Finding] = []
         known: dict[tuple[object, ...], NM | NearMiss | Unfinished | str] = {}
         made: dict[ir.Value, ir.Value] = {}
-        for layer in itertools.chain(find_layers(model), find_unserved(model)):
+        for layer in itertools.chain(find_layers(model), find_integers(model), find_unserved(model)):
             if layer.before != layer.standard:
                 continue  # is an N:M operator already
             if layer.key not in known:

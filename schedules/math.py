@@ -38,6 +38,16 @@ def exp_not_positive(x):
     return _own("exp_not_positive", x)
 
 
+def rounded(x):
+    """``x`` itself, rounded to float32: a product is not contracted with a sum that follows."""
+    return _own("rounded", x)
+
+
+def fused(x, y, z):
+    """``x * y + z`` in float32, rounded once."""
+    return _own("fused", x, y, z)
+
+
 def to_bfloat16(x):
     """The bit pattern, a uint16, of the bfloat16 nearest to float32 x; ties to even, NaN stays NaN.
 
@@ -189,6 +199,8 @@ _OWN_RULES = {
     "to_bfloat16": _bfloat16_rule,
     "to_float16": _to_float16_rule,
     "from_float16": _from_float16_rule,
+    "rounded": lambda call: tir.llvm_intrinsic("llvm.arithmetic.fence", call.ty, *call.args),
+    "fused": lambda call: tir.llvm_intrinsic("llvm.fma", call.ty, *call.args),
 }
 
 

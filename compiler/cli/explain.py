@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -54,15 +55,12 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
     model = ingest(asked.model, asked.shapes, asked.dims, log=log)
     layers = {}
     for layer in nm_layers.find_layers(model):
-        layers[node_name(layer.node)] = {
-            "op": layer.standard,
-            "shape": list(layer.array.shape),
-            "multiply_adds": layer.multiply_adds,
-            "kept": 1.0,
-        }
+        layers[node_name(layer.node)] = described(layer)
     log("find sparsity")
     findings = [finding.to_json() for finding in passes.run_pipeline(model, asked.pipeline)]
-    for layer in nm_layers.find_layers(model):
+    for layer in nm_layers.find_integers(model):
+        layers[node_name(layer.node)] = described(layer)
+    for layer in chain(nm_layers.find_layers(model), nm_layers.find_integers(model)):
         if "m" in layer.node.attributes and node_name(layer.node) in layers:
             n, m = (layer.node.attributes[key].as_int() for key in ("n", "m"))
             k = layer.weight.shape[-1]
@@ -72,10 +70,21 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
     if gpu_names(asked.target):
         why = gpu_choices.choose(model, asked).findings
     else:
-        levels = cpu_levels(asked.target, asked.precision)
+        judged = precision.judged(model, asked.precision)
+        levels = cpu_levels(asked.target, judged if asked.precision == "fp32" else asked.precision)
         why = precision.assign(model, asked.precision, levels)
         why += choose(model, asked, levels).findings
     return {"layers": layers, "findings": findings + [finding.to_json() for finding in why]}
+
+
+def described(layer) -> dict:
+    """What is said of a layer; none of its multiply-adds is known to be spared yet."""
+    return {
+        "op": layer.standard,
+        "shape": list(layer.array.shape),
+        "multiply_adds": layer.multiply_adds,
+        "kept": 1.0,
+    }
 
 
 def sentences(found: dict) -> list[str]:

@@ -26,13 +26,14 @@ SOURCE_DIMS = "sparsec.dims"
 a JSON list of sizes, names and null (nothing said)."""
 
 
-def ingest(path, shapes=None, dims=None, *, log=lambda line: None) -> "onnx_ir.Model":
+def ingest(path, shapes=None, dims=None, *, integers=True, log=lambda line: None) -> "onnx_ir.Model":
     """Load the ONNX file at ``path`` and bring it into the fixed form.
 
     Args:
         path: an ``.onnx`` file; its external data must lie in the same folder or below.
         shapes: input name to its full shape, a tuple of positive sizes.
         dims: symbolic dim name to its size.
+        integers: keep the integer weights of layers whose input is quantised, too; else they become floats.
         log: called with one line for each thing a user should know: an assumed batch size, an
             operator that was rewritten, a value that was dropped.
 
@@ -46,4 +47,4 @@ def ingest(path, shapes=None, dims=None, *, log=lambda line: None) -> "onnx_ir.M
     # The imports wait until here, so that the command line starts without onnx.
     from sparsec.compiler.ingest import form
 
-    return form.ingest(path, dict(shapes or {}), dict(dims or {}), log)
+    return form.ingest(path, dict(shapes or {}), dict(dims or {}), integers, log)

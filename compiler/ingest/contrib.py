@@ -7,18 +7,20 @@ TVM's importer ignores the domain of an operator, so none of these may reach it.
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.compiler.ingest import edit
+from sparsec.compiler.ingest import edit, quantised
 
 DOMAIN = "com.microsoft"
 
 
 def expand(model: ir.Model) -> list[str]:
-    """Replace the nodes of ``TABLE`` in the main graph; the names of the operators that were replaced."""
+    """Replace what ``TABLE`` and ``quantised.STANDARD`` have in the main graph; the operators replaced."""
     replaced = set()
+    tables = {DOMAIN: TABLE, "": quantised.STANDARD}
     for node in list(model.graph):
-        if node.domain == DOMAIN and node.op_type in TABLE:
+        rewrite = tables.get(node.domain, {}).get(node.op_type)
+        if rewrite is not None:
             before = set(model.graph)
-            new = TABLE[node.op_type](node)
+            new = rewrite(node)
             if new is None:  # what was begun goes again, support names the node
                 for added in reversed([n for n in model.graph if n not in before]):
                     model.graph.remove(added, safe=True)
@@ -161,5 +163,6 @@ TABLE = {
     "Gelu": _gelu,
     "QuickGelu": _quick_gelu,
     "SkipLayerNormalization": _skip_layer_norm,
+    **quantised.CONTRIB,
 }
 """Operator to rewriter; a rewriter returns the new outputs, or None for a form that it does not know."""

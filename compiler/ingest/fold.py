@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from sparsec.compiler.ingest import edit
+from sparsec.compiler.ingest import edit, quantised
 from sparsec.compiler.ingest.light import BIG
 
 MAX_NEW = 1 << 20  # bytes that a constant may always have
@@ -45,10 +45,13 @@ def shapes(graph: ir.Graph) -> None:
         edit.replace(node, [edit.initializer(graph, node.outputs[0].name + "_value", array)])
 
 
-def constants(model: ir.Model, failed: set[str]) -> None:
-    """Replace what depends on constants alone; ``failed`` collects nodes that ONNX Runtime cannot run."""
+def constants(model: ir.Model, failed: set[str], integers: bool = False) -> None:
+    """Replace what depends on constants alone; ``failed`` collects nodes that ONNX Runtime cannot run.
+
+    With ``integers``, those that quantised values meet stay integers, see ``quantised.meets_integers``.
+    """
     graph = model.graph
-    nodes = _constant_nodes(graph, failed)
+    nodes = _constant_nodes(graph, failed, integers)
     if not nodes:
         return
     try:
@@ -62,7 +65,7 @@ def constants(model: ir.Model, failed: set[str]) -> None:
                 failed.add(node.name)
 
 
-def _constant_nodes(graph: ir.Graph, failed: set[str]) -> list[ir.Node]:
+def _constant_nodes(graph: ir.Graph, failed: set[str], integers: bool) -> list[ir.Node]:
     known = {value for value in graph.initializers.values() if not value.is_graph_input()}
     known = {value for value in known if value.dtype != ir.DataType.STRING}
     sizes = {value: value.const_value.nbytes for value in known}
@@ -71,6 +74,8 @@ def _constant_nodes(graph: ir.Graph, failed: set[str]) -> list[ir.Node]:
         if node.domain or node.op_type in _RANDOM or node.name in failed:
             continue
         if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+            continue
+        if integers and quantised.meets_integers(node):
             continue
         needed = [value for value in node.inputs if value is not None] + _captured(node)
         if any(value not in known for value in needed):

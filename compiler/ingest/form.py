@@ -33,10 +33,10 @@ MAX_ROUNDS = 50  # real models settle in 2 to 6; nested loops need one per level
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 
-def ingest(path, shapes: dict, dims: dict, log) -> ir.Model:
+def ingest(path, shapes: dict, dims: dict, integers: bool, log) -> ir.Model:
     """See ``sparsec.compiler.ingest.ingest``."""
     try:
-        return _ingest(load.load(path), shapes, dims, log)
+        return _ingest(load.load(path), shapes, dims, integers, log)
     except (IngestError, MemoryError):
         raise
     except Exception as error:
@@ -48,7 +48,7 @@ def ingest(path, shapes: dict, dims: dict, log) -> ir.Model:
         raise IngestError(f"the model is not valid ONNX: {fault}") from error
 
 
-def _ingest(model: ir.Model, shapes: dict, dims: dict, log) -> ir.Model:
+def _ingest(model: ir.Model, shapes: dict, dims: dict, integers: bool, log) -> ir.Model:
     _prepare(model)
     declared = {v.name: freeze.source_dims(v) for v in (*model.graph.inputs, *model.graph.outputs)}
     freeze.freeze(model, shapes, dims, log)
@@ -60,28 +60,28 @@ def _ingest(model: ir.Model, shapes: dict, dims: dict, log) -> ir.Model:
     model = opset.convert(model)
     for op_type in contrib.expand(model):
         log(f"{contrib.DOMAIN} {op_type} was replaced by standard operators")
-    settle(model)
+    settle(model, integers)
     replaced = expand.expand(model, lambda node: not support.handled(node), OPSET)
     for op_type in sorted({node.op_type for node in replaced}):
         log(f"{op_type} was replaced by the standard operators that define it")
-    settle(model)
+    settle(model, integers)
     normalise.normalise(model.graph)
     fuse.fuse(model.graph)
-    settle(model)
+    settle(model, integers)
     passes.run_early(model)
     support.check(model)
     _finish(model, declared)
     return model
 
 
-def settle(model: ir.Model) -> None:
-    """Infer, fold and simplify until nothing changes any more."""
+def settle(model: ir.Model, integers: bool = False) -> None:
+    """Infer, fold and simplify until nothing changes any more; ``integers`` as in ``fold.constants``."""
     failed: set[str] = set()
     before = None
     for _ in range(MAX_ROUNDS):
         infer(model)
         fold.shapes(model.graph)
-        fold.constants(model, failed)
+        fold.constants(model, failed, integers)
         simplify.simplify(model.graph)
         sequences.resolve(model.graph)
         control.resolve(model)

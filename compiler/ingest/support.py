@@ -10,7 +10,7 @@ import onnx_ir as ir
 from sparsec.compiler.ingest import contrib, edit
 from sparsec.compiler.ingest.errors import IngestError, quoted
 from sparsec.compiler.ingest.forms import FORMS
-from sparsec.compiler.ingest.table import DTYPES, EXPANDED, IMPORTED, OWN, REFUSED, RESOLVED
+from sparsec.compiler.ingest.table import DTYPES, EXPANDED, IMPORTED, OWN, QUANTISED, REFUSED, RESOLVED
 
 SPARSEC_DOMAIN = "ai.sparsec"
 
@@ -80,6 +80,7 @@ def page() -> str:
     rows = [(name, "yes") for name in IMPORTED]
     rows += [(name, "yes") for name in OWN]
     rows += [(name, "yes, as the standard operators that define it") for name in EXPANDED]
+    rows += [(name, "yes, between QuantizeLinear and DequantizeLinear") for name in QUANTISED]
     rows += [(name, text) for name, text in RESOLVED.items()]
     rows += [(name, f"no: {text}") for name, text in REFUSED.items()]
     notes: dict[str, list[str]] = {}

@@ -26,8 +26,11 @@ IMPORTED = _words("""
 """)
 """Converted by TVM's importer."""
 
-OWN = _words("GRU LSTM RNN")
+OWN = _words("ConvInteger GRU LSTM RNN")
 """Converted by the compiler itself; TVM's importer lacks them."""
+
+QUANTISED = _words("QLinearConv QLinearMatMul")
+"""Replaced by operators on reals between QuantizeLinear and DequantizeLinear."""
 
 EXPANDED = _words("""
     Attention BlackmanWindow Celu CenterCropPad HammingWindow HannWindow NegativeLogLikelihoodLoss

@@ -62,6 +62,7 @@ class Importer(ONNXGraphImporter):
         self.labels: dict[int, str] = {}
         self.layers: list[dict] = []
         self.rounded: dict[tuple, list] = {}  # activations that meet quantised weights
+        self.sums: dict[relax.Var, tuple] = {}  # an integer layer's, as its kernel's and a constant
         self.stored: dict[ir.Value, tuple] = {}  # results that a kernel has written in another axis order
         self._nodes = _Values(model.graph.initializers)
         self._by_name = {node.name: node for node in model.graph}

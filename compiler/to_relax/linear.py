@@ -43,14 +43,16 @@ def is_layer(node: ir.Node) -> bool:
     return not node.op_type.endswith("MatMul") or (ranks[1] == 2 and ranks[0] >= 2)
 
 
-def gemm_layer(node: ir.Node, weight: np.ndarray):
-    """``weight [n, k]`` applied to the last axis."""
+def gemm_layer(node: ir.Node, weight: np.ndarray, precision: str | None = None):
+    """``weight [n, k]`` applied to the last axis, at ``precision`` or the node's own."""
     lead = tuple(int(d) for d in node.outputs[0].shape)[:-1]
-    spec = Gemm(lead, weight.shape[1], weight.shape[0], pattern_of(node), precision=precision_of(node))
+    precision = precision or precision_of(node)
+    spec = Gemm(lead, weight.shape[1], weight.shape[0], pattern_of(node), precision=precision)
     return spec, np.ascontiguousarray(weight)
 
 
-def conv_layer(node: ir.Node):
+def conv_layer(node: ir.Node, precision: str | None = None, zero: int = 0):
+    """A convolution at ``precision`` or the node's own; cells in its padding hold ``zero``."""
     weight = ohwi(node.inputs[1].const_value.numpy())
     shape = spatial_shape(node.inputs[0])
     spec = contraction.conv(
@@ -66,8 +68,10 @@ def conv_layer(node: ir.Node):
         pads=four(node),
         groups=attribute(node, "group", 1),
         pattern=pattern_of(node),
+        precision=precision or FLOAT32.name,
+        zero=zero,
     )
-    if isinstance(spec, Conv):
+    if precision is None and isinstance(spec, Conv):
         spec = dataclasses.replace(spec, precision=precision_of(node))
     return spec, weight
 

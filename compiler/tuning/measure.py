@@ -45,7 +45,7 @@ def measure(
     result = {}
     for index, (layer, weight) in enumerate(weights.items()):
         values = np.random.default_rng(index).standard_normal(layer.x_shape).astype(np.float32)
-        y = tvm.runtime.tensor(np.zeros(layer.y_shape, np.float32))
+        y = tvm.runtime.tensor(np.zeros(layer.y_shape, kind_of(layer).sums))
         packed, runs = {}, []
         for candidate in candidates[layer]:
             if candidate.kernel not in packed:

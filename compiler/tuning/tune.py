@@ -9,6 +9,7 @@ from sparsec import passes
 from sparsec.compiler.channels_last import channels_last
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import ingest
+from sparsec.compiler.precision import judged
 from sparsec.compiler.request import CompileRequest, cpu_levels, runnable
 from sparsec.compiler.to_relax.linear import pattern_text
 from sparsec.compiler.to_relax.products import products
@@ -29,8 +30,7 @@ def tune(
     candidate) and ``new``.  Every structure is written as soon as it is measured, so an interrupted run
     loses one.  Raises CompileError where this machine runs no level of the target.
     """
-    levels = runnable(cpu_levels(request.target))
-    if not levels:
+    if not runnable(cpu_levels(request.target)):
         raise CompileError(
             f"target '{request.target}' does not run on this machine; tune on one where it does"
         )
@@ -38,6 +38,7 @@ def tune(
     model = ingest(request.model, request.shapes, request.dims, log=log)
     passes.run_pipeline(model, passes.parse_pipeline(request.pipeline))
     channels_last(model)
+    levels = runnable(cpu_levels(request.target, judged(model, request.precision)))
     layers = _structures(model)
     records = []
     for level in levels:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from sparsec.passes.base import PassError
-from sparsec.passes.ops import low_rank, nm, sparsemax, threshold, weight_quant
+from sparsec.passes.ops import integer, low_rank, nm, sparsemax, threshold, weight_quant
 from sparsec.passes.ops.base import DOMAIN, MIN_OPSET, VERSION, Attribute, OpDef, install
 
-OPS: dict[str, OpDef] = {
-    op.name: op for op in (*threshold.OPS, *sparsemax.OPS, *nm.OPS, *low_rank.OPS, *weight_quant.OPS)
-}
+_FAMILIES = (threshold, sparsemax, nm, low_rank, weight_quant, integer)
+OPS: dict[str, OpDef] = {op.name: op for family in _FAMILIES for op in family.OPS}
 
 
 def ensure_function(model: ir.Model, name: str) -> ir.Function:

@@ -104,6 +104,17 @@ def nm_conv(
     return y.astype(x.dtype)
 
 
+def nm_matmul_integer(a: np.ndarray, b: np.ndarray, a_zero=0, **_: int) -> np.ndarray:
+    """`(a - a_zero) @ b` in int32."""
+    return (a.astype(np.int32) - np.int32(a_zero)) @ b.astype(np.int32)
+
+
+def nm_conv_integer(x: np.ndarray, w: np.ndarray, x_zero=0, **attributes: object) -> np.ndarray:
+    """ONNX Conv of `x - x_zero` by w in int32; float64 sums of such products are exact."""
+    centred = x.astype(np.float64) - np.float64(x_zero)
+    return nm_conv(centred, w, **attributes).astype(np.int32)
+
+
 def nm_conv_transpose(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, group: int = 1, **attributes: object
 ) -> np.ndarray:
@@ -183,6 +194,11 @@ def infer_matmul(node: ir.Node) -> _Inferred:
     if a.shape is None or b.shape is None or len(a.shape) < 2:
         return a.dtype, None
     return a.dtype, ir.Shape([*a.shape[:-1], b.shape[-1]])
+
+
+def _counted(infer):
+    """`infer`, of integers whose sums are int32."""
+    return lambda node: (ir.DataType.INT32, infer(node)[1])
 
 
 def _infer_gemm(node: ir.Node) -> _Inferred:
@@ -295,5 +311,29 @@ OPS = (
         "the transposed convolution of X and W, plus B",
         nm_conv_transpose,
         _infer_conv_transpose,
+    ),
+    _op(
+        "MatMulInteger",
+        (
+            ("A", "[..., M, K], uint8"),
+            ("B", "[K, N], int8, constant, n:m along K"),
+            ("a_zero_point?", "of A, a scalar"),
+        ),
+        {},
+        "(A - a_zero_point) @ B in int32",
+        nm_matmul_integer,
+        _counted(infer_matmul),
+    ),
+    _op(
+        "ConvInteger",
+        (
+            ("X", "[batch, in, spatial...], uint8"),
+            ("W", "[out, in / group, kernel...], int8, constant, n:m along in / group for each position"),
+            ("x_zero_point?", "of X, a scalar"),
+        ),
+        _CONV,
+        "the cross-correlation of X - x_zero_point and W in int32",
+        nm_conv_integer,
+        _counted(_infer_conv),
     ),
 )

@@ -198,7 +198,7 @@ def test_what_a_library_trips_over_is_the_models_fault(refusal):
 def test_a_bug_of_ours_is_no_fault_of_the_model(save, monkeypatch):
     from sparsec.compiler.ingest import form
 
-    monkeypatch.setattr(form, "settle", lambda model: 1 / 0)
+    monkeypatch.setattr(form, "settle", lambda model, integers: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ingest(save(model([RELU])))
 

@@ -1,0 +1,161 @@
+"""Quantised models: MatMulInteger and ConvInteger with constant weights, and what stands between integers.
+
+A layer is its kernel's plain sum of products, less the zero point of its input times the sum of each
+channel's weights.  Where that zero point is a constant, this is one, too, and joins an int32 bias behind it.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax
+
+from sparsec.compiler.to_relax import linear
+from sparsec.compiler.to_relax.linear import attribute, reshaped
+from sparsec.schedules import contraction
+from sparsec.schedules import quantise as kernel
+from sparsec.schedules.contraction_spec import kind_of
+from sparsec.schedules.elements import INT8
+
+LAYERS = ("MatMulInteger", "NMMatMulInteger", "ConvIntegerNHWC", "ConvIntegerNWC")
+
+
+def is_layer(node: ir.Node) -> bool:
+    """Whether ``node`` multiplies bytes by a constant of int8 without zero points."""
+    if node.op_type not in LAYERS or node.inputs[0].dtype != ir.DataType.UINT8:
+        return False
+    weight = node.inputs[1].const_value
+    if weight is None or weight.dtype != ir.DataType.INT8 or len(node.inputs) > 3:
+        return False
+    return "Conv" in node.op_type or (len(weight.shape) == 2 and len(node.inputs[0].shape) >= 2)
+
+
+def layer(node: ir.Node):
+    """``(spec, weight)`` of a node for which ``is_layer``."""
+    if "Conv" in node.op_type:
+        return linear.conv_layer(node, INT8.name, _zero(node) or 0)
+    return linear.gemm_layer(node, node.inputs[1].const_value.numpy().T, INT8.name)
+
+
+def convert(importer, node: ir.Node, inputs):
+    """The int32 sums of a layer."""
+    if not is_layer(node):
+        return None
+    spec, weight = layer(node)
+    spec = linear.run_spec(node, contraction.packed_for(spec, importer.permute), importer.choices)
+    arrays = spec.pack(weight.astype(np.float32))
+    packed = [importer.weight(array, node) for array in arrays]
+    x = reshaped(importer, inputs[0], spec.x_shape)
+    name = type(spec).__name__.lower()
+    y = importer.kernel(name, spec.prim_func(), [x, *packed], list(spec.y_shape), kind_of(spec).sums)
+    linear.record(importer, node, weight, sum(array.nbytes for array in arrays), kind_of(spec).name)
+    y = reshaped(importer, y, [int(d) for d in node.outputs[0].shape])
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return y
+    zero = _zero(node)
+    if zero is None:
+        sums = _const(_covered(spec, weight) if any(getattr(spec, "pads", ())) else _by_channel(weight))
+        wide = importer.bb.emit(relax.op.astype(inputs[2], "int32"))
+        moved = importer.bb.emit(relax.op.multiply(sums, wide))
+        return importer.bb.emit(relax.op.subtract(y, moved))
+    if zero == 0:
+        return y
+    correction = -zero * _by_channel(weight)
+    corrected = importer.bb.emit(relax.op.add(y, _const(correction)))
+    importer.sums[corrected] = y, correction
+    return corrected
+
+
+def add(importer, node: ir.Node, inputs):
+    """A bias behind a layer, in one addition with what the layer's zero point comes to."""
+    bias = node.inputs[1].const_value
+    if inputs[0] not in importer.sums or bias is None:
+        return None
+    y, correction = importer.sums[inputs[0]]
+    return relax.op.add(y, _const(bias.numpy() + correction))
+
+
+def multiply(importer, node: ir.Node, inputs):
+    """The product of a dequantisation is rounded: nothing contracts it with a sum behind it."""
+    if not any(_counts(value) for value in node.inputs):
+        return None
+    shape = [int(d) for d in node.outputs[0].shape]
+    return importer.bb.emit_te(kernel.product, *inputs, shape, primfunc_name_hint="product")
+
+
+def quantize_linear(importer, node: ir.Node, inputs):
+    parameters = _parameters(node, node.outputs[0].dtype)
+    if parameters is None or node.inputs[0].dtype != ir.DataType.FLOAT:
+        return None
+    dtype = str(node.outputs[0].dtype.numpy())
+    return importer.bb.emit_te(kernel.quantise, inputs[0], *parameters, dtype, primfunc_name_hint="quantise")
+
+
+def dequantize_linear(importer, node: ir.Node, inputs):
+    parameters = _parameters(node, node.inputs[0].dtype)
+    if parameters is None:
+        return None
+    return importer.bb.emit_te(kernel.dequantise, inputs[0], *parameters, primfunc_name_hint="dequantise")
+
+
+def quantized_add(importer, node: ir.Node, inputs):
+    shape = [int(d) for d in node.outputs[0].shape]
+    a, b, shift = (float(attribute(node, name, 0.0)) for name in ("a", "b", "shift"))
+    offset = attribute(node, "offset", 0)
+    return importer.bb.emit_te(
+        kernel.add, *inputs[:2], shape, a, b, shift, offset, primfunc_name_hint="quantized_add"
+    )
+
+
+def clip(importer, node: ir.Node, inputs):
+    """Bytes within constants; the rest is TVM's."""
+    if node.inputs[0].dtype != ir.DataType.UINT8 or len(inputs) != 3:
+        return None
+    bounds = [int(value.const_value.numpy()) for value in node.inputs[1:]]
+    return importer.bb.emit_te(kernel.clip, inputs[0], *bounds, primfunc_name_hint="clip")
+
+
+def _parameters(node: ir.Node, dtype: ir.DataType) -> tuple[float, int] | None:
+    """Scale and zero point of one for all, constants of bytes; None for every other form."""
+    constants = [value.const_value for value in node.inputs[1:] if value is not None]
+    if dtype not in (ir.DataType.UINT8, ir.DataType.INT8) or any(c is None for c in constants):
+        return None
+    arrays = [c.numpy() for c in constants]
+    if any(array.size != 1 for array in arrays) or arrays[0].dtype != np.float32:
+        return None
+    return float(arrays[0].item()), int(arrays[1].item()) if len(arrays) > 1 else 0
+
+
+def _counts(value: ir.Value) -> bool:
+    """Whether ``value`` is an int32 as a float."""
+    node = value.producer()
+    return node is not None and node.op_type == "Cast" and node.inputs[0].dtype == ir.DataType.INT32
+
+
+def _zero(node: ir.Node) -> int | None:
+    """The zero point of the input; None where it is computed."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return 0
+    return None if value.const_value is None else int(value.const_value.numpy().item())
+
+
+def _by_channel(weight: np.ndarray) -> np.ndarray:
+    """The sum of each output channel's weights, int32."""
+    return weight.reshape(weight.shape[0], -1).sum(axis=1, dtype=np.int32)
+
+
+def _covered(spec, weight: np.ndarray) -> np.ndarray:
+    """The same for every pixel, without the taps that lie in the padding: ``[out_h, out_w, channels]``."""
+    top, left, bottom, right = spec.pads
+    inside = np.pad(np.ones((spec.in_h, spec.in_w), np.int32), ((top, bottom), (left, right)))
+    taps = weight.sum(axis=3, dtype=np.int32)
+    total = np.zeros((spec.out_h, spec.out_w, spec.out_c), np.int32)
+    for p, q in np.ndindex(spec.k_h, spec.k_w):
+        rows = slice(p * spec.dilations[0], None, spec.strides[0])
+        columns = slice(q * spec.dilations[1], None, spec.strides[1])
+        window = inside[rows, columns][: spec.out_h, : spec.out_w]
+        total += window[:, :, None] * taps[:, p, q]
+    return total
+
+
+def _const(array: np.ndarray):
+    return relax.const(np.ascontiguousarray(array, np.int32), "int32")
