@@ -65,7 +65,9 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         choices = choose(model, request, levels)
         findings += choices.findings
     with stages("lower to kernels"):
-        narrow = precision.narrow(model, choices.kernels, attended=attentions(model))
+        attended = attentions(model)
+        narrow = precision.narrow(model, choices.kernels, attended=attended)
+        findings += precision.told(model, choices.kernels, attended, narrow)
         imported = import_model(model, choices.kernels, levels, narrow)
         layers = next(iter(imported.values()))[2]
         source.model = None

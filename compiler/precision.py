@@ -6,7 +6,7 @@ with weights always do.  A value is kept as bfloat16 where a layer or an attenti
 everything else that reads it can widen it in passing; so a residual is rounded with what is added to it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from math import prod
 
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from sparsec.compiler.to_relax.views import STEPS
 from sparsec.passes import Finding
 from sparsec.passes.ops import weight_quant
 from sparsec.schedules.contraction_spec import kind_of
-from sparsec.schedules.elements import FLOAT32
+from sparsec.schedules.elements import BFLOAT16, FLOAT32
 
 #: Levels on which a product of bfloat16 is no slower than one of float32; elsewhere it is only half as large.
 PRODUCTS = ("v4bf16", "v4")
@@ -91,16 +91,11 @@ def narrow(
     ``makers``: other operators whose kernels can round what they write.  ``attended``: attentions whose
     kernels can read them, where layers do.
     """
-    takers = {
-        node
-        for node in model.graph
-        if PRECISION in node.metadata_props
-        and kind_of(run_spec(node, constant_layer(node)[0], kernels)).activation != "float32"
-    }
+    takers = _takers(model, kernels)
     candidates = [
         value
         for node in model.graph
-        if node in takers or node.op_type in {*_ELEMENTWISE, *makers} or is_layer(node)
+        if node.op_type in makers or _rounds(node)
         for value in node.outputs
         if value.dtype == ir.DataType.FLOAT
     ]
@@ -111,6 +106,40 @@ def narrow(
         if len(whole) == len(attended):
             return found
         attended = whole  # one that does not get all three narrow takes none
+
+
+def told(
+    model: ir.Model, kernels: Mapping[str, str], attended: Sequence[Found], values: Set[ir.Value]
+) -> list[Finding]:
+    """Whether each attention reads bfloat16, where layers do; ``values`` are what ``narrow`` found."""
+    takers, findings = _takers(model, kernels), []
+    for each in attended if takers else ():
+        wide = [value for value in each.multiplied if value not in values]
+        outcome, after = ("declined", FLOAT32.name) if wide else ("applied", BFLOAT16.name)
+        reason = "attention whose queries, keys and values are kept so"
+        if wide:
+            causes = (v for v in wide if not _rounds(v.producer()) or not _narrow(v, takers, [each]))
+            value = next(causes, wide[0])
+            reason = f"attention: something that needs more reads '{value.name}', too"
+            if not _rounds(value.producer()):
+                reason = f"attention: no layer makes '{value.name}'"
+        findings.append(Finding("precision", each.products[1].name, outcome, reason, FLOAT32.name, after))
+    return findings
+
+
+def _takers(model: ir.Model, kernels: Mapping[str, str]) -> set[ir.Node]:
+    """The layers that read 16 bits."""
+    return {
+        node
+        for node in model.graph
+        if PRECISION in node.metadata_props
+        and kind_of(run_spec(node, constant_layer(node)[0], kernels)).activation != "float32"
+    }
+
+
+def _rounds(node: ir.Node | None) -> bool:
+    """Whether rounding can be fused into the kernel of ``node``."""
+    return node is not None and (node.op_type in _ELEMENTWISE or is_layer(node))
 
 
 def _narrow(value: ir.Value, takers: set[ir.Node], attended: Sequence[Found]) -> bool:

@@ -47,6 +47,7 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
     from sparsec.compiler.cuda import choices as gpu_choices
     from sparsec.compiler.ingest import ingest
     from sparsec.compiler.request import CompileRequest, cpu_levels, gpu_names
+    from sparsec.compiler.to_relax.attention import attentions
     from sparsec.passes import nm_layers
     from sparsec.passes.graph import node_name
 
@@ -73,7 +74,10 @@ def analyse(request: dict, log: Callable[[str], None]) -> dict:
         judged = precision.judged(model, asked.precision)
         levels = cpu_levels(asked.target, judged if asked.precision == "fp32" else asked.precision)
         why = precision.assign(model, asked.precision, levels)
-        why += choose(model, asked, levels).findings
+        choices = choose(model, asked, levels)
+        attended = attentions(model)
+        narrow = precision.narrow(model, choices.kernels, attended=attended)
+        why += [*choices.findings, *precision.told(model, choices.kernels, attended, narrow)]
     return {"layers": layers, "findings": findings + [finding.to_json() for finding in why]}
 
 

@@ -10,7 +10,7 @@ from sparsec.compiler.cli.explain import analyse
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import ingest
 from sparsec.compiler.pipeline import compile_model
-from sparsec.compiler.precision import assign, narrow
+from sparsec.compiler.precision import assign, narrow, told
 from sparsec.compiler.request import CompileRequest, cpu_levels
 from sparsec.compiler.to_relax.attention import attentions
 from sparsec.runtime import load
@@ -104,8 +104,8 @@ ATTENTION = """(float[1,9,32] x) => (RESULTS) {
 }"""
 
 
-def attention(folder, results="float[1,9,32] y"):
-    text = ATTENTION.replace("RESULTS", results)
+def attention(folder, results="float[1,9,32] y", swap=("", "")):
+    text = ATTENTION.replace("RESULTS", results).replace(*swap)
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> g {text}')
     rng = np.random.default_rng(17)
     values = {name: rng.standard_normal((32, 32)) for name in ("w", "wk", "wv")}
@@ -120,12 +120,27 @@ def attention(folder, results="float[1,9,32] y"):
 
 def test_attention_takes_what_lies_behind_views(tmp_path):
     model, _ = marked(attention(tmp_path))
-    assert {v.name for v in narrow(model, {}, attended=attentions(model))} == {"q1", "k1", "v1"}
+    attended = attentions(model)
+    values = narrow(model, {}, attended=attended)
+    assert {v.name for v in values} == {"q1", "k1", "v1"}
+    assert [(f.outcome, f.after) for f in told(model, {}, attended, values)] == [("applied", "bfloat16")]
 
 
 def test_attention_whose_keys_are_an_output_stays_float32(tmp_path):
     model, _ = marked(attention(tmp_path, "float[1,9,32] y, float[1,2,16,9] k"))
-    assert not narrow(model, {}, attended=attentions(model))
+    attended = attentions(model)
+    assert not narrow(model, {}, attended=attended)
+    (finding,) = told(model, {}, attended, frozenset())
+    assert finding.outcome == "declined"
+    assert finding.reason == "attention: something that needs more reads 'k1', too"
+
+
+def test_attention_of_an_input_stays_float32(tmp_path):
+    path = attention(tmp_path, swap=("v1 = MatMul(x, wv) v2 = Reshape(v1, heads)", "v2 = Reshape(x, heads)"))
+    model, _ = marked(path)
+    attended = attentions(model)
+    (finding,) = told(model, {}, attended, narrow(model, {}, attended=attended))
+    assert finding.reason == "attention: no layer makes 'x'"
 
 
 def test_attention_computes_on_every_level(tmp_path):
