@@ -173,7 +173,8 @@ def runnable(levels: Iterable[str]) -> list[str]:
 
 def native_level(precision: str = "fp32") -> str:
     """The best level that this machine runs at ``precision``."""
-    others = {level for name, own in LOW_PRECISION.items() if name != precision for level in own}
+    own = LOW_PRECISION.get(precision, ())
+    others = {level for levels in LOW_PRECISION.values() for level in levels if level not in own}
     runs = [level for level in cpu.levels() if level not in others]
     if not runs:
         raise CompileError(

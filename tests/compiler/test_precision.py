@@ -13,7 +13,7 @@ from sparsec.compiler.pipeline import compile_model
 from sparsec.compiler.precision import assign, narrow, told
 from sparsec.compiler.request import CompileRequest, cpu_levels
 from sparsec.compiler.to_relax.attention import attentions
-from sparsec.runtime import load
+from sparsec.runtime import cpu, load
 
 RNG = np.random.default_rng(13)
 #: Two convolutions around a residual, a normaliser, a layer behind it and a last one.
@@ -211,6 +211,12 @@ def test_targets_and_their_levels():
         CompileRequest("m.onnx", "m.sparsec", precision="fp8")
     with pytest.raises(CompileError, match="--precision fp16 is for GPUs; choose of fp32, bf16, .*for 'x86'"):
         CompileRequest("m.onnx", "m.sparsec", precision="fp16")
+
+
+def test_native_is_the_best_level_of_the_precision(monkeypatch):
+    monkeypatch.setattr(cpu, "levels", lambda: ("v4bf16", "v4vnni", "v4", "v3"))
+    found = [cpu_levels("native", precision) for precision in ("fp32", "bf16", "int8")]
+    assert found == [("v4",), ("v4bf16",), ("v4vnni",)]
 
 
 def test_explain_tells_the_precision(network):
