@@ -14,8 +14,9 @@ import onnx_ir as ir
 from sparsec.compiler.channels_last import BROADCAST, UNARY
 from sparsec.compiler.to_relax import integer
 from sparsec.compiler.to_relax.attention import Found
-from sparsec.compiler.to_relax.linear import PRECISION, constant_layer, is_layer, run_spec
+from sparsec.compiler.to_relax.linear import PRECISION, is_layer, run_spec
 from sparsec.compiler.to_relax.narrow import VIEWS
+from sparsec.compiler.to_relax.products import products
 from sparsec.compiler.to_relax.views import STEPS
 from sparsec.passes import Finding
 from sparsec.passes.ops import weight_quant
@@ -133,7 +134,7 @@ def _takers(model: ir.Model, kernels: Mapping[str, str]) -> set[ir.Node]:
         node
         for node in model.graph
         if PRECISION in node.metadata_props
-        and kind_of(run_spec(node, constant_layer(node)[0], kernels)).activation != "float32"
+        and all(kind_of(run_spec(node, s, kernels)).activation != "float32" for s, _ in products(node))
     }
 
 

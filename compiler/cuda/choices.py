@@ -17,8 +17,8 @@ from sparsec.compiler.cuda.forms import SHARED, Form, forms
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.precision import is_last
 from sparsec.compiler.request import CompileRequest, gpu_names
-from sparsec.compiler.to_relax.linear import PRECISION, is_layer, pattern_text
-from sparsec.compiler.to_relax.products import products
+from sparsec.compiler.to_relax.linear import PRECISION, pattern_text
+from sparsec.compiler.to_relax.products import is_product, products
 from sparsec.passes import Finding
 from sparsec.schedules.cuda import Gpu
 from sparsec.schedules.cuda.target import Architecture
@@ -43,7 +43,7 @@ def choose(model: ir.Model, request: CompileRequest) -> Choices:
     device = Gpu(gpu_names(request.target)).oldest
     for node in model.graph:
         pattern = "m" in node.attributes and node.attributes["m"].as_int() != 0
-        lower = is_layer(node) and request.precision != "fp32"
+        lower = request.precision != "fp32" and is_product(node)
         if not pattern and not lower:
             continue
         made = products(node)
@@ -77,21 +77,22 @@ def choose(model: ir.Model, request: CompileRequest) -> Choices:
 
 def _why_float32(node: ir.Node, made: list[tuple], precision: str) -> str | None:
     """Why a layer cannot round its operands, or None."""
-    spec, weight = made[0]
     if is_last(node.outputs[0]):
         return "the last layer: its rounding would be the output's"
-    largest = float(np.abs(weight).max(initial=0))
+    largest = max(float(np.abs(weight).max(initial=0)) for _, weight in made)
     if precision == "fp16" and largest > float(np.finfo(np.float16).max):
         return f"weights up to {largest:.3g} are beyond 65504, the largest float16"
-    return why_not(spec)
+    return next(filter(None, (why_not(spec) for spec, _ in made)), None)
 
 
 def _ranked(
     made: list[tuple], dtype: str | None, sparsity: str, device: Architecture
 ) -> list[tuple[float, Form]]:
     """Seconds of each form that the products of a layer can have, the fastest first."""
-    options = [form for form in forms(*made[0], dtype) if sparsity != "off" or form.kernel == "dense"]
-    ranked = [(sum(form.seconds(spec, device) for spec, _ in made), form) for form in options]
+    options = [form for form in forms(made, dtype) if sparsity != "off" or form.kernel == "dense"]
+    ranked = [
+        (sum(form.seconds(spec, weight.size, device) for spec, weight in made), form) for form in options
+    ]
     # Of equal ones the sparse one, and the narrower: it is smaller.
     return sorted(ranked, key=lambda pair: (pair[0], pair[1].weight_bytes))
 

@@ -7,13 +7,11 @@ the limits of the device say, which kernels of all forms come as near to as each
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
-
-from sparsec.schedules.contraction import Conv, Gemm
 from sparsec.schedules.cuda import fragments
 from sparsec.schedules.cuda.target import Architecture
 from sparsec.schedules.cuda.tensor_gemm import PRECISIONS, why_not
 from sparsec.schedules.elements import FLOAT32
+from sparsec.schedules.layout import DENSE
 
 #: The smallest block whose channels have one list of positions in the packed forms of float32.
 SHARED = 16
@@ -36,30 +34,33 @@ class Form:
     input_bytes: int
     tensor: bool
 
-    def seconds(self, spec: Gemm | Conv, device: Architecture) -> float:
+    def seconds(self, spec, weight: int, device: Architecture) -> float:
+        """Of one product, which has ``weight`` positions in its dense weight."""
         rows, n = prod(spec.y_shape[:-1]), spec.y_shape[-1]
-        weight = n * (spec.k if isinstance(spec, Gemm) else spec.k_h * spec.k_w * spec.depth)
         moved = weight * self.weight_bytes + prod(spec.x_shape) * self.input_bytes + rows * n * 4
         products = weight * self.kept * (max(rows, _TENSOR_ROWS) if self.tensor else rows)
         rate = device.tensor * 2 / self.input_bytes if self.tensor else device.fp32
         return max(products / rate, moved / device.bandwidth)
 
 
-def forms(spec, weight: np.ndarray, dtype: str | None) -> list[Form]:
-    """All forms of a layer, that of float32 without zeros skipped first; ``dtype`` as in ``PRECISIONS``."""
-    pattern = spec.pattern
-    made = [Form("dense float32", FLOAT32.name, "dense", 1, 4, 4, False)]
+def forms(made: list[tuple], dtype: str | None) -> list[Form]:
+    """All forms that the products of a layer can have, dense float32 first.
+
+    ``dtype``: what tensor cores are to multiply, one of ``NUMBERS``; None where they are not.
+    """
+    pattern = getattr(made[0][0], "pattern", DENSE)
+    found = [Form("dense float32", FLOAT32.name, "dense", 1, 4, 4, False)]
     if not pattern.dense and pattern.block % SHARED == 0 and not pattern.scattered:
         kept = pattern.n / pattern.m
-        made.append(
+        found.append(
             Form(f"{pattern.n}:{pattern.m} float32", FLOAT32.name, "sparse", kept, 4 * kept, 4, False)
         )
-    if dtype is None or why_not(spec):
-        return made
+    if dtype is None or any(why_not(spec) for spec, _ in made):
+        return found
     precision = next(name for name, number in PRECISIONS.items() if number == dtype)
     size = fragments.NUMBERS[dtype].bytes
-    made.append(Form(f"dense {precision}", precision, "dense", 1, size, size, True))
-    if size == 2 and not pattern.dense and fragments.fits(weight):
+    found.append(Form(f"dense {precision}", precision, "dense", 1, size, size, True))
+    if size == 2 and not pattern.dense and all(fragments.fits(weight) for _, weight in made):
         # A value in two, and two bits for it.
-        made.append(Form(f"2:4 {precision}", precision, "sparse", 0.5, size / 2 + 1 / 8, size, True))
-    return made
+        found.append(Form(f"2:4 {precision}", precision, "sparse", 0.5, size / 2 + 1 / 8, size, True))
+    return found

@@ -21,6 +21,7 @@ from sparsec.compiler.to_relax import linear
 from sparsec.compiler.to_relax.activations import reshaped
 from sparsec.schedules import contraction
 from sparsec.schedules.contraction import Gemm
+from sparsec.schedules.elements import FLOAT32
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ def products(node: ir.Node) -> list[tuple]:
     product per pixel whose columns are spread over the output's tile.  Else it is a convolution for each
     phase that a tap reaches, in the order of ``_phases``.
     """
+    precision = linear.precision_of(node)
+    return [
+        (spec if precision == FLOAT32.name else dataclasses.replace(spec, precision=precision), weight)
+        for spec, weight in _products(node)
+    ]
+
+
+def _products(node: ir.Node) -> list[tuple]:
+    """``products`` in float32."""
     group, weight = _weight(node)
     shape, pattern = linear.spatial_shape(node.inputs[0]), linear.pattern_of(node)
     if _tiled(node, weight):
@@ -97,12 +107,12 @@ def conv_transpose(importer, node: ir.Node, inputs):
     """Converts ``node``, whose weight is constant."""
     x = reshaped(importer, inputs[0], linear.spatial_shape(node.inputs[0]))
     _, weight = _weight(node)
-    results, packed = [], 0
+    results, packed, precision = [], 0, FLOAT32.name
     for spec, part in products(node):
-        y, size, _ = linear.apply(importer, node, x, spec, part)
+        y, size, precision = linear.apply(importer, node, x, spec, part)
         results.append(y)
         packed += size
-    linear.record(importer, node, weight, packed)
+    linear.record(importer, node, weight, packed, precision)
     if _tiled(node, weight):
         y = importer.bb.emit(linear.with_bias(_spread(results[0], weight), inputs))
     else:

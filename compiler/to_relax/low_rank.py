@@ -51,11 +51,11 @@ def matmul(importer, node: ir.Node, inputs):
     x = inputs[0]
     if joined(node):
         longer = _beside(importer, x, _dense(importer, node, x, spread(right.T, *_pattern(node)).T), spec)
-        y, size, _ = apply(importer, node, longer, spec, weight)
+        y, size, precision = apply(importer, node, longer, spec, weight)
     else:
-        y, size, _ = apply(importer, node, x, spec, weight)
+        y, size, precision = apply(importer, node, x, spec, weight)
         y = relax.op.add(y, _dense(importer, node, _dense(importer, node, x, right), left))
-    record(importer, node, weight, size)
+    record(importer, node, weight, size, precision)
     return y
 
 

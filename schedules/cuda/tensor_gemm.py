@@ -207,7 +207,7 @@ class TensorConv(Image, _Product):
 
     def source(self, at: list, column) -> tuple[list, tir.Expr | None]:
         """The index in X of ``column`` for the output pixel ``at``, else near it; whether it exists."""
-        tap, channel = column // self.in_c, column % self.in_c
+        tap, channel = (column // self.in_c, column % self.in_c) if self.taps > 1 else (tir.i64(0), column)
         place, inside = pixel(self, *at, tap // self.k_w, tap % self.k_w)
         return [*place, channel], inside
 
@@ -238,7 +238,7 @@ def on_tensor_cores(spec):
     if dtype is None:
         return spec
     sparse = not spec.pattern.dense
-    if isinstance(spec, Conv) and not spec.pointwise:
+    if isinstance(spec, Conv):
         shape = {f: getattr(spec, f) for f in Image.__dataclass_fields__}
         return TensorConv(
             **shape | {"in_c": stored_channels(spec.in_c, sparse, dtype)}, sparse=sparse, dtype=dtype

@@ -6,11 +6,19 @@ import tvm
 from tvm import relax
 
 from sparsec.schedules import bits
+from sparsec.schedules.contraction import Gemm, conv
 from sparsec.schedules.cuda import Gpu
-from sparsec.schedules.cuda.tensor_gemm import TensorConv, TensorGemm, find_anchor
+from sparsec.schedules.cuda.tensor_gemm import (
+    TensorConv,
+    TensorGemm,
+    find_anchor,
+    on_tensor_cores,
+    why_not,
+)
 from sparsec.schedules.cuda.tensor_kernel import rule
 from sparsec.schedules.cuda.tensor_tile import TILES, Tile, Words, cycles, tile_for
 from sparsec.schedules.cuda.tile import with_tile
+from sparsec.schedules.layout import Pattern
 
 RULE = "tensor_gemm"
 SMALL = {
@@ -208,6 +216,33 @@ def test_a_tile_fits_the_memory_that_there_is():
     assert Words.of(small, sparse=True).total < Words.of(small, sparse=False).total
 
 
+def test_layers_become_products():
+    """As the compiler asks for them; every other spec stays as it is."""
+    named = "bfloat16 on tensor cores"
+    for spec, want, weight in (
+        (Gemm((5,), 7, 9, precision=named), TensorGemm((5,), 8, 9, dtype="bfloat16"), (9, 7)),
+        (Gemm((5,), 6, 9, Pattern(2, 4), precision=named), TensorGemm((5,), 8, 9, True, "bfloat16"), (9, 6)),
+        (
+            conv(1, 5, 5, 3, 8, 1, 1, precision=named),
+            TensorConv(1, 5, 5, 4, 8, 1, 1, dtype="bfloat16"),
+            (8, 1, 1, 3),
+        ),
+        (
+            conv(2, 5, 6, 8, 4, 3, 3, (2, 1), (1, 2), (1, 0, 1, 1), precision=named),
+            TensorConv(2, 5, 6, 8, 4, 3, 3, (2, 1), (1, 2), (1, 0, 1, 1), dtype="bfloat16"),
+            (4, 3, 3, 8),
+        ),
+    ):
+        assert on_tensor_cores(spec) == want and why_not(spec) is None
+        assert [a.shape for a in want.pack(np.zeros(weight, np.float32))] == [
+            s for s, _ in want.weight_args()
+        ]
+    for plain in (Gemm((5,), 7, 9), conv(1, 5, 5, 8, 8, 3, 3, groups=8, precision="int8")):
+        assert on_tensor_cores(plain) is plain
+    assert why_not(conv(1, 5, 5, 8, 8, 3, 3, groups=8)) == "a depthwise convolution"
+    assert why_not(conv(1, 5, 5, 8, 8, 3, 3, groups=2)) == "a convolution in groups"
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="TensorGemm: required a multiple of 2 inputs, found 13; pad them"):
         TensorGemm((1,), 13, 16)
@@ -224,7 +259,5 @@ def test_what_is_refused():
 
 
 def test_other_functions_are_left_to_other_rules(gpu):
-    from sparsec.schedules.contraction import Gemm
-
     assert find_anchor(Gemm((4,), 16, 16).prim_func()) is None
     assert rule(Gemm((4,), 16, 16).prim_func(), gpu) is None
