@@ -67,9 +67,8 @@ def answers(
             with torch.no_grad():
                 wanted = teacher(batch)
             if remember:
-                once = {
-                    id(tensor): tensor.to(remember) for tensor in wanted
-                }  # a feature may be an output, too
+                # By identity, because a feature may be an output, too.
+                once = {id(tensor): tensor.to(remember) for tensor in wanted}
                 wanted = [once[id(tensor)] for tensor in wanted]
                 known.append((batch, wanted))
             yield batch, wanted
