@@ -78,13 +78,15 @@ def choose(
     seen: Seen, weight: np.ndarray, ranges: Sequence[str], *, scalable: bool, shiftable: bool, free: bool
 ) -> Choice:
     """The best range of the methods `ranges`, and migration, for all layers with weight `[groups, out, taps *
-    in]` that read what was `seen`. `free`: it costs nothing at run time, so that any gain counts."""
+    in]` that read what was `seen`. `free`: it costs nothing at run time, so that any gain counts. Migrations
+    are compared by the last of `ranges`, the most careful one."""
     none = Migration.none(len(seen.low))
     trials = [none]
     if scalable:
         trials += candidates(seen, weight, shiftable)
-    made = [choice for m in trials if (choice := _best_range(seen, weight, m, ranges)) is not None]
-    plain, best = made[0], min(made, key=lambda choice: choice.error)
+    made = [choice for m in trials if (choice := _best_range(seen, weight, m, ranges[-1:])) is not None]
+    finalists = (none, min(made, key=lambda choice: choice.error).migration)
+    plain, best = (_best_range(seen, weight, migration, ranges) for migration in finalists)
     if best.error > plain.error * (1.0 if free else GAIN):
         best = plain
     return Choice(best.migration, best.grid, best.method, best.low, best.high, best.error, plain.error)
