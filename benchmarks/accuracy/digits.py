@@ -38,6 +38,13 @@ NETWORKS = {
 }  # fmt: skip
 
 
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """float32 `[1797, 1, 8, 8]` in 0..1 and labels, in a seeded order."""
+    found = load_digits()
+    order = np.random.default_rng(0).permutation(len(found.target))
+    return (found.images[order, None] / 16).astype(np.float32), found.target[order]
+
+
 def trained(name: str, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
     network = NETWORKS[name]()
@@ -64,16 +71,13 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", default=PATTERNS)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     arguments = parser.parse_args()
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    images = (digits.images[order, None] / 16).astype(np.float32)
-    labels = digits.target[order]
+    images, labels = data()
     test, truth = images[TRAINED:], labels[TRAINED:]
     for name in arguments.networks:
         network = trained(name, torch.from_numpy(images[:TRAINED]), torch.from_numpy(labels[:TRAINED]))
         with tempfile.TemporaryDirectory() as folder:
-            file, data = Path(folder) / "dense.onnx", Path(folder) / "calibration.npz"
-            np.savez(data, x=images[:TRAINED])
+            file, calibration = Path(folder) / "dense.onnx", Path(folder) / "calibration.npz"
+            np.savez(calibration, x=images[:TRAINED])
             export(network, torch.from_numpy(images[:2]), file)
             dense = accuracy(ir.load(file), test, truth)
             for pattern in arguments.patterns:
@@ -81,7 +85,7 @@ def main() -> None:
                     model = ir.load(file)
                     reconstruct = not method.endswith("-")
                     request = PruneRequest(
-                        pattern, method.removesuffix("-"), str(data), reconstruct=reconstruct
+                        pattern, method.removesuffix("-"), str(calibration), reconstruct=reconstruct
                     )
                     prune_model(model, request, lambda line: None)
                     result = {

@@ -11,6 +11,12 @@ MINILM = {
     "all": "All 36 linear layers of the encoder",
     "attention": "The 24 projections of attention alone, where every method has been run",
 }
+NETWORKS = {
+    "minilm": "all-MiniLM-L6-v2",
+    "ic_resnet8": "ResNet-8",
+    "kws": "keyword spotter",
+    "ad": "autoencoder",
+}
 
 
 def write(found: dict, folder: Path = FILE.parent) -> None:
@@ -24,7 +30,15 @@ def page(found: dict) -> str:
         "Written by `python -m benchmarks report`. Nothing was trained after pruning but where it says so."
     )
     return "\n".join(
-        [*lines, *minilm(found), *trained(found), *frontier(found), *digits(found), *resnet8(found)]
+        [
+            *lines,
+            *minilm(found),
+            *trained(found),
+            *frontier(found),
+            *digits(found),
+            *resnet8(found),
+            *int8(found),
+        ]
     )
 
 
@@ -159,4 +173,29 @@ def resnet8(found: dict) -> list[str]:
     for r in rows:
         cells = " | ".join(f"{100 * a['equal']:.1f}" for a in r["agreement"])
         lines.append(f"| {r['pattern']} | {r['sweeps']} | {r['images']} | {cells} | {r['error']:.4f} |")
+    return [*lines, ""]
+
+
+def int8(found: dict) -> list[str]:
+    rows = found.get("int8", [])
+    if not rows:
+        return []
+    lines = ["## int8", ""]
+    lines += paragraph(
+        "Networks quantised with calibration data alone, in ONNX Runtime. *cosine*: mean between the outputs "
+        "and those in float32, of MiniLM the sentence embeddings of 500 texts. *answers*: share in percent "
+        "that is equal to the answer in float32, or of labels that are right (in float32). `plain` takes "
+        "ranges from the least to the largest value and rounds weights to the nearest; `published` is the "
+        "file of MLPerf Tiny; `jointly` prunes and rounds on one least-squares problem, to be compared with "
+        "rounding what pruning has left. ResNet-8 reads crops of photographs as above, keyword spotter and "
+        "autoencoder smooth random spectra."
+    )
+    lines += table(["network", "pattern", "quantised", "cosine", "answers", "layers in int8"])
+    for r in rows:
+        cosine = f"{r['cosine']:.4f}" if "cosine" in r else "-"
+        answers = f"{100 * r['equal']:.1f}" if "equal" in r else "-"
+        if "right" in r:
+            answers = f"{100 * r['right']:.1f} ({100 * r['dense']:.1f})"
+        name = NETWORKS.get(r["network"], r["network"])
+        lines.append(f"| {name} | {r['pattern']} | {r['way']} | {cosine} | {answers} | {r['layers']} |")
     return [*lines, ""]

@@ -11,6 +11,7 @@ KEYS = {
     "frontier": ("patterns", "latency"),
     "resnet8": ("pattern", "sweeps", "images"),
     "digits": ("network", "pattern", "method"),
+    "int8": ("network", "pattern", "way"),
 }
 
 

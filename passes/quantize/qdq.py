@@ -29,6 +29,7 @@ from sparsec.passes.prune.places import Place
 from sparsec.passes.quantize.grid import Grid
 from sparsec.passes.quantize.migration import Migration
 
+LAYERS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 BIAS_LIMIT = 2.0**30
 """Of an int32 bias: as much again is left for the products."""
 
@@ -38,9 +39,11 @@ def insert_input(
 ) -> ir.Value:
     """Have `layers` read `value` migrated and quantised; returned is what is quantised, `x'`.
 
-    What of `migration` has been absorbed must not be in it any more.
+    What of `migration` has been absorbed must not be in it any more. Between convolutions the sums and pools
+    that read `value` read it quantised, too, so that it need not be kept in floats; in other networks that
+    would round the residual stream again and again.
     """
-    moved, channels_first = value, layers[0].convolves
+    moved, channels_first, others = value, layers[0].convolves, list(value.uses())
     if migration.scales:
         moved = _elementwise(model, "Mul", moved, 1 / migration.scale, channels_first)
     if migration.shifts:
@@ -51,6 +54,10 @@ def insert_input(
     real = _behind(model, "DequantizeLinear", whole, [scale, zero], moved.dtype, "dequantized")
     for layer in layers:
         layer.node.replace_input_with(0, real)
+    if channels_first and moved is value:
+        for node, index in others:
+            if node.graph is model.graph and not is_op(node, *LAYERS):
+                node.replace_input_with(index, real)
     return moved
 
 

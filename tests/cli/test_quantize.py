@@ -213,3 +213,29 @@ def test_a_name_that_no_layer_has(call, one_line, tmp_path):
     model, data, _ = perceptron(tmp_path)
     result = call("quantize", model, "--calib", data, "-o", tmp_path / "out.onnx", "--skip", "third")
     assert result.exit_code == 1 and "skip=third must match a layer" in one_line(result)
+
+
+def test_sums_between_convolutions_read_integers(call, tmp_path, ort_run):
+    """x -> Conv -> Relu -> Conv -> Add(Relu) -> y: the sum reads what the second convolution reads."""
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"], name="one", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "w"], ["c"], name="two", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["b", "c"], ["y"], name="sum"),
+    ]
+    ports = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8, 5, 5])] for name in "xy"]
+    constants = [
+        numpy_helper.from_array(RNG.standard_normal((8, 8, 3, 3)).astype(np.float32), name) for name in "vw"
+    ]
+    graph = helper.make_graph(nodes, "g", *ports, constants)
+    model, data, out = tmp_path / "m.onnx", tmp_path / "x.npz", tmp_path / "out.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), model)
+    x = RNG.standard_normal((16, 8, 5, 5)).astype(np.float32)
+    np.savez(data, x=x)
+    assert call("quantize", model, "--calib", data, "-o", out, "--floats", "0").exit_code == 0
+    onnx.checker.check_model(str(out), full_check=True)
+    made = {name: node for node in onnx.load(out).graph.node for name in node.output}
+    (total,) = (node for node in made.values() if node.op_type == "Add")
+    assert made[total.input[0]].op_type == "DequantizeLinear"
+    got, wanted = (ort_run(path, {"x": x})["y"] for path in (out, model))
+    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
