@@ -102,15 +102,21 @@ def receipt(
     feeds: Mapping[str, np.ndarray],
     calibrated: bool,
     precision: str = "fp32",
+    given: bytes | None = None,
 ) -> dict:
     """What the manifest says of an artifact against ONNX Runtime; ``runs`` has a run for each CPU level.
 
+    ``given``: the model in float32 that ``model`` is quantised of; then it says how far that is, too.
     Raises CompileError for the first output that is not within.
     """
     oracle = Oracle(model, feeds, precision)
     worst: dict[str, Difference] = {}
+    moved = {}
     for level, run in runs.items():
-        differences = oracle.require(run(feeds), f"the kernels for {level}")
+        found = run(feeds)
+        differences = oracle.require(found, f"the kernels for {level}")
+        if given is not None and not moved:
+            moved = {"float32": reference.changes(reference.run_reference(given, feeds), found)}
         for name, difference in differences.items():
             if name not in worst or difference.max_abs > worst[name].max_abs:
                 worst[name] = difference
@@ -120,4 +126,5 @@ def receipt(
         "levels": list(runs),
         "reference_spread": oracle.spread if "spread" in vars(oracle) else {},
         "max_error": {name: difference.to_json() for name, difference in worst.items()},
+        **moved,
     }

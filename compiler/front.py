@@ -51,11 +51,16 @@ def read_model(request: CompileRequest, pipeline, stages: "Stages", dump: Dump) 
         inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
         sha256 = hashlib.sha256(Path(request.model).read_bytes()).hexdigest()
         dump.onnx("ingested", model)
+    plain = serialised(model) if (pipeline or request.precision == "int8") and request.verify else None
+    findings, meant = [], None if pipeline else request.model
+    if request.precision == "int8":
+        findings, pipeline = quantised(model, request, pipeline, stages), ()
+        dump.onnx("quantised", model)
+        meant = serialised(model)
     with stages("find and insert sparsity"):
-        plain = serialised(model) if pipeline and request.verify else None
-        findings = passes.run_pipeline(model, pipeline, integers=integers)
+        findings += passes.run_pipeline(model, pipeline, integers=integers)
         dump.onnx("passes", model)
-        meant = serialised(model) if pipeline else request.model
+        meant = meant or serialised(model)
         feeds = (
             reference.calibration_inputs(request.calib, inputs)
             if request.calib
@@ -65,6 +70,18 @@ def read_model(request: CompileRequest, pipeline, stages: "Stages", dump: Dump) 
         channels_last(model)
         dump.onnx("channels_last", model)
     return Source(model, inputs, outputs, findings, feeds, plain, meant, sha256)
+
+
+def quantised(model, request: CompileRequest, pipeline, stages: "Stages") -> list[passes.Finding]:
+    """Insert the sparsity that is asked for, and then QuantizeLinear and DequantizeLinear, into ``model``."""
+    from sparsec.compiler.quantize import QuantizeRequest, quantize_model
+
+    findings = []
+    if pipeline:
+        with stages("insert sparsity"):
+            findings += passes.run_pipeline(model, pipeline, integers=False)
+    with stages("quantise"):
+        return findings + quantize_model(model, QuantizeRequest(request.calib), stages.log).findings
 
 
 def ports(values) -> tuple[Port, ...]:

@@ -113,7 +113,12 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
                 runs = {level: partial(check.run_artifact, trial) for level, trial in trials.items()}
                 runs |= emulator.runs(plans, objects, Path(folder))
                 manifest["receipt"] = check.receipt(
-                    runs, source.meant, source.feeds, bool(request.calib), judged
+                    runs,
+                    source.meant,
+                    source.feeds,
+                    bool(request.calib),
+                    judged,
+                    source.plain if request.precision == "int8" else None,
                 )
                 manifest["receipt"] |= emulator.remarks(levels, runs)
         if request.exportable:

@@ -116,6 +116,8 @@ def quantize_on(
         dense = Replay(given, feeds, Path(folder) / "dense")
         observed = Replay(model, feeds, Path(folder) / "quantized")
         outcomes, reasons = quantise(model, pattern, dense, observed, settings, choice, log)
+    if not outcomes and any(node.op_type == "DequantizeLinear" for node in model.graph):
+        raise CompileError("the model is quantised already; compile it as it is, without --precision")
     if not outcomes:
         some = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
         raise CompileError(f"no layer of the model can be quantised: {some or 'it has no constant weights'}")

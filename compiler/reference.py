@@ -192,6 +192,17 @@ def measured(dtype: np.dtype, precision: str) -> bool:
     return dtype.kind == "f" or (precision == "int8" and dtype.itemsize == 1 and dtype.kind in "iu")
 
 
+def changes(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """Output name -> largest change, relative to the output's scale, and cosine similarity."""
+    found = {}
+    for name, array in old.items():
+        a, b = (value.astype(np.float64).ravel() for value in (new[name], array))
+        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+        cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
+        found[name] = compare(new[name], array).to_json() | {"cosine": cosine}
+    return found
+
+
 def scale_of(reference: np.ndarray) -> float:
     """The largest finite absolute value."""
     b = reference.astype(np.float64)

@@ -20,8 +20,8 @@ TARGETS = {
 GPUS = ("sm_80", "sm_87", "sm_89", "sm_90")
 """What ``cuda`` means, oldest first; ``cuda:sm_87`` is one of them."""
 SPARSITY = ("auto", "require", "off")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8-weights", "int4-weights")
-CPU_PRECISIONS = ("fp32", "bf16", "int8-weights", "int4-weights")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "int8-weights", "int4-weights")
+CPU_PRECISIONS = ("fp32", "bf16", "int8", "int8-weights", "int4-weights")
 #: What rounds the weights where that is all of a precision.
 WEIGHT_PASSES = {"int8-weights": "quantise-weights{bits=8}", "int4-weights": "quantise-weights{bits=4}"}
 #: Levels that only artifacts of a lower precision have, those with instructions for it.
@@ -43,8 +43,8 @@ class CompileRequest:
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
     ignores patterns.  ``precision``: ``bf16`` lets layers compute in bfloat16, see ``precision.py``; GPUs
-    have ``fp16`` and ``tf32`` as well, see ``cuda/choices.py``; ``int8-weights`` and ``int4-weights`` round
-    weights alone, see ``pipeline``.
+    have ``fp16`` and ``tf32`` as well, see ``cuda/choices.py``; ``int8`` quantises layers on ``calib``, see
+    ``quantize.py``; ``int8-weights`` and ``int4-weights`` round weights alone, see ``pipeline``.
     ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.  ``variants``: the
@@ -82,12 +82,17 @@ class CompileRequest:
                 f"--precision {self.precision} is for GPUs; choose of {', '.join(CPU_PRECISIONS)} "
                 f"for '{self.target}'"
             )
+        elif self.precision == "int8" and not self.calib:
+            raise CompileError(
+                "--precision int8 needs --calib DATA.npz, real inputs to quantise on; "
+                "a model that is quantised already is compiled without it"
+            )
         if self.variants:
             self._check_variants()
 
     def _check_gpu(self):
         for option, given in (
-            (f"--precision {self.precision}", self.precision in WEIGHT_PASSES),
+            (f"--precision {self.precision}", self.precision in ("int8", *WEIGHT_PASSES)),
             ("--state", self.states),
             ("--variants", self.variants),
             ("--exportable", self.exportable),

@@ -149,5 +149,10 @@ def accuracy(receipt: dict) -> list[str]:
         f"({receipt['input']}; allowed {allowed:.0e}{how})"
         for name, found in receipt["max_error"].items()
     ]
+    lines += [
+        f"moved    {found['max_rel_to_scale']:.1e} of {text.visible(name)}'s scale, cosine "
+        f"{found['cosine']:.6f}, against the model in float32"
+        for name, found in receipt.get("float32", {}).items()
+    ]
     not_run = receipt.get("not_run", {})
     return lines + [f"error    level {level} was not compared: {why}" for level, why in not_run.items()]

@@ -118,11 +118,12 @@ calib = click.option(
 )
 precision = click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8-weights", "int4-weights"]),
+    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8", "int8-weights", "int4-weights"]),
     default="fp32",
     show_default=True,
     help="Lowest precision of layers with weights; sums, normalisers and the last layer stay fp32. "
-    "tf32 and fp16: GPUs. int8-weights and int4-weights: of weights alone, of all layers.",
+    "tf32 and fp16: GPUs. int8: quantised on --calib. int8-weights and int4-weights: of weights alone, "
+    "of all layers.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads = click.option(

@@ -250,18 +250,9 @@ def inputs(model, calib: str | None) -> tuple[dict, str]:
 
 def compare(before: bytes, after: bytes, feeds: dict) -> dict[str, dict]:
     """Output name -> largest change, relative to the output's scale, and cosine similarity."""
-    import numpy as np
-
     from sparsec.compiler import reference
 
-    old, new = (reference.run_reference(model, feeds) for model in (before, after))
-    changes = {}
-    for name, array in old.items():
-        a, b = (value.astype(np.float64).ravel() for value in (new[name], array))
-        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-        cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
-        changes[name] = reference.compare(new[name], array).to_json() | {"cosine": cosine}
-    return changes
+    return reference.changes(*(reference.run_reference(model, feeds) for model in (before, after)))
 
 
 def table(layers: list[dict]) -> str:

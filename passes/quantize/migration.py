@@ -75,18 +75,30 @@ class Choice:
 
 
 def choose(
-    seen: Seen, weight: np.ndarray, ranges: Sequence[str], *, scalable: bool, shiftable: bool, free: bool
+    seen: Seen,
+    weight: np.ndarray,
+    ranges: Sequence[str],
+    *,
+    scalable: bool,
+    shiftable: bool,
+    free: bool,
+    passed_on: bool = False,
 ) -> Choice:
     """The best range of the methods `ranges`, and migration, for all layers with weight `[groups, out, taps *
     in]` that read what was `seen`. `free`: it costs nothing at run time, so that any gain counts. Migrations
-    are compared by the last of `ranges`, the most careful one."""
+    are compared by the last of `ranges`, the most careful one. `passed_on`: sums read the input as it is
+    quantised, too, so that its own error counts beside that of the output."""
+
+    def best_range(migration: Migration, methods: Sequence[str]) -> Choice | None:
+        return _best_range(seen, weight, migration, methods, passed_on)
+
     none = Migration.none(len(seen.low))
     trials = [none]
     if scalable:
         trials += candidates(seen, weight, shiftable)
-    made = [choice for m in trials if (choice := _best_range(seen, weight, m, ranges[-1:])) is not None]
+    made = [choice for m in trials if (choice := best_range(m, ranges[-1:])) is not None]
     finalists = (none, min(made, key=lambda choice: choice.error).migration)
-    plain, best = (_best_range(seen, weight, migration, ranges) for migration in finalists)
+    plain, best = (best_range(migration, ranges) for migration in finalists)
     if best.error > plain.error * (1.0 if free else GAIN):
         best = plain
     return Choice(best.migration, best.grid, best.method, best.low, best.high, best.error, plain.error)
@@ -108,7 +120,9 @@ def candidates(seen: Seen, weight: np.ndarray, shiftable: bool) -> Iterator[Migr
             yield Migration(scale, shift.astype(np.float64), name)
 
 
-def _best_range(seen: Seen, weight: np.ndarray, migration: Migration, ranges: Sequence[str]) -> Choice | None:
+def _best_range(
+    seen: Seen, weight: np.ndarray, migration: Migration, ranges: Sequence[str], passed_on: bool
+) -> Choice | None:
     """None where a shift leaves only zeros."""
     x = migration.rows(seen.rows)
     low = np.min((seen.low - migration.shift) / migration.scale)
@@ -126,8 +140,11 @@ def _best_range(seen: Seen, weight: np.ndarray, migration: Migration, ranges: Se
         if not low < high:  # nearly all values are zero
             low, high = histogram.low, histogram.high
         grid = unsigned(low, high)
-        off = np.matmul(grid.nearest(x), np.moveaxis(rounded, 1, 2)) - wanted
+        near = grid.nearest(x)
+        off = np.matmul(near, np.moveaxis(rounded, 1, 2)) - wanted
         off -= off.mean(axis=1, keepdims=True)  # the bias takes it back
         error = float(np.square(off).sum()) / total
+        if passed_on:
+            error += float(np.square(near - x).sum()) / (float(np.square(x - x.mean()).sum()) or 1.0)
         made.append(Choice(migration, grid, method, low, high, error, error))
     return min(made, key=lambda choice: choice.error)

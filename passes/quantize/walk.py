@@ -141,6 +141,7 @@ def _put_on_grid(
         scalable=settings.migrate and alike and value.shape is not None,
         shiftable=shiftable,
         free=at is not None,
+        passed_on=first.convolves and bool({use.node for use in value.uses()} - {la.node for la in layers}),
     )
     left = choice.migration
     if at is not None and (left.scales or left.shifts):

@@ -239,3 +239,30 @@ def test_sums_between_convolutions_read_integers(call, tmp_path, ort_run):
     assert made[total.input[0]].op_type == "DequantizeLinear"
     got, wanted = (ort_run(path, {"x": x})["y"] for path in (out, model))
     assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_compile_quantises_and_says_what_that_moves(call, tmp_path):
+    model, data, _ = perceptron(tmp_path, width=64)
+    out = tmp_path / "m.sparsec"
+    result = call(
+        "compile", model, "--precision", "int8", "--calib", data, "--target", "native", "-o", out, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["precision"] == "int8"
+    assert "MatMulInteger" in {layer["op"] for layer in report["layers"]}
+    found = {f["node"]: f for f in report["findings"] if f["pass_name"] == "quantize"}
+    assert set(found) == {"first", "second"}
+    assert report["receipt"]["max_error"]["y"]["within"]
+    moved = report["receipt"]["float32"]["y"]
+    assert 0 < moved["max_rel_to_scale"] < 0.05 and moved["cosine"] > 0.999
+
+
+def test_int8_needs_data_and_floats(call, one_line, tmp_path):
+    model, data, _ = perceptron(tmp_path)
+    result = call("compile", model, "--precision", "int8", "-o", tmp_path / "m.sparsec")
+    assert result.exit_code == 1 and "--precision int8 needs --calib DATA.npz" in one_line(result)
+    out = tmp_path / "out.onnx"
+    assert call("quantize", model, "--calib", data, "-o", out, "--floats", "0").exit_code == 0
+    again = call("quantize", out, "--calib", data, "-o", tmp_path / "again.onnx")
+    assert again.exit_code == 1 and "the model is quantised already" in one_line(again)
