@@ -56,7 +56,7 @@ class Narrow:
         if element.activation == "float32":
             return reshaped(self.importer, x, shape)
         kept = self._kept(x)
-        if shape[-1] == kept.ty.shape[-1] or prod(shape) == prod(int(d) for d in kept.ty.shape):
+        if prod(shape) == prod(int(d) for d in kept.ty.shape):
             return reshaped(self.importer, kept, shape)
         kept = reshaped(self.importer, kept, [*shape[:-1], int(kept.ty.shape[-1])])
         return self.bb.emit_te(_filled, kept, shape[-1], primfunc_name_hint="more_channels")

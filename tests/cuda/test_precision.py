@@ -29,6 +29,7 @@ NETWORKS = [
     ("transformer_encoder", "bf16", SPARSE),
     pytest.param("lenet", "bf16", "", marks=pytest.mark.slow),
     pytest.param("resnet18", "bf16", SPARSE, marks=pytest.mark.slow),
+    pytest.param("resnet18", "tf32", "", marks=pytest.mark.slow),
     pytest.param("resnet50", "fp16", "", marks=pytest.mark.slow),
     pytest.param("mobilenet_v2", "bf16", "", marks=pytest.mark.slow),
     pytest.param("bert", "fp16", SPARSE, marks=pytest.mark.slow),
