@@ -9,10 +9,10 @@ import pytest
 from sparsec import passes
 from sparsec.compiler.ingest import ingest
 from sparsec.compiler.pipeline import compile_model
-from sparsec.compiler.request import CompileRequest
+from sparsec.compiler.request import CompileRequest, cpu_levels
 from sparsec.passes.ops.weight_quant import dequantised
 from sparsec.passes.weight_quant import quantise, restore
-from sparsec.runtime import load
+from sparsec.runtime import cpu, load
 
 RNG = np.random.default_rng(5)
 W1, W2 = (RNG.standard_normal(shape).astype("f") for shape in ((96, 80), (80, 70)))
@@ -56,6 +56,12 @@ def test_the_artifact_says_what_it_is(report):
     assert report["precision"] == "int4-weights"
     assert report["receipt"]["max_error"]["y"]["max_rel_to_scale"] < 1e-4
     assert report["receipt"]["tolerance"]["relative"] == 1e-3
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
+def test_levels_with_instructions_for_bytes(precision):
+    assert cpu_levels("x86", precision) == ("v4vnni", "v4", "v3vnni", "v3")
+    assert cpu_levels("native", precision)[0] == next(v for v in cpu.levels() if v != "v4bf16")
 
 
 def test_computes_the_rounded_weights(network, report):
