@@ -2,10 +2,11 @@
 
     scale = max(max|x|, 2^-100) / 32639,   q = round(x / scale)     over the channels of a group
 
-``X[..., 0, :]`` has the numbers q themselves, in the order 0 2 1 3 within each four: so a pair of them
-meets two bytes of a word that are two apart.  ``X[..., 1, :]`` has them as bytes, first all the upper ones,
-then all the lower ones, both signed: ``q = 256 * upper + lower``.  A kernel reads what its CPU multiplies.
-``XS[..., 0, :]`` has the scales, ``XS[..., 1, :]`` the sums of q, which float32 holds exactly.
+``X[..., 0, :]`` has the numbers q themselves, if ``ordered`` in the order 0 2 1 3 within each four: so a
+pair of them meets two bytes of a word that are two apart.  ``X[..., 1, :]`` has them as bytes, first all the
+upper ones, then all the lower ones, both signed: ``q = 256 * upper + lower``.  ``XS[..., 0, :]`` has the
+scales, ``XS[..., 1, :]`` the sums of q, which float32 holds exactly.  A kernel reads what its CPU multiplies.
+Both end with room for a vector that begins at the last channels.
 
 A group that holds a NaN or an infinity has that for its scale, so no product with it is finite either.  The
 last group is filled with zeros.
@@ -24,6 +25,8 @@ _LANES = 16
 ORDER = (0, 2, 1, 3)
 #: The largest number of two signed bytes, each at most 127.
 LIMIT = 127 * 256 + 127
+#: Numbers behind the last channel: what a vector of 16 bytes may read there.
+_SPARE = 8
 #: Instructions for a value, about.
 _COST = 4
 _MAGNITUDE, _SMALLEST = 0x7FFFFFFF, int(np.float32(2.0**-100).view(np.int32))
@@ -44,6 +47,7 @@ class Groups:
     lead: tuple[int, ...]
     k: int
     size: int
+    ordered: bool = True
 
     @property
     def count(self) -> int:
@@ -56,10 +60,10 @@ class Groups:
 
     def args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of X and XS."""
-        return [((*self.lead, 2, self.depth), "int16"), ((*self.lead, 2, self.count), "float32")]
+        return [((*self.lead, 2, self.depth + _SPARE), "int16"), ((*self.lead, 2, self.count), "float32")]
 
     def quantise(self, x: np.ndarray) -> list[np.ndarray]:
-        """What the kernel computes."""
+        """What the kernel computes, with zeros in what is spare."""
         padded = np.zeros((*self.lead, self.depth), np.float32)
         padded[..., : self.k] = x
         groups = padded.reshape(*self.lead, self.count, self.size)
@@ -69,9 +73,10 @@ class Groups:
         upper = (q.astype(np.int32) + 128 >> 8).astype(np.int8).reshape(padded.shape)
         lower = q.astype(np.int8).reshape(padded.shape)
         words = np.concatenate([upper, lower], -1).view(np.int16)
-        ordered = q.reshape(-1, 4)[:, ORDER].reshape(padded.shape)
+        numbers = q.reshape(-1, 4)[:, ORDER if self.ordered else slice(None)].reshape(padded.shape)
+        both = np.stack([numbers, words], -2)
         return [
-            np.stack([ordered, words], -2),
+            np.pad(both, [(0, 0)] * (both.ndim - 1) + [(0, _SPARE)]),
             np.stack([most / np.float32(LIMIT), q.sum(-1, dtype="f")], -2),
         ]
 
@@ -131,11 +136,12 @@ class Groups:
             q = tirx.Var("q", bits.ty)
             half = tirx.floordiv(at, tir.i64(2))
             upper = (q + _splat(128)) >> _splat(8)
+            numbers = q.astype(f"int16x{_LANES}")
             return tir.seq(
                 [
                     tirx.Bind(q, bits - _splat(_ROUND_BITS)),
                     _put(total, _get(total) + q, zero),
-                    _put(x, tir.shuffle(q.astype(f"int16x{_LANES}"), _ORDERED), *row, zero, at),
+                    _put(x, tir.shuffle(numbers, _ORDERED) if self.ordered else numbers, *row, zero, at),
                     _put(x, _bytes(upper), *row, tir.i64(1), half),
                     _put(x, _bytes(q), *row, tir.i64(1), half + tir.i64(self.depth // 2)),
                 ]

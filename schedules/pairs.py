@@ -1,7 +1,8 @@
 """Products of 16-bit integers, two in a lane of 32 bits, exact on every CPU.
 
 ``madd(sum, x, w) = sum + x0 * w0 + x1 * w1``, of the int16 halves of ``x`` and ``w``.  x86 has an instruction
-for the two products (``vpmaddwd``).
+for the two products (``vpmaddwd``).  ``pick(address, choice)`` puts four of the 16 bytes at an address into
+every lane, those that the bytes of ``choice`` name: one shuffle of x86, which alone has it.
 """
 
 import tvm_ffi
@@ -10,40 +11,48 @@ from tvm import ir, tirx
 from sparsec.schedules import tir
 from sparsec.schedules.target import Cpu
 
-_NAME = "sparsec_madd_"
-#: Lanes -> x86's instruction.
-_MADD = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
+_MADD, _PICK = "sparsec_madd_", "sparsec_pick_"
+#: Lanes -> x86's instructions.
+_SHUFFLES = {4: "ssse3.pshuf.b.128", 8: "avx2.pshuf.b", 16: "avx512.pshuf.b.512"}
+_PRODUCTS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
 
 
 def madd(total, x, w):
     lanes = tir.lanes_of(total)
-    return tirx.call_extern(f"int32x{lanes}", f"{_NAME}{lanes}", total, x, w)
+    return tirx.call_extern(f"int32x{lanes}", f"{_MADD}{lanes}", total, x, w)
+
+
+def pick(address, choice, lanes: int):
+    return tirx.call_extern(f"int32x{lanes}", f"{_PICK}{lanes}", address, tir.broadcast(choice, lanes))
 
 
 def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
-    """``func`` with the forms of ``madd`` that it calls, as ``cpu`` has them."""
+    """``func`` with the functions of this file that it calls, as ``cpu`` has them."""
     called = set()
 
     def visit(call):
         name = call.op.name if isinstance(call.op, ir.Op) else ""
-        if name.endswith("call_extern") and call.args[0].value.startswith(_NAME):
-            called.add(int(call.args[0].value.removeprefix(_NAME)))
+        if name.endswith("call_extern") and call.args[0].value.startswith((_MADD, _PICK)):
+            called.add(call.args[0].value)
 
     tvm_ffi.structural_walk(func.body, (ir.Call, visit))
     if not called:
         return func
-    form = _X86 if cpu.triple.startswith("x86_64") else _PLAIN
+    madd = _X86 if cpu.triple.startswith("x86_64") else _PLAIN
     text = "".join(
-        form.format(
-            called=f"{_NAME}{n}",
+        (madd if name.startswith(_MADD) else _SHUFFLE).format(
+            called=name,
             words=f"<{n} x i32>",
             halves=f"<{2 * n} x i16>",
             wide=f"<{2 * n} x i32>",
-            madd=_MADD.get(n),
+            bytes=f"<{4 * n} x i8>",
+            madd=_PRODUCTS.get(n),
+            shuffle=_SHUFFLES.get(n),
+            copies=f"<{4 * n} x i32> <" + ", ".join(f"i32 {i % 16}" for i in range(4 * n)) + ">",
             even=", ".join(f"i32 {lane}" for lane in range(0, 2 * n, 2)),
             odd=", ".join(f"i32 {lane}" for lane in range(1, 2 * n, 2)),
         )
-        for n in sorted(called)
+        for name, n in sorted((name, int(name.rpartition("_")[2])) for name in called)
     )
     body = tirx.AttrStmt(tir.i32(0), "pragma_import_llvm", ir.StringImm(text), func.body)
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
@@ -71,6 +80,18 @@ define weak_odr {words} @{called}({words} %sum, {words} %x, {words} %w) alwaysin
   %odd = shufflevector {wide} %products, {wide} poison, {words} <{odd}>
   %both = add {words} %even, %odd
   %all = add {words} %sum, %both
+  ret {words} %all
+}}
+"""
+
+_SHUFFLE = """
+declare {bytes} @llvm.x86.{shuffle}({bytes}, {bytes})
+define weak_odr {words} @{called}(ptr %from, {words} %choice) alwaysinline {{
+  %window = load <16 x i8>, ptr %from, align 1
+  %every = shufflevector <16 x i8> %window, <16 x i8> poison, {copies}
+  %which = bitcast {words} %choice to {bytes}
+  %picked = call {bytes} @llvm.x86.{shuffle}({bytes} %every, {bytes} %which)
+  %all = bitcast {bytes} %picked to {words}
   ret {words} %all
 }}
 """

@@ -16,7 +16,7 @@ array  dtype     shape                               content
 W      int32     ``[blocks, slots / per_word, lane]``  Q + 128 or Q + 8, so without a sign; see ``_shift``
 S      uint16    ``[blocks, groups, lane]``          bfloat16, where every scale is one; else float32
 Z      uint8     ``[blocks, groups, lane]``          as W, only where not all are 0; never with a pattern
-I      int32     ``[n / block, slots]``              where X has the input channel, with a pattern
+I      int32     ``[n / block, slots / 4]``          of a pattern: channels less ``start``, as bytes
 =====  ========  ==================================  ======================================================
 """
 
@@ -28,7 +28,7 @@ from tvm import te, tirx
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_spec import anchor, check_weight, placeholder, reduce_axis
 from sparsec.schedules.elements import from_bfloat16, to_bfloat16, widened
-from sparsec.schedules.group_activations import Groups, place
+from sparsec.schedules.group_activations import Groups
 from sparsec.schedules.layout import DENSE, PANEL, Pattern, positions
 
 #: Lanes of a block: four vectors of 512 bits, whose sums hide the latency of one instruction.
@@ -62,7 +62,7 @@ class QuantGemm:
 
     @property
     def groups(self) -> Groups:
-        return Groups(self.lead, self.k, self.group)
+        return Groups(self.lead, self.k, self.group, ordered=self.pattern.dense)
 
     @property
     def per_group(self) -> int:
@@ -98,7 +98,7 @@ class QuantGemm:
         if self.zeros:
             args.append((by_group, "uint8"))
         if not self.pattern.dense:
-            args.append(((-(-self.n // self.pattern.block), self.slots), "int32"))
+            args.append(((-(-self.n // self.pattern.block), self.slots // 4), "int32"))
         return args
 
     @property
@@ -124,7 +124,8 @@ class QuantGemm:
         if not self.pattern.dense:
             position = positions(self.pattern, padded[:, None], padded[:, None] != 0)[:, 0]
             padded = np.take_along_axis(padded, position, 1)
-            index = [np.ascontiguousarray(place(position[:: self.pattern.block]).astype(np.int32))]
+            inside = (position - self._starts())[:: self.pattern.block].astype(np.uint8)
+            index = [np.ascontiguousarray(inside).view(np.int32)]
         offset = OFFSET[self.bits]
         stored = scale if self.scale == "float32" else to_bfloat16(scale)
         arrays = [self._words((padded.astype(np.int16) + offset).astype(np.uint32)), self._blocked(stored)]
@@ -144,7 +145,8 @@ class QuantGemm:
         if self.pattern.dense:
             return weight[:, : self.k]
         dense = np.zeros((self.n, self.groups.depth), np.float32)
-        position = np.repeat(place(rest[0].astype(np.int64)), self.pattern.block, 0)[: self.n]
+        position = np.ascontiguousarray(rest[0]).view(np.uint8) + self._starts()
+        position = np.repeat(position, self.pattern.block, 0)[: self.n]
         np.put_along_axis(dense, position, weight, 1)
         return dense[:, : self.k]
 
@@ -171,6 +173,13 @@ class QuantGemm:
         """The lowest bit of each of the slots of a word."""
         return (8 * (slot % 4) + 4 * (slot // 4)).astype(np.int32)
 
+    def start(self, slot):
+        """The first of the 16 input channels among which those of ``slot`` and its three neighbours are."""
+        return first_channel(self.pattern, slot)
+
+    def _starts(self) -> np.ndarray:
+        return self.start(np.arange(self.slots))
+
     def prim_func(self) -> tirx.PrimFunc:
         """The unscheduled function; it sums in float32, kernels in integers group by group."""
         (x, scales), names = self.groups.args(), ["W", "S"]
@@ -188,7 +197,8 @@ class QuantGemm:
                     at % 4 == 1, tir.i64(2), tirx.Select(at % 4 == 2, tir.i64(1), at % 4)
                 )
             else:
-                place = weights[-1][(i[-1] // self.pattern.block, at)].astype("int64")
+                inside = weights[-1][(i[-1] // self.pattern.block, at // 4)] >> (at % 4 * 8).astype("int32")
+                place = self.start(at) + (inside & tir.i32(15)).astype("int64")
             shift = (8 * (at % 4) + 4 * (at % per // 4)).astype("int32")
             q = weights[0][(block, at // per, lane)] >> shift & tir.i32((1 << self.bits) - 1)
             zero = tir.i32(OFFSET[self.bits])
@@ -202,6 +212,11 @@ class QuantGemm:
             )
 
         return anchor(self, [x, scales, *weights], self.y_shape, value)
+
+
+def first_channel(pattern: Pattern, slot):
+    """See ``QuantGemm.start``; ``slot`` is a number, an array or an expression."""
+    return slot // 4 * 4 // pattern.n * pattern.m
 
 
 def why_not(bits: int, group: int, pattern: Pattern, zeros: bool) -> str | None:
@@ -218,6 +233,10 @@ def why_not(bits: int, group: int, pattern: Pattern, zeros: bool) -> str | None:
         return f"patterns shared by a multiple of {PANEL} channels are required"
     if group % pattern.m or pattern.kept_inputs(group) % PER_WORD[bits]:
         return f"{group} channels are no whole groups of {pattern.m}, or their kept weights no whole words"
+    slots = np.arange(pattern.kept_inputs(group))
+    last = slots // pattern.n * pattern.m + pattern.m - 1
+    if pattern.m % 2 or (last - first_channel(pattern, slots) > 15).any():
+        return "four kept weights must lie among 16 channels, from an even one on"
     return None
 
 

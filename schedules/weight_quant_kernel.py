@@ -91,7 +91,7 @@ class _Block:
         self.lanes = min(cpu.lanes, spec.width)
         self.tile = Tile(self.lanes, height, spec.width)
         self.words = spec.per_group // PER_WORD[spec.bits]
-        self.quads = bool(set(quads.VNNI) & set(cpu.features)) and spec.pattern.dense
+        self.quads = bool(set(quads.VNNI) & set(cpu.features))
         # Vectors whose integer sums are in registers together, beside what is taken apart and broadcast.
         vectors = spec.width // self.lanes
         fit = max(1, (cpu.registers - 6) // (height * (1 + self.quads)))
@@ -121,19 +121,15 @@ class _Block:
 
     def _sums(self, g, vectors, first: bool) -> tir.Stmt:
         """The sums of one group for the channels of ``vectors``, added to the tile's."""
-        # By row and vector: that of 16-bit products, or those of upper and lower bytes.
-        sums = [
-            [[vector.stack(f"sum{r}", self.lanes, "int32") for _ in range(1 + self.quads)] for _ in vectors]
-            for r in range(self.height)
-        ]
+        sums = [[self._stacks(f"sum{r}") for _ in vectors] for r in range(self.height)]
         lists = self._lists(vectors)
         counted = (
             []
             if self.spec.pattern.dense
-            else [[vector.stack(f"count{r}", self.lanes, "int32") for _ in lists] for r in range(self.height)]
+            else [[self._stacks(f"count{r}") for _ in lists] for r in range(self.height)]
         )
         every = [buffer for row in sums for column in row for buffer in column]
-        every += [buffer for row in counted for buffer in row]
+        every += [buffer for row in counted for list_ in row for buffer in list_]
 
         def word(j):
             at = g * tir.i64(self.words) + j
@@ -169,14 +165,15 @@ class _Block:
             for l, (which, columns) in enumerate(lists):
                 x = [
                     [
-                        tir.broadcast(bind("x", word), self.lanes)
+                        self._spread(bind("x", word))
                         for word in self._activations(r, at * tir.i64(PER_WORD[bits]), part, which)
                     ]
                     for r in range(self.height)
                 ]
                 for r, row in enumerate(counted):
-                    ones = tir.broadcast(tir.i32(0x00010001), self.lanes)
-                    stmts.append(self._store(row[l], multiply_add(self._load(row[l]), x[r][0], ones)))
+                    ones = tir.broadcast(tir.i32(0x01010101 if self.quads else 0x00010001), self.lanes)
+                    for buffer, value in zip(row[l], x[r], strict=True):
+                        stmts.append(self._store(buffer, multiply_add(self._load(buffer), value, ones)))
                 for i in columns:
                     w = bind("q", part.of(packed[i], bits, self.lanes))
                     for r in range(self.height):
@@ -207,13 +204,23 @@ class _Block:
             address = tirx.address_of(tir.load(x, *row, tir.i64(half), at))
             return tirx.call_extern("int32", "sparsec_word_16", address)
 
-        if self.quads:
+        lower = tir.i64(self.spec.groups.depth // 2)
+        if which is None and self.quads:
             at = tirx.floordiv(slot + tir.i64(part.place), tir.i64(2))
-            return [word(1, at), word(1, at + tir.i64(self.spec.groups.depth // 2))]
+            return [word(1, at), word(1, at + lower)]
         if which is None:
             return [word(0, slot + tir.i64(part.place))]
-        places = (tir.load(self.operands["I"], which, slot + tir.i64(s)) for s in part.slots)
-        low, high = (tir.load(x, *row, tir.i64(0), at.astype("int64")).astype("int32") for at in places)
+        first = slot + tir.i64(part.slots[0] // 4 * 4)
+        start = self.spec.start(first)
+        choice = tir.load(self.operands["I"], which, tirx.floordiv(first, tir.i64(4)))
+        if self.quads:
+            half = tirx.floordiv(start, tir.i64(2))
+            places = (tirx.address_of(tir.load(x, *row, tir.i64(1), at)) for at in (half, half + lower))
+            return [pairs.pick(place, choice, self.lanes) for place in places]
+        inside = ((choice >> tir.i32(8 * (s % 4))) & tir.i32(15) for s in part.slots)
+        low, high = (
+            tir.load(x, *row, tir.i64(0), start + at.astype("int64")).astype("int32") for at in inside
+        )
         return [(low & tir.i32(0xFFFF)) | high << tir.i32(16)]
 
     def _row(self, r: int) -> list:
@@ -232,15 +239,13 @@ class _Block:
             scale = widened(scale, lanes) if self.spec.scale == "uint16" else scale
             stmts.append(tirx.Bind(name := tirx.Var(f"s{v}", scale.ty), scale))
             for r in range(self.height):
-                total = self._load(sums[r][i][-1])
-                if self.quads:
-                    total = total + (self._load(sums[r][i][0]) << tir.broadcast(tir.i32(8), lanes))
+                total = self._total(sums[r][i])
                 if self.spec.zeros:
                     zero = tir.vector_load(buffers["Z"], *at, lanes=lanes).astype(f"int32x{lanes}")
                 else:
                     zero = tir.broadcast(tir.i32(OFFSET[self.spec.bits]), lanes)
                 if counted:
-                    every = self._load(
+                    every = self._total(
                         next(row for row, (_, at) in zip(counted[r], lists, strict=True) if i in at)
                     )
                 else:
@@ -251,6 +256,19 @@ class _Block:
                 new = old + total.astype(f"float32x{lanes}") * factor
                 stmts.append(tir.vector_store(self.tile.acc[r], new, tir.i64(v), lanes=lanes))
         return stmts
+
+    def _spread(self, word):
+        return tir.broadcast(word, self.lanes) if tir.lanes_of(word) == 1 else word
+
+    def _stacks(self, name: str) -> list[tir.Buffer]:
+        """The sum of 16-bit products, or those of upper and of lower bytes."""
+        return [vector.stack(name, self.lanes, "int32") for _ in range(1 + self.quads)]
+
+    def _total(self, buffers: list[tir.Buffer]):
+        total = self._load(buffers[-1])
+        if self.quads:
+            total = total + (self._load(buffers[0]) << tir.broadcast(tir.i32(8), self.lanes))
+        return total
 
     def _load(self, buffer):
         return tir.vector_load(buffer, tir.i64(0), lanes=self.lanes)
