@@ -5,8 +5,6 @@ one whose weights are in the cache: hardware prefetchers stop at a page and star
 """
 
 import functools
-import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +13,9 @@ from tvm import tirx
 from sparsec.schedules import tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
 from sparsec.schedules.contraction_tile import Tile
+from sparsec.schedules.contraction_windows import Picking, block_of
 from sparsec.schedules.elements import FLOAT32, Element
 from sparsec.schedules.layout import PANEL, WINDOW, Pattern
-from sparsec.schedules.quads import GROUP
 from sparsec.schedules.target import Cpu
 
 #: How many slots ahead the weights of a single row are fetched: what memory delivers during its latency.
@@ -85,7 +83,7 @@ class Reduction:
             case "shared" if self.element.windows(pattern, self.depth):
                 return self._windows(tile, panel, (), lambda _: tap, lambda _, r, c: at(r, c))
             case "shared":
-                block = tirx.floordiv(panel, tir.i64(pattern.block // PANEL))
+                block = block_of(panel, pattern.block)
                 kept = lambda slot: tir.load(self.weights[1], block, *tap, slot).astype("int64")  # noqa: E731
                 return [tir.loop("k", self.element.words(stored), lambda slot: step(slot, picked, kept))]
             case "gather":
@@ -99,7 +97,7 @@ class Reduction:
 
     def over_window(self, tile: Tile, panel, shape: tuple[int, int], at: Callable) -> list[tir.Stmt]:
         """Adds every tap of a window of ``shape``, all inside ``x``; ``at(tap, r, c)`` has its tap, too."""
-        if self.pattern.form(self.depth) == "shared" and self.element.windows(self.pattern, self.depth):
+        if self.element.windows(self.pattern, self.depth):
             return self._windows(tile, panel, shape, lambda t: tir.unflatten(t, shape), at)
 
         def one(*tap):
@@ -140,82 +138,17 @@ class Reduction:
     def _windows(
         self, tile: Tile, panel, shape: tuple[int, ...], tap: Callable, at: Callable
     ) -> list[tir.Stmt]:
-        """Picks words into memory, a vector of them at once, and multiplies them from there.
-
-        ``tap(t)`` are the coordinates of tap ``t`` of ``shape``, ``at(tap, r, c)`` those in ``x``.
-        """
-        windows, lanes, words = self.element.windows(self.pattern, self.depth), tile.lanes, self.weights[1]
-        block, taps = tirx.floordiv(panel, tir.i64(self.pattern.block // PANEL)), math.prod(shape)
+        """Adds the taps ``tap(t)`` of ``shape``; ``at(tap, r, c)`` are coordinates in ``x``."""
+        windows = self.element.windows(self.pattern, self.depth)
 
         def step(where: list, word, value: Callable) -> tir.Stmt:
             weight = self._weight(tile, panel, where, word)
             product = self._multiply_add(tile, lambda r, _: value(r), weight, tile.columns, None)
             return tir.seq([*self._fetch(tile, panel, where, word), product])
 
-        def vectors(first: int, count: int, loads: int) -> list[tir.Stmt]:
-            """``count`` vectors of words of each tap; one is picked beside the products of another."""
-            span, neighbours = windows.span(lanes, loads), lanes // GROUP
-            picked = tir.scratch("picked", 2, tile.rows, lanes, dtype="int32")
-            share = -(-tile.rows // neighbours)
-
-            def place(v):
-                return tap(tirx.floordiv(v, tir.i64(count))), first + tirx.floormod(v, tir.i64(count)) * span
-
-            def pick(v, rows: list) -> tir.Stmt:
-                where, word = place(v)
-                choices = windows.choices_at(words, [block, *where, word], lanes, loads)
-                name = tirx.Var("choices", choices.ty)
-                stmts = [tirx.Bind(name, choices)]
-                for r in rows:
-                    value = windows.picked(self.x, at(where, r, windows.start(word)), name, lanes, loads)
-                    to = tirx.floormod(v, tir.i64(2)), r, tir.i64(0)
-                    stmts.append(tir.vector_store(picked, value, *to, lanes=lanes))
-                return tir.seq(stmts)
-
-            def multiply(v, window) -> tir.Stmt:
-                where, start = place(v)
-                stmts = []
-                for load, part in itertools.product(range(loads), range(windows.per_window)):
-                    word, lane = windows.place(lanes, 0, load, part)
-                    word += start + window * windows.per_window
-                    of = tirx.floormod(v, tir.i64(2)), lane + window * GROUP
-                    stmts.append(step(where, word, lambda r, o=of: tir.load(picked, o[0], tir.i64(r), o[1])))
-                return tir.seq(stmts)
-
-            def beside(v) -> tir.Stmt:
-                def window(w):
-                    rows = [tirx.min(w * share + i, tir.i64(tile.rows - 1)) for i in range(share)]
-                    return tir.seq([pick(v + 1, rows), multiply(v, w)])
-
-                return tir.loop("w", neighbours, window)
-
-            stmts = [*tir.alloc([picked]), pick(tir.i64(0), [tir.i64(r) for r in range(tile.rows)])]
-            if taps * count > 1:
-                stmts.append(tir.loop("v", taps * count - 1, beside))
-            last = tir.i64(taps * count - 1)
-            return [*stmts, tir.loop("w", neighbours, lambda w: multiply(last, w))]
-
-        stmts, done = [], 0
-        while loads := windows.loads(self.cpu, lanes, done):
-            span = windows.span(lanes, loads)
-            count = (windows.whole - done) // span
-            stmts += vectors(done, count, loads)
-            done += count * span
-
-        def single(where: list, word) -> tir.Stmt:
-            choice, start = tirx.Var("choice", "int32"), windows.start(word)
-            bind = tirx.Bind(choice, tir.load(words, block, *where, word))
-            take = lambda r: windows.picked_singly(  # noqa: E731
-                self.x, lambda c: at(where, r, c), start, choice
-            )
-            return tir.seq([bind, step(where, word, take)])
-
-        if done < windows.words:
-            rest = windows.words - done
-            stmts.append(
-                tir.loop("t", taps, lambda t: tir.loop("k", rest, lambda k: single(tap(t), k), start=done))
-            )
-        return stmts
+        block = block_of(panel, self.pattern.block)
+        picking = Picking(windows, tile, self.x, self.weights[1], block, shape, tap, at, step)
+        return picking.body(functools.partial(windows.loads, self.cpu, tile.lanes))
 
     def _gather(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:
         def channel(v):
