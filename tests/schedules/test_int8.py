@@ -123,6 +123,7 @@ CONVS = {
     "pointwise": conv(1, 4, 4, 17, 16, 1, 1, precision="int8"),
     "groups": conv(1, 5, 5, 12, 8, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1), 2, precision="int8"),
     "shared": conv(1, 5, 5, 32, 32, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1), 1, Pattern(2, 4, 32), "int8"),
+    "shared-groups": conv(2, 4, 3, 64, 64, 3, 1, (2, 1), (1, 1), (1, 0, 1, 0), 2, Pattern(1, 4, 32), "int8"),
     "depthwise": conv(1, 9, 9, 33, 33, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1), 33, precision="int8"),
     "depthwise-wide": conv(1, 7, 9, 18, 36, 5, 5, (2, 2), (1, 1), (2, 1, 2, 2), 18, precision="int8"),
     "depthwise-dilated": conv(1, 9, 9, 7, 7, 3, 3, (1, 1), (2, 2), (2, 2, 2, 2), 7, precision="int8"),
