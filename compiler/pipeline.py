@@ -18,7 +18,7 @@ from sparsec.compiler.front import Stages, read_model
 from sparsec.compiler.objects import build_levels
 from sparsec.compiler.packings import import_model, make_packings
 from sparsec.compiler.planner import Weights
-from sparsec.compiler.request import CompileRequest, cpu_levels, gpu_names, runnable
+from sparsec.compiler.request import WEIGHT_PASSES, CompileRequest, cpu_levels, gpu_names, runnable
 from sparsec.compiler.states import resolve
 from sparsec.compiler.to_relax.attention import attentions
 from sparsec.compiler.tuning.tiles import tuned, with_tiles
@@ -118,7 +118,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
                     source.feeds,
                     bool(request.calib),
                     judged,
-                    source.plain if request.precision == "int8" else None,
+                    source.plain if request.precision in ("int8", *WEIGHT_PASSES) else None,
                 )
                 manifest["receipt"] |= emulator.remarks(levels, runs)
         if request.exportable:

@@ -56,6 +56,7 @@ def test_the_artifact_says_what_it_is(report):
     assert report["precision"] == "int4-weights"
     assert report["receipt"]["max_error"]["y"]["max_rel_to_scale"] < 1e-4
     assert report["receipt"]["tolerance"]["relative"] == 1e-3
+    assert "y" in report["receipt"]["float32"]  # how far the model in float32 is
 
 
 @pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
