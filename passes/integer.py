@@ -48,6 +48,7 @@ class RecogniseInteger(SparsecPass):
         findings = integer_dynamic.find(model)
         findings += integer_layers.find(model)
         findings += integer_sums.find(model)
+        integer_moves.to_reals(model, integer_moves.for_attention)
         _fold(model)
         _one_each(model)
         return findings

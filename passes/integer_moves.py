@@ -13,6 +13,8 @@ int8 becomes uint8, and everything that can is brought back to integers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -33,10 +35,10 @@ MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", 
 PICKS = ("Slice", "Gather", "Split")
 
 
-def to_reals(model: ir.Model) -> None:
-    """Moves of integers that only a DequantizeLinear reads become moves of reals behind it."""
+def to_reals(model: ir.Model, wanted: Callable[[ir.Node], bool] = lambda node: True) -> None:
+    """Moves of integers in front of a ``wanted`` DequantizeLinear become moves of reals behind it."""
     for node in reversed(list(model.graph)):
-        if dequantised(node.outputs[0]) is None:
+        if node.graph is None or dequantised(node.outputs[0]) is None or not wanted(node):
             continue
         while is_op(move := node.inputs[0].producer(), *MOVES, "Slice") and len(move.outputs) == 1:
             if move.inputs[0].dtype != node.inputs[0].dtype or const_array(move.inputs[0]) is not None:
@@ -50,6 +52,11 @@ def to_reals(model: ir.Model) -> None:
             replace_value(result, moved)
             remove_dead([result])
             node = real.producer()
+
+
+def for_attention(node: ir.Node) -> bool:
+    """Whether products of two activations alone read ``node``: they take operands as they lie in memory."""
+    return all(is_op(use.node, "MatMul") for use in node.outputs[0].uses())
 
 
 def to_unsigned(model: ir.Model) -> None:
@@ -133,6 +140,8 @@ def _lift(model: ir.Model, node: ir.Node) -> None:
         data = move.inputs if move.op_type == "Concat" else move.inputs[:1]
         if any(const_array(value) is not None for value in data):
             return
+        if move.op_type == "Transpose" and is_op(data[0].producer(), "MatMul"):
+            return  # which writes its result in that order, unless something stands between
         write, old = Writer(model, move), node.outputs[0]
         integers = [quantise(write, value, made, value.shape) for value in data]
         moved = write.op(

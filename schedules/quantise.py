@@ -27,9 +27,41 @@ def codes(steps, zero: int, dtype: str):
     """The integer nearest to float32 ``steps`` plus ``zero``, saturated."""
     limits = np.iinfo(dtype)
     low, high = (tir.f32(float(bound - zero)) for bound in (limits.min, limits.max))
-    within = tirx.min(tirx.max(steps, low), high)
-    bits = tirx.reinterpret("int32", within + tir.f32(_ROUND))
-    return (bits + tir.i32(zero - _ROUND_BITS)).astype(dtype)
+    return (_nearest(tirx.min(tirx.max(steps, low), high)) + tir.i32(zero)).astype(dtype)
+
+
+def _nearest(steps):
+    """The int32 nearest to float32 ``steps``, ties to even, below 2^22 in magnitude."""
+    return tirx.reinterpret("int32", steps + tir.f32(_ROUND)) - tir.i32(_ROUND_BITS)
+
+
+def dynamic_scale(low, high):
+    """The scale of uint8 for values from ``low`` to ``high``, scalars, and 0; 1 where there are no others."""
+
+    def value():
+        zero = tir.f32(0.0)
+        span = (tirx.max(high(), zero) - tirx.min(low(), zero)) / tir.f32(255.0)
+        return tirx.Select(span > zero, span, tir.f32(1.0))
+
+    return te.compute((), value, name="dynamic_scale")
+
+
+def dynamic_zero(low, scale):
+    """The zero point that belongs to it."""
+    return te.compute(
+        (), lambda: codes(-tirx.min(low(), tir.f32(0.0)) / scale(), 0, "uint8"), name="dynamic_zero"
+    )
+
+
+def dynamic_quantise(x, scale, zero):
+    """``quantise`` to uint8 by a scale and a zero point that are computed."""
+
+    def value(*i):
+        moved = zero().astype("float32")
+        within = tirx.min(tirx.max(x(*i) / scale(), -moved), tir.f32(255.0) - moved)
+        return (_nearest(within) + zero().astype("int32")).astype("uint8")
+
+    return te.compute(x.shape, value, name="dynamic_quantise")
 
 
 def dequantise(x, scale: float, zero: int):

@@ -43,6 +43,7 @@ CONVERTERS = {
     ("", "Mul"): integer.multiply,
     ("", "QuantizeLinear"): integer.quantize_linear,
     ("", "DequantizeLinear"): integer.dequantize_linear,
+    ("", "DynamicQuantizeLinear"): integer.dynamic_quantize_linear,
     (OURS, "QuantizedAdd"): integer.quantized_add,
     ("", "Clip"): integer.clip,
     ("", "Transpose"): activations.transpose,

@@ -89,6 +89,17 @@ def quantize_linear(importer, node: ir.Node, inputs):
     return importer.bb.emit_te(kernel.quantise, inputs[0], *parameters, dtype, primfunc_name_hint="quantise")
 
 
+def dynamic_quantize_linear(importer, node: ir.Node, inputs):
+    emit, x = importer.bb.emit_te, inputs[0]
+    if node.inputs[0].dtype != ir.DataType.FLOAT or 0 in [int(d) for d in node.inputs[0].shape]:
+        return None
+    low, high = (importer.bb.emit(extremum(x)) for extremum in (relax.op.min, relax.op.max))
+    scale = emit(kernel.dynamic_scale, low, high, primfunc_name_hint="dynamic_scale")
+    zero = emit(kernel.dynamic_zero, low, scale, primfunc_name_hint="dynamic_zero")
+    codes = emit(kernel.dynamic_quantise, x, scale, zero, primfunc_name_hint="dynamic_quantise")
+    return relax.Tuple([codes, scale, zero])
+
+
 def dequantize_linear(importer, node: ir.Node, inputs):
     parameters = _parameters(node, node.inputs[0].dtype)
     if parameters is None:

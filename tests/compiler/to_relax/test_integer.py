@@ -53,9 +53,7 @@ def images(dtype, zero, least) -> Quantised:
     return net
 
 
-@pytest.mark.parametrize(
-    ("dtype", "zero", "least"), [(np.uint8, 113, 0), (np.uint8, 255, 0), (np.int8, 6, -128)]
-)
+@pytest.mark.parametrize(("dtype", "zero", "least"), [(np.uint8, 255, 0), (np.int8, 6, -128)])
 def test_a_network_for_images(same_bytes, dtype, zero, least):
     net = images(dtype, zero, least)
     plan = same_bytes(net.model(*net.results), {"input0": 2 * normal(net.rng, (1, 3, 9, 11))})
@@ -65,10 +63,9 @@ def test_a_network_for_images(same_bytes, dtype, zero, least):
     assert not any(step.symbol.startswith(("quantise", "fused_product")) for step in plan.steps)
 
 
-@pytest.mark.parametrize("level", ["v2", "v3"])
-def test_levels_without_products_of_integers(same_bytes, level):
+def test_a_level_without_products_of_integers(same_bytes):
     net = images(np.uint8, 113, 0)
-    same_bytes(net.model(*net.results), {"input0": 2 * normal(net.rng, (1, 3, 9, 11))}, level)
+    same_bytes(net.model(*net.results), {"input0": 2 * normal(net.rng, (1, 3, 9, 11))}, "v3")
 
 
 def test_a_network_for_tokens(same_bytes):
