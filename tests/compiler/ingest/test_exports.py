@@ -24,7 +24,7 @@ def test_trained_models(shared_models, same, ops, name, counts):
 
 
 def test_quantised_model(shared_models, save, ops, ort_run):
-    """Without integers weights become float; the numbers are those of the graph as written, without fusions."""
+    """Without integers weights are floats; the numbers are those of the graph as written, without fusions."""
     import numpy as np
     import onnx_ir as ir
     import onnxruntime
