@@ -56,16 +56,12 @@ def images(dtype, zero, least) -> Quantised:
 @pytest.mark.parametrize(("dtype", "zero", "least"), [(np.uint8, 255, 0), (np.int8, 6, -128)])
 def test_a_network_for_images(same_bytes, dtype, zero, least):
     net = images(dtype, zero, least)
-    plan = same_bytes(net.model(*net.results), {"input0": 2 * normal(net.rng, (1, 3, 9, 11))})
+    # On a level without products of integers: the arithmetic is the same on all.
+    plan = same_bytes(net.model(*net.results), {"input0": 2 * normal(net.rng, (1, 3, 9, 11))}, "v3")
     # Every layer takes what follows it along: rounding, limits and the residual sum.
     layers = ("conv", "depthwise", "gemm")
     assert sum(any(name in step.symbol for name in layers) for step in plan.steps) == 4
     assert not any(step.symbol.startswith(("quantise", "fused_product")) for step in plan.steps)
-
-
-def test_a_level_without_products_of_integers(same_bytes):
-    net = images(np.uint8, 113, 0)
-    same_bytes(net.model(*net.results), {"input0": 2 * normal(net.rng, (1, 3, 9, 11))}, "v3")
 
 
 def test_a_network_for_tokens(same_bytes):
