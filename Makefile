@@ -59,8 +59,10 @@ format: $(TEST)  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(BENCH)  ## measure beside other engines, write benchmarks/results (about 40 minutes)
+bench: $(BENCH)  ## measure beside other engines, write benchmarks/results (about an hour)
 	@$(BIN)/python -m benchmarks prepare $(ARGS)
+	@$(BIN)/python -m benchmarks models --threads 1 --variants dense,2:4x32 --precision bf16 $(ARGS)
+	@$(BIN)/python -m benchmarks models --threads 1 --variants dense,2:4x32 --precision int8 $(ARGS)
 	@$(BIN)/python -m benchmarks models --threads 1 $(ARGS)
 	@$(BIN)/python -m benchmarks models --threads 2 --variants dense,2:4x32 $(ARGS)
 	@$(BIN)/python -m benchmarks kernels --seconds 0.5 --only "128x768|16x768|gemv|3x3|softmax|max|norm|gelu|thr"

@@ -217,6 +217,19 @@ def test_goals_are_ratios_in_one_row():
     assert {g.against for g in goals.asked("minilm", "2:4x1")} == {"peer", "deepsparse"}
 
 
+def test_a_precision_has_rows_and_goals_of_its_own(tmp_path):
+    engines = {"sparsec_bf16": 6.1, "onnxruntime": 20.0, "openvino": 10.0}
+    engines = {name: {"p50_ms": ms, "p90_ms": ms} for name, ms in engines.items()}
+    lower = row(6.0, precision="bf16", engines=engines)
+    assert [(g.ratio, value, ok) for g, value, ok in goals.met(lower)] == [(0.62, 0.61, True)]
+    run = {"date": "1", "machine": "m", "versions": {}, "command": "c"}
+    for each in (row(6.0), lower, lower):
+        results.add("models", each, run, tmp_path)
+    found = results.load(tmp_path)
+    assert [goals.precision_of(r) for r in found["models"]] == ["fp32", "bf16"]
+    assert "## native, batch 1, 1 thread, bf16" in report.models(found)
+
+
 def test_pictures_are_drawn_from_rows_and_are_the_same_every_time(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import plots
