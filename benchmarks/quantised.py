@@ -1,12 +1,15 @@
 """A network in int8 as ONNX Runtime's quantiser makes it: static QDQ, weights per channel, uint8 activations.
 
-Ranges are those of the row's own inputs; speed does not depend on them, and every engine gets the same file.
-Zeros of a pruned weight stay zeros, since weights are quantised symmetrically.
+Of transformers the layers with weights are quantised, of other networks everything that the quantiser knows:
+what is faster for the peers.  Ranges are those of the row's own inputs; speed does not depend on them, and
+every engine gets the same file.  Zeros of a pruned weight stay zeros, since weights are quantised
+symmetrically.
 """
 
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from .subjects import publish
 
@@ -30,6 +33,8 @@ def _quantise(file: Path, feeds: Path, draft: Path) -> None:
         def get_next(self):
             return self.left.pop() if self.left else None
 
+    operators = {node.op_type for node in onnx.load(file, load_external_data=False).graph.node}
+    transformer = "LayerNormalization" in operators
     quantize_static(
         file,
         draft,
@@ -38,4 +43,6 @@ def _quantise(file: Path, feeds: Path, draft: Path) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"] if transformer else None,
+        extra_options={"MatMulConstBOnly": transformer},
     )

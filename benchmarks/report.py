@@ -40,7 +40,9 @@ def models(found: dict) -> str:
     outcomes = [(row, goal, value, ok) for row in found["models"] for goal, value, ok in goals.met(row)]
     reached = sum(ok for *_, ok in outcomes)
     lines += [f"**{reached} of {len(outcomes)} goals are met.**", ""]
-    for target, batch, threads, precision in sorted({_section(row) for row in found["models"]}):
+    order = tuple(goals.PRECISIONS)
+    sections = sorted({_section(r) for r in found["models"]}, key=lambda s: (*s[:3], order.index(s[3])))
+    for target, batch, threads, precision in sections:
         counted = f"{threads} thread{'s' if threads > 1 else ''}"
         lower = f", {precision}" if precision != "fp32" else ""
         lines += [f"## {target}, batch {batch}, {counted}{lower}", ""]

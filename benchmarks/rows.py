@@ -15,8 +15,8 @@ from .turns import Entrant, compete
 
 REFERENCE = "onnxruntime"
 #: Largest difference to the reference, relative to the largest magnitude of an output.  Deep networks with
-#: random weights amplify the rounding of float32; bf16 has 8 bits of mantissa.
-TOLERANCE = {"f32": 1e-3, "bf16": 0.1, "f16": 0.02, "int8": 0.1}
+#: random weights amplify rounding, that of bf16, with 8 bits of mantissa, to 0.1 in ResNet-50.
+TOLERANCE = {"f32": 1e-3, "bf16": 0.2, "f16": 0.02, "int8": 0.1}
 #: Engines of a row, by its precision; in int8 all get the file that ``quantised`` makes.
 ENGINES = {
     "fp32": ("sparsec", "onnxruntime", "openvino_fp32", "openvino", "torch", "deepsparse"),
