@@ -93,7 +93,6 @@ class CompileRequest:
     def _check_gpu(self):
         for option, given in (
             (f"--precision {self.precision}", self.precision in ("int8", *WEIGHT_PASSES)),
-            ("--state", self.states),
             ("--variants", self.variants),
             ("--exportable", self.exportable),
             ("--choices", self.choices),

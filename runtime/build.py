@@ -28,7 +28,7 @@ CORE = (
     "cpus.c",
 )
 #: Of libraries for GPUs, instead of CORE.
-CUDA = ("cuda/context.c", "cuda/driver.c", "cuda/resident.c", "cuda/run.c")
+CUDA = ("cuda/context.c", "cuda/driver.c", "cuda/resident.c", "cuda/run.c", "cuda/state.c")
 # The core and the calls of sparsec.h for a model that is linked with its program: no threads, no system.
 BARE = (
     "core/backend.c",

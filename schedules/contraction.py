@@ -6,7 +6,8 @@ convolution. A spec packs its constant weight (``pack``), says what the packed a
 right as it stands and which FuseOps fuses with the elementwise operators behind it (``op_pattern`` 4).  The
 anchor's block carries the spec as an annotation, by which ``find_anchor`` recognises it after fusion.
 
-A spec's ``permute`` says whether it is packed for CPUs that pick activations by a permute (``target.Cpu``).
+A spec's ``permute`` says whether it is packed for CPUs that pick activations by a permute (``target.Cpu``),
+``panels_only`` that it is packed for GPUs, which have no use for strips.
 
 Parameters of the function, in order: ``X``, the packed weight arrays (values, then what a sparse form needs
 to find its inputs, see ``layout`` and ``layout_strips``), ``Y``.  A pruned position is skipped: it turns
@@ -53,6 +54,7 @@ class Gemm:
     pattern: Pattern = DENSE
     permute: bool = True
     precision: str = FLOAT32.name
+    panels_only: bool = False
 
     @property
     def kind(self) -> Element:
@@ -75,7 +77,8 @@ class Gemm:
     @property
     def strips(self) -> Strips | None:
         """The form with lanes over rows, where it is the one to take."""
-        return strips_of(self.packed, self.n, 1, self.k, math.prod(self.lead), self.permute)
+        rows = math.prod(self.lead)
+        return None if self.panels_only else strips_of(self.packed, self.n, 1, self.k, rows, self.permute)
 
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each packed array."""
@@ -143,11 +146,11 @@ def conv(
     return Conv(*window, groups, pattern, precision=precision, zero=zero)
 
 
-def packed_for(spec, permute: bool):
-    """``spec`` as CPUs with or without a permute want it packed: itself where that is the same."""
+def packed_for(spec, permute: bool | None):
+    """``spec`` as CPUs with or without a permute want it packed, or GPUs (None); itself where it is already."""
     if permute or not getattr(spec, "permute", False):
         return spec
-    other = replace(spec, permute=False)
+    other = replace(spec, panels_only=True) if permute is None else replace(spec, permute=False)
     return spec if other.strips == spec.strips else other
 
 

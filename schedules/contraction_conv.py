@@ -33,6 +33,7 @@ class Conv(Image):
     pattern: Pattern = DENSE
     permute: bool = True
     precision: str = FLOAT32.name
+    panels_only: bool = False
 
     def __post_init__(self):
         if self.in_c % self.groups or self.out_c % self.groups:
@@ -85,6 +86,8 @@ class Conv(Image):
     @property
     def strips(self) -> Strips | None:
         """The form with lanes over rows, where it is the one to take; the rows are pixels."""
+        if self.panels_only:
+            return None
         rows = self.batch * self.out_h * self.out_w
         return strips_of(self.packed, self._padded_out, self.k_h * self.k_w, self.depth, rows, self.permute)
 

@@ -56,7 +56,7 @@ class Image:
 def to_text(spec) -> str:
     """The spec as JSON.  Of defaults of later days nothing is said: texts are keys, and were so before."""
     fields = {"kind": type(spec).__name__, **dataclasses.asdict(spec)}
-    for name, default in (("precision", FLOAT32.name), ("zero", 0)):
+    for name, default in (("precision", FLOAT32.name), ("zero", 0), ("panels_only", False)):
         if fields.get(name) == default:
             del fields[name]
     return json.dumps(fields)

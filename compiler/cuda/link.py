@@ -47,7 +47,7 @@ def plan_source(
             where = f"{launch.shared}, {len(args)}, {number}"
             launches.append(f"    {{{c_string(launch.kernel)}, {{{grid}}}, {{{block}}}, {where}}},")
             args += [_arg(plan, step, a) for a in launch.args]
-    ports = {"inputs": plan.inputs, "outputs": plan.outputs}
+    ports = {"inputs": plan.inputs, "outputs": plan.outputs, "states": [s.port for s in plan.states]}
     numbers = [name.removeprefix("sm_") for name in names]
     sizes = (
         len(plan.inputs),
@@ -63,8 +63,8 @@ def plan_source(
         "",
         *_rows(plan, kernels, dims, args, launches, ports, numbers),
         "const cuda_plan cuda_the_plan = {",
-        f"    {{1, {', '.join(map(str, sizes))},",  # ABI 1: nothing behind `label`
-        f"     {c_string(level)}, inputs, outputs, SPARSEC_CUDA}},",
+        f"    {{SPARSEC_MODULE_ABI, {', '.join(map(str, sizes))},",
+        f"     {c_string(level)}, inputs, outputs, SPARSEC_CUDA, {len(plan.states)}, states}},",
         "    args, launches, labels, faults, architectures,",
         f"    {len(args)}, {len(launches)}, {len(kernels.faults)}, {len(numbers)},",
         f"    {ptx.removeprefix('sm_') if ptx else 0}, {toolkit},",

@@ -24,6 +24,7 @@ from sparsec.compiler.objects import build_levels
 from sparsec.compiler.plan import Plan
 from sparsec.compiler.planner import Weights, make_plan
 from sparsec.compiler.request import CompileRequest, gpu_names, native_level
+from sparsec.compiler.states import resolve
 from sparsec.compiler.to_relax import Importer
 from sparsec.passes import weight_quant
 from sparsec.runtime import cpu
@@ -50,19 +51,22 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
     pipeline = passes.parse_pipeline(request.pipeline)
 
     source = read_model(request, pipeline, stages, dump)
+    states = resolve(request.states, source.inputs, source.outputs)
     with stages("choose kernels"):
         weight_quant.restore(source.model)
         choices = choose(source.model, request)
         findings = source.findings + choices.findings
     with stages("lower to kernels"):
         narrow = precision.narrow(source.model, choices.kernels, NARROW_MAKERS)
-        importer = Importer(source.model, choices.kernels, narrow=narrow, half=half(request.precision))
+        importer = Importer(
+            source.model, choices.kernels, permute=None, narrow=narrow, half=half(request.precision)
+        )
         lowered = lower(importer.run())
         labels, layers = importer.labels, importer.layers
         del importer
         source.model = None  # from here on the weights are in the module, and soon in the plan alone
         dump.text("lowered", lowered)
-        plan, functions = make_plan(lowered, source.inputs, source.outputs, labels, None, weights)
+        plan, functions = make_plan(lowered, source.inputs, source.outputs, labels, states, weights)
         dump.text("plan", "\n".join(map(str, plan.steps)))
         del lowered
         gc.collect()  # graphs are full of cycles

@@ -223,6 +223,7 @@ SPARSEC_API uint32_t sparsec_state_count(const sparsec_model *model);
 SPARSEC_API const sparsec_tensor *sparsec_state(const sparsec_model *model, uint32_t index);
 
 // The value that the next run will read; it moves with each run.  NULL if `index` is out of range.
+// Of a model on a GPU this is an address in the GPU's memory.
 SPARSEC_API const void *sparsec_state_data(const sparsec_context *context, uint32_t index);
 
 // Makes every state zero.  Restoring a snapshot is the way to begin with anything else.

@@ -12,6 +12,7 @@ from sparsec.schedules.cuda import (
     rows,
     tensor_kernel,
     threads,
+    vector_kernel,
 )
 from sparsec.schedules.cuda.target import Gpu
 
@@ -20,6 +21,7 @@ RULES = (
     ("recurrent", recurrent.rule),
     ("attention", attention_kernel.rule),
     ("tensor_gemm", tensor_kernel.rule),
+    ("vector", vector_kernel.rule),
     ("contraction", contraction_kernel.rule),
     ("row", rows.rule),
     ("threads", threads.rule),

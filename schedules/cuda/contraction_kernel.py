@@ -1,9 +1,9 @@
-"""The kernel of float32 contractions: Gemm and Conv, dense or with zeros that a panel of channels shares.
+"""The kernel of float32 contractions: Gemm and Conv, dense or with zeros of any N:M pattern.
 
 Inputs are copied to shared memory one by one, so that strides, borders and odd shapes cost no more than a
 condition: ``[channel, row]``, which a thread reads as vectors of rows.  Of a sparse weight the stored
-values are copied alone; the inputs that they want are picked in shared memory.  Products are exact fused
-multiply-adds.
+values are copied alone; the inputs that they want are picked in shared memory, once for the channels of a
+thread that share them.  Products are exact fused multiply-adds.
 """
 
 from tvm import tirx
@@ -13,6 +13,7 @@ from sparsec.schedules.contraction import Conv, find_anchor
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
 from sparsec.schedules.contraction_pixels import pixel
 from sparsec.schedules.contraction_rule import operands
+from sparsec.schedules.contraction_spec import stored_channel
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.contraction_tile import CHANNELS, SIDE, Layer, Tile, Words, sums_line, tile_for
 from sparsec.schedules.cuda.results import Staged, deal, every, write
@@ -163,25 +164,26 @@ class _Kernel:
         return tir.loop("first", self.depth.slots // unroll, some)
 
     def _slot(self, start, tap, chunk, slot) -> tir.Stmt:
-        height = self.tile.height
-        line = start + self._input(tap, chunk, slot) * self.words.line + self.row
+        height, share = self.tile.height, self.layer.share
         values = start + self.words.weights + slot * self.tile.channels + self.channel
 
-        def multiply(r, c):
-            product = tir.load(self.inputs, r) * tir.load(self.values, c)
-            at = r * CHANNELS + c
-            return tirx.BufferStore(self.sums, tir.load(self.sums, at) + product, [at])
+        def load(first: int) -> tir.Stmt:
+            line = self._input(tap, chunk, slot, first) * self.words.line
+            return self._load(self.inputs, start + line + self.row, height)
 
-        return tir.seq(
-            [
-                self._load(self.inputs, line, height),
-                self._load(self.values, values, CHANNELS),
-                ptx.unrolled_nest((height, CHANNELS), multiply),
-            ]
-        )
+        def multiply(first: int) -> tir.Stmt:
+            def product(r, c):
+                value = tir.load(self.inputs, r) * tir.load(self.values, c + first)
+                at = r * CHANNELS + (c + first)
+                return tirx.BufferStore(self.sums, tir.load(self.sums, at) + value, [at])
 
-    def _input(self, tap, chunk, slot):
-        """Which of the chunk's inputs a stored slot multiplies."""
+            return ptx.unrolled_nest((height, share), product)
+
+        others = (stmt for first in range(share, CHANNELS, share) for stmt in (load(first), multiply(first)))
+        return tir.seq([load(0), self._load(self.values, values, CHANNELS), multiply(0), *others])
+
+    def _input(self, tap, chunk, slot, first: int):
+        """Which of the chunk's inputs a stored slot multiplies, for the channels from ``first`` on."""
         if self.index is None:
             return slot
         layer, depth = self.layer, self.depth
@@ -190,7 +192,8 @@ class _Kernel:
         panel = tirx.min(panel, tir.i64(layer.groups * layer.panels - 1))
         taps = self._taps(tirx.min(tap, tir.i64(depth.taps - 1)))
         at = tirx.min(chunk * depth.slots + slot, tir.i64(kept - 1))
-        channel = tir.load(self.index, panel // (layer.pattern.block // PANEL), *taps, at).astype("int64")
+        lane, stored = self.channel % PANEL + first, [self.weights, self.index]
+        channel = stored_channel(layer.pattern, stored, panel, lane, taps, at, depth.channels)
         # Slots that fill a chunk multiply zeros: any input will do.
         return tirx.max(tirx.min(channel - chunk * depth.inputs, tir.i64(depth.inputs - 1)), tir.i64(0))
 

@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 
 from sparsec.schedules.contraction import Conv, Gemm
-from sparsec.schedules.layout import PANEL, Pattern
+from sparsec.schedules.layout import PANEL, WINDOW, Pattern
 
-#: Channels of a thread, which share their kept inputs in every shared form; threads of a warp side by side.
+#: Channels of a thread, which share their kept inputs in a shared form; threads of a warp side by side.
 CHANNELS, SIDE = 8, 8
 #: Threads of a warp below each other.
 DOWN = 4
@@ -71,17 +71,16 @@ class Depth:
 
     @staticmethod
     def of(pattern: Pattern, taps: int, channels: int) -> "Depth | str":
-        """The cut of a dense or shared form; else the reason why there is none."""
+        """The cut of a panel form; the reason where there is none."""
         form = pattern.form(channels)
         if form == "dense":
             return Depth(taps, channels, 16, 16)
-        if form != "shared":
-            return f"weights of the form {form}: channels side by side do not share their zeros"
-        if channels % pattern.m:
-            return f"{channels} input channels, which are no multiple of {pattern.m}"
+        inputs, slots = (WINDOW, pattern.window_slots) if form == "lanes" else (pattern.m, pattern.n)
+        if channels % inputs:
+            return f"{channels} input channels, which are no multiple of {inputs}"
         # 16 stored slots, or what up to 64 inputs keep: more would take the shared memory.
-        groups = max(1, min(16 // pattern.n, 64 // pattern.m))
-        return Depth(taps, channels, groups * pattern.m, groups * pattern.n)
+        groups = max(1, min(16 // slots, 64 // inputs))
+        return Depth(taps, channels, groups * inputs, groups * slots)
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,17 @@ class Layer:
     panels: int
     pattern: Pattern
 
+    @property
+    def share(self) -> int:
+        """Channels of a thread that multiply the same inputs, of its eight."""
+        dense = self.pattern.form(self.depth.channels) == "dense"
+        return CHANNELS if dense else math.gcd(self.pattern.block, CHANNELS)
+
     @staticmethod
     def of(spec: Gemm | Conv) -> "Layer | str":
         """The layer of a spec; the reason where this kernel is not for it."""
         if getattr(spec, "strips", None):
-            return "weights in strips: channels side by side do not share their zeros"
+            return "weights in strips, which are for lanes over rows"
         if isinstance(spec, Gemm):
             pattern, taps, channels, groups, own = spec.pattern, (), spec.k, 1, spec.n
         elif isinstance(spec, Conv):

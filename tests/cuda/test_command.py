@@ -93,7 +93,7 @@ def test_targets_that_cannot_be(target, words):
 @pytest.mark.parametrize(
     ("option", "given"),
     [
-        ("--state", {"states": {"a": "b"}}),
+        ("--variants", {"variants": ("2:4", "1:4")}),
         ("--exportable", {"exportable": True}),
     ],
 )

@@ -2,19 +2,12 @@
 
 #include <string.h>
 
+#include "../snapshot.h"
 #include "core.h"
-
-static sparsec_status check_size(size_t bytes, sparsec_error *error) {
-    uint64_t wanted = 0;
-    for (uint32_t i = 0; i < model->state_count; i++) wanted += model->states[i].bytes;
-    if (bytes == wanted) return SPARSEC_OK;
-    return fail(error, SPARSEC_E_INPUT, "a snapshot of this model's states has %llu bytes, found %llu",
-                (unsigned long long)wanted, (unsigned long long)bytes);
-}
 
 sparsec_status core_snapshot(sparsec_context *context_, void *data, size_t bytes, sparsec_error *error) {
     context *c = (context *)context_;
-    sparsec_status rc = check_size(bytes, error);
+    sparsec_status rc = check_snapshot(model, bytes, error);
     if (!rc) rc = context_enter(c, error);
     if (rc) return rc;
     char *at = data;
@@ -26,7 +19,7 @@ sparsec_status core_snapshot(sparsec_context *context_, void *data, size_t bytes
 
 sparsec_status core_restore(sparsec_context *context_, const void *data, size_t bytes, sparsec_error *error) {
     context *c = (context *)context_;
-    sparsec_status rc = data ? check_size(bytes, error) : SPARSEC_OK;
+    sparsec_status rc = data ? check_snapshot(model, bytes, error) : SPARSEC_OK;
     if (!rc) rc = context_enter(c, error);
     if (rc) return rc;
     const char *at = data;

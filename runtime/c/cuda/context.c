@@ -12,8 +12,6 @@
 
 // Section: layout
 
-static uint64_t padded(uint64_t bytes) { return (bytes + CUDA_ALIGNMENT - 1) & -(uint64_t)CUDA_ALIGNMENT; }
-
 static uint64_t ports_size(const sparsec_tensor *tensors, uint32_t count) {
     uint64_t size = 0;
     for (uint32_t i = 0; i < count; i++) size += padded(tensors[i].bytes);
@@ -33,6 +31,8 @@ static cu_address address_of(const context *c, const cuda_arg *a) {
     switch (a->space) {
     case CUDA_INPUT: return c->inputs[a->where].active;
     case CUDA_OUTPUT: return c->outputs[a->where].active;
+    case CUDA_PAST: return c->states[c->turn][a->where];
+    case CUDA_PRESENT: return c->states[!c->turn][a->where];
     case CUDA_WEIGHT: return c->on->weights + a->where;
     case CUDA_ARENA: return c->memory + a->where;
     default: return c->fault;
@@ -48,7 +48,8 @@ void context_aim(context *c) {
 
 static sparsec_status allocate(context *c, sparsec_error *error) {
     uint64_t ports = ports_size(model->inputs, model->input_count) + ports_size(model->outputs, model->output_count);
-    uint64_t size = padded(model->arena_size) + padded(WORD) + ports;
+    uint64_t states = 2 * ports_size(model->states, model->state_count);
+    uint64_t size = padded(model->arena_size) + padded(WORD) + states + ports;
     cu_result rc = c->cu->stream_create(&c->stream, CU_NON_BLOCKING);
     if (!rc) rc = c->cu->alloc(&c->memory, size);
     if (rc)
@@ -63,6 +64,10 @@ static sparsec_status allocate(context *c, sparsec_error *error) {
     c->fault_copy = (uint32_t *)host;
     at += padded(WORD);
     host += padded(WORD);
+    if (states && (rc = c->cu->fill(at, 0, states / sizeof(uint32_t), c->stream)))
+        return fail(error, SPARSEC_E_RUN, "GPU %d failed: %s", c->on->device, cuda_name(rc));
+    for (int turn = 0; turn < 2; turn++)
+        for (uint32_t i = 0; i < model->state_count; at += padded(model->states[i++].bytes)) c->states[turn][i] = at;
     place_ports(c->inputs, model->inputs, model->input_count, &at, &host);
     place_ports(c->outputs, model->outputs, model->output_count, &at, &host);
     context_aim(c);
@@ -79,6 +84,7 @@ static context *new_context(void) {
     c->args = calloc(plan->arg_count + 1, sizeof *c->args);
     c->pointers = calloc(plan->arg_count + 1, sizeof *c->pointers);
     c->events = calloc(model->step_count + 1, sizeof *c->events);
+    for (int turn = 0; turn < 2; turn++) c->states[turn] = calloc(model->state_count + 1, sizeof *c->states[turn]);
     return c;
 }
 
@@ -88,6 +94,7 @@ static void free_context(context *c) {
     free(c->args);
     free(c->pointers);
     free(c->events);
+    for (int turn = 0; turn < 2; turn++) free(c->states[turn]);
     free(c);
 }
 
@@ -96,7 +103,8 @@ void cuda_destroy(sparsec_context *context_) {
     if (!c) return;
     if (c->owner == getpid() && c->on) {
         if (!context_enter(c)) {
-            if (c->graph) c->cu->exec_destroy(c->graph);
+            for (int turn = 0; turn < 2; turn++)
+                if (c->graphs[turn]) c->cu->exec_destroy(c->graphs[turn]);
             for (uint32_t i = 0; i <= model->step_count; i++)
                 if (c->events[i]) c->cu->event_destroy(c->events[i]);
             if (c->pinned) c->cu->free_host(c->pinned);
@@ -114,7 +122,7 @@ static sparsec_status create(const void *weights, const void *kernels, int devic
     const cuda_driver *cu = cuda_open(error);
     if (!cu) return SPARSEC_E_TARGET;
     context *c = new_context();
-    if (!c || !c->inputs || !c->outputs || !c->args || !c->pointers || !c->events) {
+    if (!c || !c->inputs || !c->outputs || !c->args || !c->pointers || !c->events || !c->states[0] || !c->states[1]) {
         if (c) free_context(c);
         return fail(error, SPARSEC_E_RUN, "no memory for a context");
     }
@@ -141,6 +149,14 @@ sparsec_status cuda_refuse(const void *weights, int threads, sparsec_context **o
     (void)weights, (void)threads, (void)out;
     return fail(error, SPARSEC_E_TARGET, "the model runs on a GPU, and this runtime is older than such models");
 }
+
+sparsec_status cuda_refuse_in(const void *weights, int threads, const sparsec_allocator *allocator,
+                              sparsec_context **out, sparsec_error *error) {
+    (void)allocator;
+    return cuda_refuse(weights, threads, out, error);
+}
+
+uint64_t cuda_context_size(int threads) { return (void)threads, 0; } // a GPU's memory is the driver's to give
 
 int cuda_threads(const sparsec_context *c) { return c ? 1 : 0; } // the GPU's are its own matter
 

@@ -24,14 +24,16 @@ typedef struct context {
     const cuda_driver *cu;
     resident *on;
     cu_stream stream;
-    cu_address memory; // arena, fault word, inputs, outputs
+    cu_address memory; // arena, fault word, states, inputs, outputs
     cu_address fault;
     char *pinned; // copies of inputs, outputs and the fault word
     uint32_t *fault_copy;
     cu_address *args; // the values of all arguments
     void **pointers;  // their addresses, as a launch wants them
-    cu_exec graph;    // NULL until a run has been captured
-    bool repeats;     // the last run went well and used the same device memory
+    cu_address *states[2]; // each has two memories, which change places after a run
+    unsigned turn;         // which of them is the past
+    cu_exec graphs[2];     // of each turn; NULL until a run has been captured
+    bool repeats;          // the last run went well and used the same device memory
     cu_event *events; // one before each step and one at the end, made by the first profile
     port *inputs, *outputs;
 } context;
@@ -44,7 +46,13 @@ static inline void context_leave(const context *c) {
     c->cu->pop(&none);
 }
 
-// Gives the launches the addresses that the ports have now.
+static inline uint64_t padded(uint64_t bytes) { return (bytes + CUDA_ALIGNMENT - 1) & -(uint64_t)CUDA_ALIGNMENT; }
+
+// Gives the launches the addresses that the ports and the states have now.
 void context_aim(context *c);
+
+// Whether the calling thread may use the context, which it then must give back with `context_stop`.
+sparsec_status context_start(context *c, sparsec_error *error);
+void context_stop(context *c);
 
 #endif

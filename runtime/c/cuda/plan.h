@@ -9,11 +9,13 @@
 #define CUDA_ALIGNMENT 256 // of everything in device memory: what cuMemAlloc gives
 
 typedef enum cuda_space {
-    CUDA_INPUT,  // where: index of the input
-    CUDA_OUTPUT, // where: index of the output
-    CUDA_WEIGHT, // where: byte offset in the weights
-    CUDA_ARENA,  // where: byte offset in the arena
-    CUDA_FAULT,  // the word in which kernels say what went wrong
+    CUDA_INPUT,   // where: index of the input
+    CUDA_OUTPUT,  // where: index of the output
+    CUDA_PAST,    // where: index of the state, as the last run left it
+    CUDA_PRESENT, // where: index of the state, as this run makes it
+    CUDA_WEIGHT,  // where: byte offset in the weights
+    CUDA_ARENA,   // where: byte offset in the arena
+    CUDA_FAULT,   // the word in which kernels say what went wrong
 } cuda_space;
 
 typedef struct cuda_arg {
@@ -56,9 +58,16 @@ const void *cuda_output_data(const sparsec_context *c, uint32_t index);
 sparsec_status cuda_run(sparsec_context *c, const void *const *inputs, void *const *outputs, double *seconds,
                         sparsec_error *error);
 const char *cuda_label(uint32_t step);
+uint64_t cuda_context_size(int threads);
+sparsec_status cuda_refuse_in(const void *weights, int threads, const sparsec_allocator *allocator,
+                              sparsec_context **context, sparsec_error *error);
+sparsec_status cuda_snapshot(sparsec_context *c, void *data, size_t bytes, sparsec_error *error);
+sparsec_status cuda_restore(sparsec_context *c, const void *data, size_t bytes, sparsec_error *error);
+const void *cuda_state_data(const sparsec_context *c, uint32_t index);
 
 #define SPARSEC_CUDA                                                                                          \
     cuda_refuse, cuda_destroy, cuda_threads, cuda_set_input, cuda_bind_input, cuda_bind_output,               \
-        cuda_output_data, cuda_run, cuda_label
+        cuda_output_data, cuda_run, cuda_label, cuda_context_size, cuda_refuse_in, cuda_snapshot,             \
+        cuda_restore, cuda_state_data
 
 #endif

@@ -91,14 +91,14 @@ static cu_result enqueue(context *c, bool timed) {
     return rc ? rc : enqueue_outputs(c);
 }
 
-static cu_result capture(context *c) {
+static cu_result capture(context *c, cu_exec *made) {
     cu_graph graph = 0;
     cu_result rc = c->cu->capture_begin(c->stream, CU_CAPTURE_THREAD_LOCAL);
     if (rc) return rc;
     rc = enqueue(c, false);
     cu_result ended = c->cu->capture_end(c->stream, &graph);
     if (!rc) rc = ended;
-    if (!rc) rc = c->cu->instantiate(&c->graph, graph, 0);
+    if (!rc) rc = c->cu->instantiate(made, graph, 0);
     if (graph) c->cu->graph_destroy(graph);
     return rc;
 }
@@ -118,14 +118,15 @@ static cu_result time_steps(context *c, double *seconds) {
 }
 
 static cu_result compute(context *c, double *seconds) {
-    if (!c->repeats) {
-        if (c->graph) c->cu->exec_destroy(c->graph);
-        c->graph = 0;
-        context_aim(c);
+    for (int turn = 0; !c->repeats && turn < 2; turn++) {
+        if (c->graphs[turn]) c->cu->exec_destroy(c->graphs[turn]);
+        c->graphs[turn] = 0;
     }
+    cu_exec *graph = c->graphs + c->turn;
+    context_aim(c);
     if (seconds) return time_steps(c, seconds);
-    cu_result rc = c->repeats && !c->graph ? capture(c) : 0;
-    if (!rc) rc = c->graph ? c->cu->graph_launch(c->graph, c->stream) : enqueue(c, false);
+    cu_result rc = c->repeats && !*graph ? capture(c, graph) : 0;
+    if (!rc) rc = *graph ? c->cu->graph_launch(*graph, c->stream) : enqueue(c, false);
     return rc ? rc : c->cu->synchronize(c->stream);
 }
 
@@ -143,28 +144,35 @@ static sparsec_status run_entered(context *c, double *seconds, sparsec_error *er
         port *p = c->outputs + i;
         if (p->caller && !p->device) memcpy(p->caller, p->staging, model->outputs[i].bytes);
     }
+    // What was the present is now the past.
+    if (model->state_count) c->turn = !c->turn;
     return SPARSEC_OK;
 }
 
-sparsec_status cuda_run(sparsec_context *context_, const void *const *inputs, void *const *outputs, double *seconds,
-                        sparsec_error *error) {
-    context *c = (context *)context_;
+sparsec_status context_start(context *c, sparsec_error *error) {
     if (c->owner != getpid())
         return fail(error, SPARSEC_E_RUN, "the context was made before fork, which a GPU's do not survive; "
                                           "load the model again here");
     if (atomic_flag_test_and_set(&c->running))
         return fail(error, SPARSEC_E_RUN, "the context is at work in another thread; create one per thread");
-    if (inputs)
-        for (uint32_t i = 0; i < model->input_count; i++) c->inputs[i].caller = (void *)inputs[i];
-    if (outputs)
-        for (uint32_t i = 0; i < model->output_count; i++) c->outputs[i].caller = outputs[i];
-    sparsec_status rc;
-    if (context_enter(c))
-        rc = fail(error, SPARSEC_E_RUN, "GPU %d cannot be used", c->on->device);
-    else {
-        rc = run_entered(c, seconds, error);
-        context_leave(c);
-    }
+    if (!context_enter(c)) return SPARSEC_OK;
     atomic_flag_clear(&c->running);
+    return fail(error, SPARSEC_E_RUN, "GPU %d cannot be used", c->on->device);
+}
+
+void context_stop(context *c) {
+    context_leave(c);
+    atomic_flag_clear(&c->running);
+}
+
+sparsec_status cuda_run(sparsec_context *context_, const void *const *inputs, void *const *outputs, double *seconds,
+                        sparsec_error *error) {
+    context *c = (context *)context_;
+    sparsec_status rc = context_start(c, error);
+    if (rc) return rc;
+    for (uint32_t i = 0; inputs && i < model->input_count; i++) c->inputs[i].caller = (void *)inputs[i];
+    for (uint32_t i = 0; outputs && i < model->output_count; i++) c->outputs[i].caller = outputs[i];
+    rc = run_entered(c, seconds, error);
+    context_stop(c);
     return rc;
 }

@@ -30,14 +30,16 @@ def run_emulated(gpu):
     def run(func, rule, inputs, *outputs, checked=True):
         kernels = build_kernels(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), gpu)
         assert kernels.rules == {"main": rule}
-        (launch,) = kernels.launches["main"]
         found = []
         for checks, how in [(False, order) for order in ORDERS] + [(True, ORDERS[-1])] * checked:
             results = [np.full(shape, 77, dtype) for shape, dtype in outputs]
             arrays = [np.ascontiguousarray(a) for a in inputs] + results
-            args = [arrays[argument.where] for argument in launch.args]
+            scratch = np.full(kernels.scratch_size, 0xFF, np.uint8)
+            places = {"param": lambda where: arrays[where], "scratch": lambda where: scratch[where:]}  # noqa: B023
             emulated = Emulated(kernels.source, checks)
-            emulated.launch(launch.kernel, launch.grid, launch.block, args, launch.shared, how)
+            for launch in kernels.launches["main"]:
+                args = [places[argument.kind](argument.where) for argument in launch.args]
+                emulated.launch(launch.kernel, launch.grid, launch.block, args, launch.shared, how)
             found.append(results[0] if len(results) == 1 else results)
         return found
 

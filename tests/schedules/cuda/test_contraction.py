@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsec.schedules.contraction import Gemm, conv
+from sparsec.schedules.contraction import Gemm, conv, packed_for
 from sparsec.schedules.cuda.contraction_kernel import rule
 from sparsec.schedules.cuda.contraction_tile import TILES, Layer, Tile
 from sparsec.schedules.cuda.tile import with_tile
@@ -19,6 +19,15 @@ SMALL = {
     "warps along k": Tile(height=1, warps_r=1, warps_c=1, warps_k=4, stages=3),
 }
 PATTERNS = [DENSE, Pattern(2, 4, 16), Pattern(3, 4, 32), Pattern(1, 8, 64), Pattern(4, 16, 16)]
+#: Inputs picked for each channel, for two, four and eight; in windows, and by positions of their own.
+NARROW = [
+    Pattern(2, 4, 1),
+    Pattern(1, 8, 2),
+    Pattern(2, 4, 4),
+    Pattern(4, 16, 8),
+    Pattern(2, 6, 1),
+    Pattern(1, 3, 4),
+]
 
 
 def ids(pattern):
@@ -26,7 +35,7 @@ def ids(pattern):
 
 
 def gemm_case(pruned_weight, m, k, n, pattern, seed=0):
-    spec = Gemm((m,), k, n, pattern)
+    spec = packed_for(Gemm((m,), k, n, pattern), None)
     rng = np.random.default_rng(seed)
     weight = pruned_weight(rng, pattern, n, 1, k)[:, 0]
     x = rng.standard_normal(spec.x_shape).astype(np.float32)
@@ -41,9 +50,9 @@ def test_tiles(run_emulated, assert_close, pruned_weight, pattern, tile):
         assert_close(y, want)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=ids)
+@pytest.mark.parametrize("pattern", [*PATTERNS, *NARROW], ids=ids)
 def test_patterns(run_emulated, assert_close, pruned_weight, pattern):
-    spec, inputs, want = gemm_case(pruned_weight, 5, 144, 72, pattern)
+    spec, inputs, want = gemm_case(pruned_weight, 17, 144, 72, pattern)
     kernel = with_tile(spec.prim_func(), SMALL["one warp"])
     for y in run_emulated(kernel, RULE, inputs, (spec.y_shape, np.float32), checked=False):
         assert_close(y, want)
@@ -67,11 +76,11 @@ def test_the_tiles_that_are_chosen(run_emulated, assert_close, pruned_weight, mo
     ],
     ids=["stride", "dilation", "groups", "pointwise"],
 )
-@pytest.mark.parametrize("pattern", [DENSE, Pattern(2, 4, 16)], ids=ids)
+@pytest.mark.parametrize("pattern", [DENSE, Pattern(2, 4, 16), Pattern(2, 4, 1)], ids=ids)
 def test_convolutions(run_emulated, assert_close, pruned_weight, size, pattern):
     batch, height, width, inputs, outputs, kernel, strides, dilations, pads, groups = size
     args = (batch, height, width, inputs, outputs, *kernel, strides, dilations, pads, groups)
-    spec = conv(*args, pattern)
+    spec = packed_for(conv(*args, pattern), None)
     rng = np.random.default_rng(0)
     weight = pruned_weight(rng, pattern, outputs, math.prod(kernel), inputs // groups)
     weight = weight.reshape(outputs, *kernel, -1)
@@ -98,14 +107,15 @@ def test_convolutions(run_emulated, assert_close, pruned_weight, size, pattern):
 @pytest.mark.parametrize(
     "pattern, k, why",
     [
-        (Pattern(2, 4, 1), 64, "channels side by side do not share their zeros"),
+        (Pattern(2, 4, 1), 64, "weights in strips, which are for lanes over rows"),
         (Pattern(2, 4, 16), 66, "66 input channels, which are no multiple of 4"),
-        (Pattern(1, 5, 1), 65, "weights .*: channels side by side do not share their zeros"),
+        (Pattern(2, 4, 8), 72, "72 input channels, which are no multiple of 16"),
     ],
 )
 def test_what_is_left_to_other_rules(gpu, pattern, k, why):
     import re
 
-    spec = Gemm((4,), k, 32, pattern)
+    spec = Gemm((64,), k, 32, pattern)
+    spec = spec if "strips" in why else packed_for(spec, None)
     assert re.search(why, Layer.of(spec))
     assert rule(spec.prim_func(), gpu) is None
