@@ -147,7 +147,7 @@ def conv(
 
 
 def packed_for(spec, permute: bool | None):
-    """``spec`` as CPUs with or without a permute want it packed, or GPUs (None); itself where it is already."""
+    """``spec`` as CPUs with or without a permute want it packed, or GPUs (None); itself where it is that."""
     if permute or not getattr(spec, "permute", False):
         return spec
     other = replace(spec, panels_only=True) if permute is None else replace(spec, permute=False)

@@ -1,6 +1,8 @@
 """Checks and times every kernel of a bundle on this machine's GPU; bundle.py puts this file beside it.
 
-python bare.py FOLDER [--json results.json] [--check]      --check: no times, for compute-sanitizer
+python bare.py FOLDER [--json results.json] [--check] [--few]
+
+--check: no times; --few: only what is small, as for compute-sanitizer.
 """
 
 import argparse
@@ -13,13 +15,15 @@ import numpy as np
 
 if __package__:
     from .driver import Device, DriverError
-    from .problems import TOLERANCE, expected, inputs
+    from .problems import TOLERANCE, expected, inputs, work
 else:
     from driver import Device, DriverError
-    from problems import TOLERANCE, expected, inputs
+    from problems import TOLERANCE, expected, inputs, work
 
 #: Enough launches between two events that the queue never runs dry.
 _REPEATS = 20
+#: Multiply-adds of what is small.
+_FEW = 1 << 28
 
 
 def run(device: Device, plan: list[dict], check_only: bool, peers=None) -> list[dict]:
@@ -36,23 +40,28 @@ def run(device: Device, plan: list[dict], check_only: bool, peers=None) -> list[
     return rows
 
 
-_LAUNCH = ("kernel", "tile", "grid", "block", "shared", "args")
+_LAUNCH = ("tile", "launches", "scratch")
 
 
 def _prepare(device: Device, problem: dict):
     arrays, shape, weight = inputs(problem)
     sample, want = expected(problem, arrays, weight)
     result = np.full(shape, np.nan, np.float32)
-    return [device.upload(a) for a in (*arrays, result)], result, sample, want
+    scratch = device.upload(np.zeros(max(1, problem["scratch"]), np.uint8))
+    return [device.upload(a) for a in (*arrays, result)], scratch, result, sample, want
 
 
 def _one(device: Device, problem: dict, made, check_only: bool) -> dict:
-    memory, result, sample, want = made
-    kernel = device.kernel(problem["kernel"], problem["shared"])
-    args = [memory[i] for i in problem["args"]]
+    memory, scratch, result, sample, want = made
+    launches = []
+    for each in problem["launches"]:
+        args = [memory[at] if kind == "param" else device.behind(scratch, at) for kind, at in each["args"]]
+        kernel = device.kernel(each["kernel"], each["shared"])
+        launches.append((kernel, each["grid"], each["block"], each["shared"], args))
 
     def launch():
-        device.launch(kernel, problem["grid"], problem["block"], problem["shared"], args)
+        for each in launches:
+            device.launch(*each)
 
     launch()
     device.synchronize()
@@ -64,8 +73,11 @@ def _one(device: Device, problem: dict, made, check_only: bool) -> dict:
     return found
 
 
+_SHOWN = ("heads", "m", "k", "n", "sparse", "pattern", "shape", "normaliser")
+
+
 def _line(row: dict) -> str:
-    sizes = " ".join(f"{k}={row[k]}" for k in ("m", "k", "n", "sparse", "pattern", "shape") if k in row)
+    sizes = " ".join(f"{k}={row[k]}" for k in _SHOWN if k in row)
     took = f"{row['seconds'] * 1e6:9.1f} us" if "seconds" in row else ""
     others = " ".join(f"{name} {s * 1e6:.1f}" for name, s in row["peers"].items())
     return f"{'right' if row['right'] else 'WRONG'} {row['error']:.1e} {took}  {row['op']} {sizes}  {others}"
@@ -76,11 +88,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--check", action="store_true", help="check the numbers, take no times")
+    parser.add_argument("--few", action="store_true", help="the small problems only, and no network")
     asked = parser.parse_args()
     plan = json.loads((asked.folder / "plan.json").read_text())
-    peers = None
+    plan = [problem for problem in plan if not asked.few or work(problem) <= _FEW]
+    peers = network_peers = None
     if not asked.check:
         try:
+            from peer_networks import seconds as network_peers
             from peers import seconds as peers
         except ImportError as error:
             print(f"no peers: {error}")
@@ -89,13 +104,17 @@ def main() -> int:
         device = Device((asked.folder / "kernels.fatbin").read_bytes())
         rows = run(device, plan, asked.check, peers)
         device.close()
+        if not asked.few:
+            from bare_networks import run as run_networks
+
+            rows += run_networks(asked.folder, asked.check, network_peers)
     except (DriverError, OSError) as error:
         print(f"bare.py: {error}", file=sys.stderr)
         return 1
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1))
     wrong = sum(not row["right"] for row in rows)
-    print(f"{len(rows)} kernels, {wrong} wrong, {time.time() - started:.0f} s")
+    print(f"{len(rows)} kernels and networks, {wrong} wrong, {time.time() - started:.0f} s")
     return bool(wrong)
 
 

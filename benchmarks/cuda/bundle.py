@@ -4,8 +4,9 @@ python -m benchmarks.cuda.bundle FOLDER [--arch sm_90]
 PYTHONPATH=FOLDER python FOLDER/bare.py FOLDER          there: numpy, and torch for its peers
 
 The folder holds the kernels, every tile that may be the best for each size, as machine code; ``plan.json``,
-how each is launched and what it computes; and the few files of Python that run it.  They are copies of files
-here, in packages without the rest of sparsec, so that the other machine needs no TVM.
+how each is launched and what it computes; whole networks as artifacts, with an input and what ONNX Runtime
+makes of it; and the few files of Python that run it.  They are copies of files here, in packages without the
+rest of sparsec, so that the other machine needs no TVM.
 """
 
 import argparse
@@ -19,11 +20,14 @@ import tvm
 from sparsec.compiler.cuda.kernels import Kernels, build_kernels
 from sparsec.compiler.cuda.toolchain import toolchain
 from sparsec.schedules import softmax, sparsemax
-from sparsec.schedules.contraction import Gemm
+from sparsec.schedules.attention import Attention, Strided
+from sparsec.schedules.contraction import Gemm, packed_for
 from sparsec.schedules.cuda import tensor_gemm, tensor_tile
 from sparsec.schedules.cuda.target import ARCHITECTURES, Gpu
 from sparsec.schedules.cuda.tile import with_tile
 from sparsec.schedules.layout import DENSE, Pattern
+
+from . import bundle_networks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Files that run on the other machine -> where they lie in the folder.
@@ -32,16 +36,31 @@ FILES = {
     "benchmarks/cuda/driver.py": "driver.py",
     "benchmarks/cuda/problems.py": "problems.py",
     "benchmarks/cuda/peers.py": "peers.py",
+    "benchmarks/cuda/bare_networks.py": "bare_networks.py",
+    "benchmarks/cuda/networks.py": "networks.py",
+    "benchmarks/cuda/peer_networks.py": "peer_networks.py",
     "schedules/bits.py": "sparsec/schedules/bits.py",
     "schedules/layout.py": "sparsec/schedules/layout.py",
     "schedules/cuda/fragments.py": "sparsec/schedules/cuda/fragments.py",
 }
 PACKAGES = ("sparsec", "sparsec/schedules", "sparsec/schedules/cuda")
+#: Packages that go there whole.
+COPIES = {"runtime": "sparsec_runtime", "tests/zoo": "zoo"}
 
 SIZES = (1, 16, 64, 128, 512, 2048, 4096)
 #: K and N of a product.
 PROJECTIONS = ((4096, 4096), (768, 3072))
-PATTERNS = (DENSE, Pattern(2, 4, 32), Pattern(1, 4, 32), Pattern(1, 8, 32))
+PATTERNS = (
+    DENSE,
+    Pattern(2, 4, 32),
+    Pattern(1, 4, 32),
+    Pattern(1, 8, 32),
+    Pattern(2, 4, 4),
+    Pattern(1, 8, 1),
+)
+#: Heads, queries and keys; each of 64 values.
+ATTENTION = ((12, 512, 512), (12, 2048, 2048), (12, 1, 2048))
+HEAD = 64
 Tile = tensor_tile.Tile
 #: Beside the tiles that are chosen: other shapes of a warp's share, deeper and shallower pipelines.
 MORE_TILES = (
@@ -67,11 +86,24 @@ def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.
     k, n = projections[-1]
     for m, pattern in itertools.product(sizes, PATTERNS):
         problem = {"op": "gemm", "m": m, "k": k, "n": n, "pattern": (pattern.n, pattern.m, pattern.block)}
-        found.append((problem, Gemm((m,), k, n, pattern).prim_func()))
+        found.append((problem, packed_for(Gemm((m,), k, n, pattern), None).prim_func()))
     for op, definition in (("softmax", softmax.softmax), ("sparsemax", sparsemax.sparsemax)):
         for shape in ((12, 512, 512), (32, 32000)):
             found.append(({"op": op, "shape": shape}, definition(shape)))
+    for (heads, m, n), normaliser in itertools.product(ATTENTION, ("softmax", "sparsemax")):
+        problem = {"op": "attention", "heads": heads, "m": m, "n": n, "d": HEAD, "normaliser": normaliser}
+        found.append((problem, attention(heads, m, n, normaliser).prim_func()))
     return found
+
+
+def attention(heads: int, m: int, n: int, normaliser: str) -> Attention:
+    """Attention of heads that lie one after another."""
+
+    def rows(count: int) -> Strided:
+        return Strided(heads * count * HEAD, 0, (count * HEAD, HEAD, 1))
+
+    score = ("Mul", "S", HEAD**-0.5)
+    return Attention((heads,), m, n, HEAD, HEAD, rows(m), rows(n), rows(n), normaliser, score)
 
 
 def _too_big(tile: Tile, sparse: bool) -> bool:
@@ -85,18 +117,18 @@ def generate(some: list[tuple[dict, tvm.tirx.PrimFunc]], arch: str) -> tuple[Ker
     kernels = build_kernels(tvm.IRModule(named), Gpu((arch,)))
     plan = []
     for name, (problem, func) in zip(named, some, strict=True):
-        (launch,) = kernels.launches[name]
-        plan.append(
-            problem
-            | {
+        launches = [
+            {
                 "kernel": launch.kernel,
-                "tile": str(func.attrs.get("sparsec.tile", "chosen")),
                 "grid": launch.grid,
                 "block": launch.block,
                 "shared": launch.shared,
-                "args": [argument.where for argument in launch.args],
+                "args": [(argument.kind, argument.where) for argument in launch.args],
             }
-        )
+            for launch in kernels.launches[name]
+        ]
+        tile = str(func.attrs.get("sparsec.tile", "chosen"))
+        plan.append(problem | {"tile": tile, "launches": launches, "scratch": kernels.scratch_size})
     return kernels, plan
 
 
@@ -112,6 +144,10 @@ def write(folder: Path, arch: str) -> int:
         (folder / package / "__init__.py").touch()
     for source, to in FILES.items():
         shutil.copyfile(ROOT / source, folder / to)
+    for source, to in COPIES.items():
+        (folder / to).mkdir(exist_ok=True)
+        for path in (ROOT / source).glob("*.py"):
+            shutil.copy(path, folder / to)
     return len(plan)
 
 
@@ -121,6 +157,7 @@ def main() -> None:
     parser.add_argument("--arch", choices=tuple(ARCHITECTURES), default="sm_90")
     asked = parser.parse_args()
     print(f"{write(asked.folder, asked.arch)} kernels for {asked.arch} in {asked.folder}")
+    bundle_networks.write(asked.folder, asked.arch)
 
 
 if __name__ == "__main__":

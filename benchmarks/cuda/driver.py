@@ -55,6 +55,10 @@ class Device:
         self.synchronize()
         return address
 
+    def behind(self, address: ctypes.c_uint64, offset: int) -> ctypes.c_uint64:
+        """The place ``offset`` bytes behind the beginning of some memory."""
+        return ctypes.c_uint64(address.value + offset)
+
     def download(self, address: ctypes.c_uint64, array: np.ndarray) -> np.ndarray:
         """``array`` with the content of the memory."""
         data, size = _host(array)

@@ -55,4 +55,28 @@ def _rows(problem: dict) -> dict[str, float]:
     return {"torch_softmax": _timed(lambda: torch.softmax(x, -1))}
 
 
-_PEERS = {"tensor_gemm": _tensor_gemm, "gemm": _gemm, "softmax": _rows, "sparsemax": _rows}
+def _attention(problem: dict) -> dict[str, float]:
+    heads, m, n, d = (problem[name] for name in ("heads", "m", "n", "d"))
+    q, k, v = (torch.randn(1, heads, rows, d, device="cuda") for rows in (m, n, n))
+    if problem["normaliser"] == "softmax":
+        return {"torch_sdpa": _timed(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v))}
+    return {"torch_eager": _timed(lambda: _sparsemax(q @ k.transpose(-1, -2) * d**-0.5) @ v)}
+
+
+def _sparsemax(x: torch.Tensor) -> torch.Tensor:
+    """By sorting, as in the entmax package (Martins and Astudillo 2016, algorithm 1)."""
+    x = x - x.amax(-1, keepdim=True)
+    z = torch.sort(x, dim=-1, descending=True).values
+    total = z.cumsum(-1) - 1
+    rank = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
+    support = (rank * z > total).sum(-1, keepdim=True)
+    return torch.clamp(x - total.gather(-1, support - 1) / support, min=0)
+
+
+_PEERS = {
+    "tensor_gemm": _tensor_gemm,
+    "gemm": _gemm,
+    "softmax": _rows,
+    "sparsemax": _rows,
+    "attention": _attention,
+}

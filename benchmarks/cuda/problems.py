@@ -21,12 +21,14 @@ def inputs(problem: dict) -> tuple[list[np.ndarray], tuple[int, ...], np.ndarray
 
 def expected(problem: dict, arrays: list[np.ndarray], weight) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of some rows, and these rows of the result in float64."""
+    if problem["op"] == "attention":
+        return _attended(problem, *(a.astype(np.float64) for a in arrays))
     x = arrays[0].reshape(-1, arrays[0].shape[-1])
     some = np.unique(np.linspace(0, len(x) - 1, _SAMPLES).astype(int))
     chosen = x[some].astype(np.float64)
     if weight is not None:
         return some, chosen @ weight.astype(np.float64).T
-    return some, {"softmax": _softmax, "sparsemax": _sparsemax}[problem["op"]](chosen)
+    return some, _NORMALISERS[problem["op"]](chosen)
 
 
 def _tensor_gemm(problem: dict, rng):
@@ -61,7 +63,36 @@ def _rows(problem: dict, rng):
     return [rng.standard_normal(shape, np.float32)], shape, None
 
 
-_INPUTS = {"tensor_gemm": _tensor_gemm, "gemm": _gemm, "softmax": _rows, "sparsemax": _rows}
+def _attention(problem: dict, rng):
+    heads, m, n, d = (problem[name] for name in ("heads", "m", "n", "d"))
+    arrays = [rng.standard_normal((heads, rows, d), np.float32) for rows in (m, n, n)]
+    return arrays, (heads, m, d), None
+
+
+def _attended(problem: dict, q, k, v) -> tuple[np.ndarray, np.ndarray]:
+    heads, m, d = q.shape
+    some = np.unique(np.linspace(0, heads * m - 1, _SAMPLES).astype(int))
+    normalise = _NORMALISERS[problem["normaliser"]]
+    shares = [normalise(q[i // m, i % m] @ k[i // m].T * d**-0.5) @ v[i // m] for i in some]
+    return some, np.stack(shares)
+
+
+def work(problem: dict) -> int:
+    """Multiply-adds, or elements where there are none."""
+    if problem["op"] == "attention":
+        return 2 * problem["heads"] * problem["m"] * problem["n"] * problem["d"]
+    if "shape" in problem:
+        return int(np.prod(problem["shape"]))
+    return problem["m"] * problem["k"] * problem["n"]
+
+
+_INPUTS = {
+    "tensor_gemm": _tensor_gemm,
+    "gemm": _gemm,
+    "softmax": _rows,
+    "sparsemax": _rows,
+    "attention": _attention,
+}
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
@@ -77,3 +108,6 @@ def _sparsemax(x: np.ndarray) -> np.ndarray:
     support = (1 + np.arange(1, x.shape[-1] + 1) * z > total).sum(-1, keepdims=True)
     tau = (np.take_along_axis(total, support - 1, -1) - 1) / support
     return np.maximum(x - tau, 0)
+
+
+_NORMALISERS = {"softmax": _softmax, "sparsemax": _sparsemax}

@@ -23,7 +23,9 @@ FAT_BINARY = b"\x50\xed\x55\xba" + bytes(60)
 def small():
     """One problem of each kind: kernels and plan."""
     some = bundle.problems(sizes=(16,), projections=((64, 64),))
-    chosen = {(p["op"], p.get("sparse"), p.get("pattern")): (p, f) for p, f in reversed(some) if "m" in p}
+    chosen = {(p["op"], p.get("sparse"), p.get("pattern")): (p, f) for p, f in reversed(some) if "k" in p}
+    attention = {"op": "attention", "heads": 2, "m": 5, "n": 70, "d": bundle.HEAD, "normaliser": "sparsemax"}
+    chosen["attention"] = attention, bundle.attention(2, 5, 70, "sparsemax").prim_func()
     return bundle.generate(list(chosen.values()), "sm_80")
 
 
@@ -45,7 +47,11 @@ def test_a_wrong_kernel_is_called_wrong(driver, small, capsys):
     kernels, plan = small
     driver.be(library(kernels.source))
     # The sum of a block too few.
-    wrong = [p | {"grid": [1, 1, 1]} for p in plan if p["op"] == "tensor_gemm" and p["grid"][0] > 1]
+    wrong = [
+        problem | {"launches": [problem["launches"][0] | {"grid": [1, 1, 1]}]}
+        for problem in plan
+        if problem["op"] == "tensor_gemm" and problem["launches"][0]["grid"][0] > 1
+    ]
     device = Device(FAT_BINARY, str(driver.path))
     rows = bare.run(device, wrong, check_only=True)
     device.close()
@@ -77,6 +83,7 @@ def test_the_files_of_the_bundle_need_no_tvm(tmp_path):
         (tmp_path / package / "__init__.py").touch()
     for source, to in bundle.FILES.items():
         (tmp_path / to).write_text((ROOT / source).read_text())
+    assert all((ROOT / source / "__init__.py").exists() for source in bundle.COPIES)
     code = "import sys; sys.modules['tvm'] = None; import bare; print(bare.__doc__.splitlines()[0])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("Checks and times"), done.stderr
