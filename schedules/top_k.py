@@ -41,6 +41,7 @@ def top_k(shape: tuple[int, ...], dtype: str, axis: int, k: int, largest: bool =
 
     body = vector.spread((prod(lead), prod(tail)), prod(shape) * _COST, row)
     attrs = {tir.NOALIAS: True, tir.SCHEDULED: True, tir.OP_PATTERN: tir.OPAQUE, "s_tir": True}
+    attrs |= {rows.OP: "top_k", "sparsec.axis": axis, "sparsec.largest": largest}
     return tirx.PrimFunc([x, values, indices], body).with_attrs(attrs)
 
 

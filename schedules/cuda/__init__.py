@@ -12,6 +12,7 @@ from sparsec.schedules.cuda import (
     rows,
     tensor_kernel,
     threads,
+    top_k,
     vector_kernel,
 )
 from sparsec.schedules.cuda.target import Gpu
@@ -24,6 +25,7 @@ RULES = (
     ("vector", vector_kernel.rule),
     ("contraction", contraction_kernel.rule),
     ("row", rows.rule),
+    ("top_k", top_k.rule),
     ("threads", threads.rule),
     ("matmul", library.matmul),
     ("reduction", library.reduction),

@@ -76,7 +76,13 @@ class Row:
 
     def fold(self, number: Number, neutral: float, join: Callable, element: Callable) -> list[tir.Stmt]:
         """Sets ``number`` to ``element(x)`` of all elements of the row, joined."""
-        gather = self._each(lambda x, _: number.set(join(number.value, element(x))))
+        return self.fold_places(number, neutral, join, lambda x, _: element(x))
+
+    def fold_places(
+        self, number: Number, neutral: float, join: Callable, element: Callable
+    ) -> list[tir.Stmt]:
+        """As ``fold``, of ``element(x, at)``."""
+        gather = self._each(lambda x, at: number.set(join(number.value, element(x, at))))
         return [number.set(tir.f32(neutral)), gather, *self._exchange(number, join)]
 
     def change(self, element: Callable) -> tir.Stmt | None:
