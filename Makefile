@@ -75,6 +75,7 @@ bench-quick: $(BENCH)  ## a subset of the benchmarks (5 minutes)
 # The folder can be taken to another machine: its bare.py needs a GPU, numpy, and torch for the peers.
 bench-cuda: $(BENCH)  ## check and time kernels for GPUs beside torch (a few minutes; needs nvcc, then a GPU)
 	@$(BIN)/python -m benchmarks.cuda.bundle build/bench-cuda
+	@PYTHONPATH=build/bench-cuda $(BIN)/python build/bench-cuda/bare.py build/bench-cuda --sanitize
 	@PYTHONPATH=build/bench-cuda $(BIN)/python build/bench-cuda/bare.py build/bench-cuda --json build/bench-cuda.json
 
 # DeepSparse 1.8 wants an older numpy and onnx; the benchmarks find it here.

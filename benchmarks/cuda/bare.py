@@ -1,12 +1,15 @@
 """Checks and times every kernel of a bundle on this machine's GPU; bundle.py puts this file beside it.
 
 python bare.py FOLDER [--json results.json] [--check] [--few]
+python bare.py FOLDER --sanitize
 
---check: no times; --few: only what is small, as for compute-sanitizer.
+--check: no times; --few: only what is small; --sanitize: both, under NVIDIA's compute-sanitizer.
 """
 
 import argparse
 import json
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,7 +26,9 @@ else:
 #: Enough launches between two events that the queue never runs dry.
 _REPEATS = 20
 #: Multiply-adds of what is small.
-_FEW = 1 << 28
+_FEW = 1 << 26
+#: Of compute-sanitizer: accesses outside of buffers, races, reads of what nobody wrote, barriers.
+_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 def run(device: Device, plan: list[dict], check_only: bool, peers=None) -> list[dict]:
@@ -83,13 +88,29 @@ def _line(row: dict) -> str:
     return f"{'right' if row['right'] else 'WRONG'} {row['error']:.1e} {took}  {row['op']} {sizes}  {others}"
 
 
+def sanitize(folder: Path) -> int:
+    """Runs the small problems under every tool of compute-sanitizer; nonzero where one finds something."""
+    command = shutil.which("compute-sanitizer")
+    if command is None:
+        print("compute-sanitizer is not installed, and was not run")
+        return 0
+    run_it = [sys.executable, __file__, str(folder), "--check", "--few"]
+    return max(
+        subprocess.run([command, "--tool", tool, "--error-exitcode", "1", *run_it]).returncode
+        for tool in _TOOLS
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--check", action="store_true", help="check the numbers, take no times")
     parser.add_argument("--few", action="store_true", help="the small problems only, and no network")
+    parser.add_argument("--sanitize", action="store_true", help="the same under compute-sanitizer")
     asked = parser.parse_args()
+    if asked.sanitize:
+        return sanitize(asked.folder)
     plan = json.loads((asked.folder / "plan.json").read_text())
     plan = [problem for problem in plan if not asked.few or work(problem) <= _FEW]
     peers = network_peers = None

@@ -20,7 +20,6 @@ import tvm
 from sparsec.compiler.cuda.kernels import Kernels, build_kernels
 from sparsec.compiler.cuda.toolchain import toolchain
 from sparsec.schedules import softmax, sparsemax
-from sparsec.schedules.attention import Attention, Strided
 from sparsec.schedules.contraction import Gemm, packed_for
 from sparsec.schedules.cuda import tensor_gemm, tensor_tile
 from sparsec.schedules.cuda.target import ARCHITECTURES, Gpu
@@ -28,6 +27,7 @@ from sparsec.schedules.cuda.tile import with_tile
 from sparsec.schedules.layout import DENSE, Pattern
 
 from . import bundle_networks
+from .catalogue import attention
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Files that run on the other machine -> where they lie in the folder.
@@ -58,9 +58,8 @@ PATTERNS = (
     Pattern(2, 4, 4),
     Pattern(1, 8, 1),
 )
-#: Heads, queries and keys; each of 64 values.
+#: Heads, queries and keys.
 ATTENTION = ((12, 512, 512), (12, 2048, 2048), (12, 1, 2048))
-HEAD = 64
 Tile = tensor_tile.Tile
 #: Beside the tiles that are chosen: other shapes of a warp's share, deeper and shallower pipelines.
 MORE_TILES = (
@@ -91,19 +90,9 @@ def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.
         for shape in ((12, 512, 512), (32, 32000)):
             found.append(({"op": op, "shape": shape}, definition(shape)))
     for (heads, m, n), normaliser in itertools.product(ATTENTION, ("softmax", "sparsemax")):
-        problem = {"op": "attention", "heads": heads, "m": m, "n": n, "d": HEAD, "normaliser": normaliser}
+        problem = {"op": "attention", "heads": heads, "m": m, "n": n, "d": 64, "normaliser": normaliser}
         found.append((problem, attention(heads, m, n, normaliser).prim_func()))
     return found
-
-
-def attention(heads: int, m: int, n: int, normaliser: str) -> Attention:
-    """Attention of heads that lie one after another."""
-
-    def rows(count: int) -> Strided:
-        return Strided(heads * count * HEAD, 0, (count * HEAD, HEAD, 1))
-
-    score = ("Mul", "S", HEAD**-0.5)
-    return Attention((heads,), m, n, HEAD, HEAD, rows(m), rows(n), rows(n), normaliser, score)
 
 
 def _too_big(tile: Tile, sparse: bool) -> bool:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sparsec.schedules import layer_norm, softmax, sparsemax
-from sparsec.schedules.contraction import Gemm, conv
+from sparsec.schedules.attention import Attention, Strided
+from sparsec.schedules.contraction import Gemm, conv, packed_for
 from sparsec.schedules.cuda import contraction_tile, tensor_gemm, tensor_tile
 from sparsec.schedules.cuda.tile import with_tile
+from sparsec.schedules.cuda.vector_tile import MOST_ROWS
 from sparsec.schedules.layout import DENSE, Pattern
+from sparsec.schedules.top_k import top_k
 
 #: K and N of the products: those of a transformer's second projection.
 K, N = 4096, 4096
@@ -34,7 +37,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    return [*_tensor(), *_contractions(), *_rows()]
+    return [*_tensor(), *_contractions(), *_vectors(), *_attention(), *_rows()]
 
 
 def _tensor():
@@ -62,13 +65,55 @@ def _cut(spec, tile) -> tirx.PrimFunc:
 
 
 def _contractions():
-    for (most, tile), pattern in itertools.product(
-        contraction_tile.TILES, (DENSE, Pattern(2, 4, 32), Pattern(1, 8, 32))
-    ):
-        spec = Gemm((min(most, MOST),), K, N, pattern)
-        kind = "dense" if pattern.dense else f"{pattern.n}of{pattern.m}"
-        yield Case(f"f32_gemm_{kind}__{tile.channels}x{tile.rows}", spec.prim_func, ("FFMA", COPIES))
+    patterns = (DENSE, Pattern(2, 4, 32), Pattern(1, 8, 32), Pattern(2, 4, 4), Pattern(1, 8))
+    for (most, tile), pattern in itertools.product(contraction_tile.TILES, patterns):
+        if most <= MOST_ROWS:
+            continue
+        spec = packed_for(Gemm((min(most, MOST),), K, N, pattern), None)
+        name = f"f32_gemm_{_kind(pattern)}__{tile.channels}x{tile.rows}"
+        yield Case(name, spec.prim_func, ("FFMA", COPIES))
     yield Case("f32_conv_3x3", conv(*IMAGE).prim_func, ("FFMA", COPIES))
+
+
+def _kind(pattern: Pattern) -> str:
+    if pattern.dense:
+        return "dense"
+    return f"{pattern.n}of{pattern.m}" + (f"x{pattern.block}" if pattern.block < 16 else "")
+
+
+def _vectors():
+    for rows, pattern in itertools.product(
+        (1, 4, 16), (DENSE, Pattern(2, 4, 32), Pattern(2, 4), Pattern(1, 5))
+    ):
+        spec = Gemm((rows,), K, N, pattern)
+        if not spec.strips:
+            yield Case(f"f32_vector_{_kind(pattern)}__{rows}", spec.prim_func, ("FFMA", COPIES, "LDG.E.128"))
+
+
+def attention(heads: int, m: int, n: int, normaliser: str, size: int = 64) -> Attention:
+    """``m`` queries on ``n`` keys, of heads that lie one after another."""
+
+    def rows(count: int) -> Strided:
+        return Strided(heads * count * size, 0, (count * size, size, 1))
+
+    score = ("Mul", "S", size**-0.5)
+    return Attention((heads,), m, n, size, size, rows(m), rows(n), rows(n), normaliser, score)
+
+
+def _attention():
+    for m, n, normaliser in (
+        (512, 512, "softmax"),
+        (1, 512, "softmax"),
+        (512, 512, "sparsemax"),
+        (512, 2048, "sparsemax"),
+    ):
+        name = f"f32_attention_{normaliser}__{m}x{n}"
+        yield Case(name, attention(12, m, n, normaliser).prim_func, ("FFMA", COPIES, "SHFL"))
+    yield Case(
+        "f32_attention_softmax__128_values",
+        attention(12, 512, 512, "softmax", 128).prim_func,
+        ("FFMA", COPIES),
+    )
 
 
 def _rows():
@@ -77,3 +122,4 @@ def _rows():
             yield Case(f"f32_{name}__{shape[-1]}", functools.partial(definition, shape), ("SHFL",))
     norm = functools.partial(layer_norm.layer_norm, (4096, 1024), -1, 1e-5, True)
     yield Case("f32_layer_norm__1024", norm, ("SHFL",))
+    yield Case("f32_top_k__32000", functools.partial(top_k, (32, 32000), "float32", -1, 50), ("SHFL",))

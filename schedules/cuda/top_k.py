@@ -1,8 +1,8 @@
 """The k largest or smallest elements of rows: a warp or a block finds one after another.
 
 What comes next is the best of the elements behind the last one found, in the order of values and, where they
-are equal, of places.  So k elements take k folds of a row that lies in registers; for all of them, even, that is
-faster than what one thread could do for a row.
+are equal, of places.  So k elements take k folds of a row that lies in registers; even for all of them that
+is faster than what one thread could do for a row.
 """
 
 import math

@@ -72,56 +72,52 @@ class _Kernel:
         self.panel = tirx.min(self.first_panel + warp % cut.panels, tir.i64(cut.all_panels - 1))
         self.own_panel, self.part = warp % cut.panels, warp // cut.panels
         self.slot, self.channel = lane // _CHANNELS, lane % _CHANNELS * _CHANNELS
-        chunks = tirx.min(tir.i64(cut.own), cut.chunks - split * cut.own) if cut.chunks % cut.own else cut.own
+
+        def own(c):
+            chunk = split * cut.own + c
+            return ptx.when(chunk < cut.chunks if cut.chunks % cut.own else None, self._chunk(chunk))
+
         return tir.seq(
             [
                 *tir.alloc([self.shared, self.sums, self.values]),
                 ptx.zero(self.sums),
-                tir.loop("chunk", chunks, lambda c: self._chunk(split * cut.own + c)),
+                tir.loop("chunk", cut.own, own),
                 *self._finish(),
             ]
         )
 
     def _chunk(self, chunk) -> tir.Stmt:
         cut = self.cut
-        start = chunk * cut.slots
         # What is behind the last group belongs to the last chunk.
         last = cut.kept - (cut.chunks - 1) * cut.slots
-        count = (
-            cut.slots
-            if last == cut.slots
-            else tirx.Select(chunk < cut.chunks - 1, tir.i64(cut.slots), tir.i64(last))
-        )
+        work = self._slots(chunk, last)
+        if cut.chunks > 1 and last != cut.slots:
+            work = tirx.IfThenElse(chunk < cut.chunks - 1, self._slots(chunk, cut.slots), work)
+        copies = [ptx.barrier(), self._fetch(chunk), ptx.commit(), ptx.wait(0), ptx.barrier()]
+        return tir.seq([*copies, work])
+
+    def _slots(self, chunk, count: int) -> tir.Stmt:
+        """The products of a chunk of ``count`` slots: several of a thread at a time, then one by one."""
+        cut, start = self.cut, chunk * self.cut.slots
         step = cut.parts * SIDE
         whole = count // (step * cut.ahead)
+        rest = -(-(count - whole * step * cut.ahead) // step)
+
+        def slot(turn):
+            return start + (turn * cut.parts + self.part) * SIDE + self.slot
 
         def many(i):
-            first = start + (i * cut.ahead * cut.parts + self.part) * SIDE + self.slot
-            loads = [self._load(u, first + u * step) for u in range(cut.ahead)]
-            return tir.seq([*loads, *(self._multiply(chunk, u, first + u * step) for u in range(cut.ahead))])
+            slots = [slot(i * cut.ahead + u) for u in range(cut.ahead)]
+            loads = [self._load(u, at) for u, at in enumerate(slots)]
+            return tir.seq([*loads, *(self._multiply(chunk, u, at) for u, at in enumerate(slots))])
 
         def one(i):
-            slot = start + ((whole * cut.ahead + i) * cut.parts + self.part) * SIDE + self.slot
-            return ptx.when(
-                slot < start + count, tir.seq([self._load(0, slot), self._multiply(chunk, 0, slot)])
-            )
+            at = slot(i + whole * cut.ahead)
+            exists = at < start + count if count % step else None
+            return ptx.when(exists, tir.seq([self._load(0, at), self._multiply(chunk, 0, at)]))
 
-        rest = (
-            []
-            if isinstance(count, int) and count % (step * cut.ahead) == 0
-            else [tir.loop("i", cut.ahead, one)]
-        )
-        return tir.seq(
-            [
-                ptx.barrier(),
-                self._fetch(chunk),
-                ptx.commit(),
-                ptx.wait(0),
-                ptx.barrier(),
-                tir.loop("i", whole, many),
-                *rest,
-            ]
-        )
+        loops = [tir.loop("i", whole, many)] if whole else []
+        return tir.seq([*loops, *([tir.loop("i", rest, one)] if rest else [])])
 
     def _fetch(self, chunk) -> tir.Stmt:
         """The inputs of a chunk, and of what is behind it, to shared memory: ``[row, input]``."""

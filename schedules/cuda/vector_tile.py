@@ -104,7 +104,7 @@ class Cut:
             chunk * group,
             chunk * group_slots,
             ceil(groups, chunk),
-            max(1, own_groups // chunk),
+            min(ceil(groups, chunk), max(1, own_groups // chunk)),
         )
 
 

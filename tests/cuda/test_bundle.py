@@ -13,6 +13,7 @@ if str(ROOT) not in sys.path:  # at the end, where it shadows nothing
     sys.path.append(str(ROOT))
 
 from benchmarks.cuda import bare, bundle  # noqa: E402
+from benchmarks.cuda.catalogue import attention  # noqa: E402
 from benchmarks.cuda.driver import Device, DriverError  # noqa: E402
 from benchmarks.cuda.problems import expected, inputs  # noqa: E402
 
@@ -24,8 +25,8 @@ def small():
     """One problem of each kind: kernels and plan."""
     some = bundle.problems(sizes=(16,), projections=((64, 64),))
     chosen = {(p["op"], p.get("sparse"), p.get("pattern")): (p, f) for p, f in reversed(some) if "k" in p}
-    attention = {"op": "attention", "heads": 2, "m": 5, "n": 70, "d": bundle.HEAD, "normaliser": "sparsemax"}
-    chosen["attention"] = attention, bundle.attention(2, 5, 70, "sparsemax").prim_func()
+    problem = {"op": "attention", "heads": 2, "m": 5, "n": 70, "d": 64, "normaliser": "sparsemax"}
+    chosen["attention"] = problem, attention(2, 5, 70, "sparsemax").prim_func()
     return bundle.generate(list(chosen.values()), "sm_80")
 
 

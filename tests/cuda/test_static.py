@@ -35,7 +35,14 @@ def test_the_page_is_about_the_kernels_as_they_are(kernels):
 
 
 def test_rules_of_ours_take_every_case(kernels):
-    assert set(kernels.rules.values()) == {"tensor_gemm", "contraction", "row"}
+    assert set(kernels.rules.values()) == {
+        "tensor_gemm",
+        "contraction",
+        "row",
+        "vector",
+        "attention",
+        "top_k",
+    }
 
 
 @TOOLS
@@ -50,8 +57,9 @@ def test_the_page_is_what_nvcc_says():
 def test_a_sparse_kernel_on_the_oldest_architecture():
     (case,) = (c for c in cases() if c.name == "f16_gemm_2of4__32x16")
     kernels = static.sources([case])
-    found = static.compile_all(kernels.source, "sm_80")[case.name]
-    assert not static.complaints(case, "sm_80", kernels.launches[case.name][0].shared, found)
+    (launch,) = kernels.launches[case.name]
+    found = static.compile_all(kernels.source, "sm_80")[launch.kernel]
+    assert not static.complaints(case, "sm_80", launch.shared, found)
 
 
 def test_complaints():

@@ -10,6 +10,7 @@ from sparsec.schedules.contraction import Gemm, conv, packed_for
 from sparsec.schedules.cuda.contraction_kernel import rule
 from sparsec.schedules.cuda.contraction_tile import TILES, Layer, Tile
 from sparsec.schedules.cuda.tile import with_tile
+from sparsec.schedules.cuda.vector_tile import MOST_ROWS
 from sparsec.schedules.layout import DENSE, Pattern
 
 RULE = "contraction"
@@ -60,7 +61,14 @@ def test_patterns(run_emulated, assert_close, pruned_weight, pattern):
 
 @pytest.mark.parametrize("most", [most for most, _ in TILES])
 def test_the_tiles_that_are_chosen(run_emulated, assert_close, pruned_weight, most):
-    spec, inputs, want = gemm_case(pruned_weight, min(most, 513), 20, 68, Pattern(2, 4, 32))
+    rows, pattern = min(most, 513), Pattern(2, 4, 32)
+    spec, inputs, want = gemm_case(pruned_weight, rows, 20, 68, pattern)
+    if rows <= MOST_ROWS:  # products have a kernel of their own there, images have not
+        spec, want = conv(1, 1, rows, 20, 68, 1, 1, pattern=pattern), want[None, None]
+        inputs = [
+            inputs[0],
+            *(a.reshape(shape) for a, (shape, _) in zip(inputs[1:], spec.weight_args(), strict=True)),
+        ]
     for y in run_emulated(spec.prim_func(), RULE, inputs, (spec.y_shape, np.float32), checked=False):
         assert_close(y, want)
 
