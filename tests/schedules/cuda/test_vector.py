@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tvm import te
 
-from sparsec.schedules.contraction import Gemm
+from sparsec.schedules.contraction import Gemm, packed_for
 from sparsec.schedules.cuda.vector_kernel import rule
 from sparsec.schedules.cuda.vector_tile import MOST_ROWS, Cut
 from sparsec.schedules.layout import DENSE, Pattern
@@ -51,7 +51,7 @@ def test_what_is_left_to_other_rules(gpu):
 @pytest.mark.parametrize("k, n", [(4096, 4096), (768, 3072), (3072, 768), (11008, 4096), (64, 64)])
 @pytest.mark.parametrize("pattern", [DENSE, Pattern(2, 4, 32), Pattern(2, 4, 1), Pattern(1, 5, 1)])
 def test_cuts_cover_everything_and_give_all_multiprocessors_work(rows, k, n, pattern):
-    cut = Cut.of(Gemm((rows,), k, n, pattern))
+    cut = Cut.of(packed_for(Gemm((rows,), k, n, pattern), None))
     assert (cut.splits - 1) * cut.own < cut.chunks <= cut.splits * cut.own
     assert (cut.chunks - 1) * cut.inputs + cut.rest < k <= cut.chunks * cut.inputs + cut.rest
     assert cut.words * 4 <= 48 * 1024
