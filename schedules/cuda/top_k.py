@@ -30,7 +30,8 @@ def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
     sign = tir.f32(1.0 if bool(func.attrs["sparsec.largest"]) else -1.0)
     row = MemoryRow.of(x, values, axis)
     body = row.kernel(lambda: _steps(row, values, indices, sign))
-    made = ptx.narrow(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs))
+    # Indices stay wide, as the buffer is that they go to.
+    made = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
     return made.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
 
 
@@ -38,7 +39,7 @@ def _steps(row: MemoryRow, values: tir.Buffer, indices: tir.Buffer, sign: tir.Ex
     best, place, last, last_place = (row.number(n) for n in ("best", "place", "last", "last_place"))
 
     def place_of(at) -> tir.Expr:
-        return at.astype("float32")
+        return at.astype("int32").astype("float32")
 
     def behind(x, at):
         """Whether an element comes after the last one that was found; a NaN never does."""
