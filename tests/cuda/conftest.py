@@ -141,7 +141,7 @@ def compile_for_gpu(tmp_path_factory, loaded_driver):
     made: dict = {}
 
     def compile_(model: Path | bytes, **request) -> Compiled:
-        key = (model, *request.items())
+        key = (model, repr(request))
         if key not in made:
             folder = tmp_path_factory.mktemp("gpu")
             path = folder / "model.onnx" if isinstance(model, bytes) else Path(model)
