@@ -63,7 +63,7 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
         node.name: node for node in model.graph if "m" in node.attributes and node.attributes["m"].as_int()
     }
     if request.choices:
-        given, tiles = _read(request.choices, nodes)
+        given, tiles = read_given(request.choices, nodes)
         why = [finding(nodes[name], kernel, "as given by --choices") for name, kernel in given.items()]
         return Choices(given, why, tiles=tiles)
     if request.sparsity == "off":
@@ -127,7 +127,7 @@ def finding(node: ir.Node, kernel: str, reason: str) -> Finding:
     return Finding("choose", node.name, outcome, reason, pattern_text(node), kernel)
 
 
-def _read(path: str, nodes) -> tuple[dict[str, str], Mapping]:
+def read_given(path: str, nodes) -> tuple[dict[str, str], Mapping]:
     """The kernels and the tiles of a choices file: a manifest, or the kernels alone."""
     try:
         content = json.loads(Path(path).read_text())

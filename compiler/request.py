@@ -95,7 +95,6 @@ class CompileRequest:
             (f"--precision {self.precision}", self.precision in ("int8", *WEIGHT_PASSES)),
             ("--variants", self.variants),
             ("--exportable", self.exportable),
-            ("--choices", self.choices),
         ):
             if given:
                 raise CompileError(f"{option} is for CPUs; compile for '{self.target}' without it")

@@ -3,17 +3,17 @@
 Without a GPU at hand nothing is measured: ``forms`` counts.  A layer on tensor cores rounds its operands, so
 the last layers, whose rounding the outputs would see at first hand, keep float32, as on CPUs.
 
-In float32 a pattern that 16 channels or more share keeps neighbouring threads on the same inputs, so half the
-products are half the time; the packed forms of narrower ones are made for the lanes of CPUs, and reading
-through them costs a thread more than the products that they save.  For tensor cores any pattern will do that
-keeps at most two of four neighbours, whether rows share it or not.
+In float32 a pattern that four channels or more share reads an input once for all of them, so half the
+products are half the time.  Where each channel has its own, inputs are read one by one, which takes as long
+as four products: 1:8 gains, 2:4 where there are few rows and memory limits.  For tensor cores any pattern
+will do that keeps at most two of four neighbours, whether rows share it or not.
 """
 
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.compiler.choices import Choices, finding
-from sparsec.compiler.cuda.forms import SHARED, Form, forms
+from sparsec.compiler.choices import Choices, finding, read_given
+from sparsec.compiler.cuda.forms import Form, forms, why_dense
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.precision import is_last
 from sparsec.compiler.request import CompileRequest, gpu_names
@@ -40,9 +40,11 @@ def choose(model: ir.Model, request: CompileRequest) -> Choices:
     Layers are marked with their precision, as by ``compiler.precision.assign``; one finding for each.
     """
     found, slower = Choices(), []
+    nodes = [node for node in model.graph if _has_pattern(node)]
+    given = read_given(request.choices, {node.name: node for node in nodes})[0] if request.choices else {}
     device = Gpu(gpu_names(request.target)).oldest
     for node in model.graph:
-        pattern = "m" in node.attributes and node.attributes["m"].as_int() != 0
+        pattern = _has_pattern(node)
         lower = request.precision != "fp32" and is_product(node)
         if not pattern and not lower:
             continue
@@ -50,6 +52,8 @@ def choose(model: ir.Model, request: CompileRequest) -> Choices:
         declined = _why_float32(node, made, request.precision) if lower else None
         dtype = NUMBERS[request.precision] if lower and not declined else None
         ranked = _ranked(made, dtype, request.sparsity, device)
+        if node.name in given:
+            ranked = _only(given[node.name], ranked, node, made, request.choices)
         best = ranked[0][1]
         if lower:
             node.metadata_props[PRECISION] = best.precision
@@ -59,10 +63,12 @@ def choose(model: ir.Model, request: CompileRequest) -> Choices:
                 Finding("precision", node.name, outcome, reason, FLOAT32.name, best.precision)
             )
         if pattern:
-            none = (
-                f"estimated: a pattern that fewer than {SHARED} output channels share has no kernel for GPUs"
-            )
-            reason = "sparsity is off" if request.sparsity == "off" else _compared(ranked, "kernel") or none
+            if node.name in given:
+                reason = "as given by --choices"
+            elif request.sparsity == "off":
+                reason = "sparsity is off"
+            else:
+                reason = _compared(ranked, "kernel") or _no_kernel(made)
             found.kernels[node.name] = best.kernel
             found.findings.append(finding(node, best.kernel, reason))
             if best.kernel == "dense":
@@ -73,6 +79,25 @@ def choose(model: ir.Model, request: CompileRequest) -> Choices:
             f"prune them to a shared pattern such as 2:4x32, or use --sparsity auto"
         )
     return found
+
+
+def _has_pattern(node: ir.Node) -> bool:
+    return "m" in node.attributes and node.attributes["m"].as_int() != 0
+
+
+def _no_kernel(made: list[tuple]) -> str:
+    """Why there is no choice for a layer with a pattern."""
+    return f"no kernel for GPUs skips its zeros: {why_dense(made)}"
+
+
+def _only(kernel: str, ranked: list[tuple[float, Form]], node: ir.Node, made: list[tuple], path: str):
+    """Those of ``ranked`` that a file of choices allows; CompileError where that is none."""
+    allowed = [pair for pair in ranked if pair[1].kernel == kernel]
+    if not allowed:
+        raise CompileError(
+            f"choices '{path}': '{node.name}' cannot run sparse, as {_no_kernel(made)}; make it 'dense' there"
+        )
+    return allowed
 
 
 def _why_float32(node: ir.Node, made: list[tuple], precision: str) -> str | None:

@@ -122,6 +122,10 @@ class Layer:
     pattern: Pattern
 
     @property
+    def channels(self) -> int:
+        return self.depth.channels
+
+    @property
     def share(self) -> int:
         """Channels of a thread that multiply the same inputs, of its eight."""
         dense = self.pattern.form(self.depth.channels) == "dense"

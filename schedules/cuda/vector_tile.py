@@ -74,6 +74,10 @@ class Cut:
         return max(self.rows * self.line, self.parts * self.rows * self.sum_line)
 
     @property
+    def channels(self) -> int:
+        return self.k
+
+    @property
     def share(self) -> int:
         """Channels of a thread that multiply the same inputs, of its four."""
         return 4 if self.pattern.form(self.k) == "dense" else math.gcd(self.pattern.block, 4)
