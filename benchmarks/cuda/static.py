@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -142,7 +144,9 @@ def page() -> tuple[str, list[str]]:
     """The page, and what is wrong."""
     some = cases()
     kernels = sources(some)
-    by_arch = {arch: compile_all(kernels.source, arch) for arch in ARCHITECTURES}
+    with ThreadPoolExecutor() as beside:
+        compiled = beside.map(partial(compile_all, kernels.source), ARCHITECTURES)
+    by_arch = dict(zip(ARCHITECTURES, compiled, strict=True))
     wrong = []
     lines = [
         "# Kernels for GPUs, statically",

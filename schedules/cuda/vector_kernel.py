@@ -48,6 +48,7 @@ class _Kernel:
         self.shared = ptx.shared(cut.words, "float32")
         self.sums = ptx.registers("sums", cut.rows * _CHANNELS, "float32")
         self.values = ptx.registers("values", cut.ahead * _CHANNELS, "float32")
+        self.word = ptx.registers("word", 1, "int32")
 
     def body(self) -> tir.Stmt:
         cut = self.cut
@@ -79,7 +80,7 @@ class _Kernel:
 
         return tir.seq(
             [
-                *tir.alloc([self.shared, self.sums, self.values]),
+                *tir.alloc([self.shared, self.sums, self.values, self.word]),
                 ptx.zero(self.sums),
                 tir.loop("chunk", cut.own, own),
                 *self._finish(),
@@ -148,7 +149,9 @@ class _Kernel:
             channel = stored_channel(
                 cut.pattern, self.weights, self.panel, self.channel + first, (), slot, cut.k
             )
-            word = channel - chunk * cut.inputs
+            # In a register of its own: TVM's bounds of a difference of chunks divide by zero.
+            find = tirx.BufferStore(self.word, (channel - chunk * cut.inputs).astype("int32"), [tir.i64(0)])
+            word = tir.load(self.word, tir.i64(0)).astype("int64")
 
             def product(row, c):
                 at = row * _CHANNELS + first + c
@@ -156,7 +159,7 @@ class _Kernel:
                 value = tir.load(self.values, tir.i64(u * _CHANNELS + first) + c)
                 return tirx.BufferStore(self.sums, tir.load(self.sums, at) + x * value, [at])
 
-            return ptx.unrolled_nest((cut.rows, cut.share), product)
+            return tir.seq([find, ptx.unrolled_nest((cut.rows, cut.share), product)])
 
         return tir.seq(group(first) for first in range(0, _CHANNELS, cut.share))
 
