@@ -16,6 +16,8 @@ from sparsec.schedules.cuda.target import Gpu
 
 #: Places are counted in float32.
 _LONGEST = 1 << 24
+#: The most threads of a row: with more there would be too few registers for values and their places.
+_THREADS = 512
 _LOW, _HIGH = tir.f32(float("-inf")), tir.f32(float("inf"))
 
 
@@ -29,6 +31,8 @@ def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
         return None
     sign = tir.f32(1.0 if bool(func.attrs["sparsec.largest"]) else -1.0)
     row = MemoryRow.of(x, values, axis)
+    if row.threads > _THREADS:
+        row = MemoryRow(x, values, axis, _THREADS, row.width)
     body = row.kernel(lambda: _steps(row, values, indices, sign))
     # Indices stay wide, as the buffer is that they go to.
     made = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
