@@ -58,7 +58,9 @@ def choose(model: ir.Model, request: CompileRequest) -> Choices:
         if lower:
             node.metadata_props[PRECISION] = best.precision
             outcome = "declined" if best.precision == FLOAT32.name else "applied"
-            reason = declined or _compared(ranked, "precision")
+            reason = (
+                declined or _compared(ranked, "precision") or "the only one for a kernel given by --choices"
+            )
             found.findings.append(
                 Finding("precision", node.name, outcome, reason, FLOAT32.name, best.precision)
             )

@@ -37,7 +37,10 @@ def test_the_fastest_form_by_counting(rows, pattern, kernel):
 
 
 def test_what_has_no_kernel_says_why():
-    assert why_dense([(Gemm((64,), 64, 64, Pattern(1, 10, 1, scattered=True)), None)]) == "its zeros lie anywhere"
+    assert (
+        why_dense([(Gemm((64,), 64, 64, Pattern(1, 10, 1, scattered=True)), None)])
+        == "its zeros lie anywhere"
+    )
     image = conv(1, 9, 9, 24, 32, 3, 3, pattern=Pattern(2, 4, 1))
     assert why_dense([(image, None)]) == "24 input channels, which are no multiple of 16"
 
