@@ -23,16 +23,15 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import tvm_ffi
 from tvm import te, tirx
 
 from sparsec.schedules import tir
 from sparsec.schedules.batch_matmul import BatchMatmul
 from sparsec.schedules.contraction_conv import Conv
 from sparsec.schedules.contraction_spec import (
-    ANNOTATION,
     Words,
     anchor,
+    annotated,
     check_weight,
     placeholder,
     strips_sum,
@@ -160,18 +159,12 @@ KINDS = {kind.__name__: kind for kind in (Gemm, Conv, Depthwise, BatchMatmul, Qu
 
 def find_anchor(func: tirx.PrimFunc) -> tuple[Spec, tir.Block] | None:
     """The contraction's spec and block in a function before or after fusion, or None."""
-    found: list[tir.Block] = []
-
-    def visit(block):
-        if ANNOTATION in block.annotations:
-            found.append(block)
-
-    tvm_ffi.structural_walk(func.body, (tir.Block, visit))
-    if len(found) != 1:
+    found = annotated(func)
+    if found is None:
         return None
-    text = str(found[0].annotations[ANNOTATION])
+    text, block = found
     # Products for tensor cores are of no kind of these.
-    return (from_text(text), found[0]) if json.loads(text)["kind"] in KINDS else None
+    return (from_text(text), block) if json.loads(text)["kind"] in KINDS else None
 
 
 def from_text(text: str) -> Spec:

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, field
 
 import numpy as np
+import tvm_ffi
 from tvm import te, tirx
 
 from sparsec.schedules import tir
@@ -86,6 +87,18 @@ def anchor(spec, inputs: list, shape: tuple[int, ...], value) -> tirx.PrimFunc:
     y = te.compute([tir.i64(d) for d in shape], value, name=name, attrs={ANNOTATION: to_text(spec)})
     func = te.create_prim_func([*inputs, y])
     return func.with_attrs({tir.NOALIAS: True, tir.OP_PATTERN: tir.OUT_ELEMWISE_FUSABLE})
+
+
+def annotated(func: tirx.PrimFunc) -> tuple[str, tir.Block] | None:
+    """The text and the block of the one contraction in a function before or after fusion, or None."""
+    found: list[tir.Block] = []
+
+    def visit(block):
+        if ANNOTATION in block.annotations:
+            found.append(block)
+
+    tvm_ffi.structural_walk(func.body, (tir.Block, visit))
+    return (str(found[0].annotations[ANNOTATION]), found[0]) if len(found) == 1 else None
 
 
 def stored_channel(pattern: Pattern, weights: list, panel, lane, taps: tuple, slot, channels: int):

@@ -17,9 +17,9 @@ from sparsec.schedules import tir
 from sparsec.schedules.contraction import Conv, Gemm
 from sparsec.schedules.contraction_pixels import pixel
 from sparsec.schedules.contraction_spec import (
-    ANNOTATION,
     Image,
     anchor,
+    annotated,
     check_weight,
     placeholder,
     reduce_axis,
@@ -249,20 +249,14 @@ def on_tensor_cores(spec):
 
 def find_anchor(func: tirx.PrimFunc) -> tuple[TensorGemm | TensorConv, tir.Block] | None:
     """The spec and the block of a product in a function before or after fusion, or None."""
-    found: list[tir.Block] = []
-
-    def visit(block):
-        if ANNOTATION in block.annotations:
-            found.append(block)
-
-    tvm_ffi.structural_walk(func.body, (tir.Block, visit))
-    if len(found) != 1:
+    found = annotated(func)
+    if found is None:
         return None
-    fields = json.loads(str(found[0].annotations[ANNOTATION]))
+    fields = json.loads(found[0])
     kind = KINDS.get(fields.pop("kind"))
     if kind is None:
         return None
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}), found[0]
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}), found[1]
 
 
 def operands(func: tirx.PrimFunc, block: tir.Block) -> tuple[tir.Buffer, list[tir.Buffer]] | None:
