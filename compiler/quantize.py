@@ -39,15 +39,16 @@ WORTH = 0.02
 
 @dataclass(frozen=True)
 class QuantizeRequest:
-    """`ranges`: a key of `RANGES` or `BEST`; `rounding`: of `ROUNDINGS`; `pattern`: "" or one to prune to
-    with `method`. `mask`, `layers`, `skip`, `min_size`, `damping` and `group` are those of `PruneRequest`,
-    size and `group` for the pattern alone. `floats`: share of the multiply-adds that may stay float32 where
-    that takes back most. `max_error`, `max_drop` and `metric`: a budget, as in `allocation.budget`, on data
-    that is held out."""
+    """`ranges`: a key of `RANGES` or `BEST`; `rounding`: of `ROUNDINGS`, `threshold`: of its `gpfq`;
+    `pattern`: "" or one to prune to with `method`. `mask`, `layers`, `skip`, `min_size`, `damping` and
+    `group` are those of `PruneRequest`, size and `group` for the pattern alone. `floats`: share of the
+    multiply-adds that may stay float32 where that takes back most. `max_error`, `max_drop` and `metric`: a
+    budget, as in `allocation.budget`, on data that is held out."""
 
     calib: str
     ranges: str = BEST
     rounding: str = "descent"
+    threshold: float = 0.0
     migrate: bool = True
     pattern: str = ""
     method: str = "search"
@@ -103,7 +104,13 @@ def quantize_on(
     pattern = parse_pattern(request.pattern) if request.pattern else None
     ranges = tuple(RANGES) if request.ranges == BEST else (request.ranges,)
     settings = Settings(
-        ranges, request.rounding, request.migrate, request.method, damping=request.damping, mask=mask
+        ranges,
+        request.rounding,
+        request.migrate,
+        request.method,
+        damping=request.damping,
+        mask=mask,
+        threshold=request.threshold,
     )
     choice = Choice(request.layers, request.skip, request.min_size)
     moved: list[Finding] = []

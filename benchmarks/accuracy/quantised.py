@@ -84,9 +84,7 @@ def on_minilm(patterns: list[str], texts: int) -> None:
 
         for pattern in patterns or [""]:
             for way, asked in _ways(pattern).items():
-                source = dense
-                if way == "pruned, then rounded":
-                    source = pruned(dense, data, pattern)
+                source = pruned(dense, data, pattern) if way == "pruned, then rounded" else dense
                 model, layers, seconds = quantised(source, data, **asked)
                 record("minilm", pattern or "dense", way, score(model), layers, seconds)
 
@@ -177,9 +175,10 @@ def on_digits() -> None:
             np.savez(data, x=known)
             test = images[digits.TRAINED :], labels[digits.TRAINED :]
             dense = digits.accuracy(ir.load(path), *test)
-            for pattern, ways in (("", WAYS), ("2:4x32", {"jointly": {"pattern": "2:4x32"}})):
-                for way, asked in ways.items():
-                    model, layers, seconds = quantised(path, data, **asked)
+            for pattern in ("", "2:4x32"):
+                for way, asked in _ways(pattern).items():
+                    source = pruned(path, data, pattern) if way == "pruned, then rounded" else path
+                    model, layers, seconds = quantised(source, data, **asked)
                     score = {"right": round(digits.accuracy(model, *test), 4), "dense": round(dense, 4)}
                     record(f"digits {name}", pattern or "dense", way, score, layers, seconds)
 

@@ -38,6 +38,13 @@ ROUNDINGS = ("nearest", "gpfq", "obs", "descent")
     help="How to round weights: each by itself, or for the least error of the layer's output.",
 )
 @click.option(
+    "--threshold",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="STEPS",
+    help="With --rounding gpfq: weights become zero below so many steps of 1/127 of their channel's largest.",
+)
+@click.option(
     "--migrate/--no-migrate",
     default=True,
     help="Even out the channels of activations by scales that weights take back, where that helps.",
@@ -101,6 +108,8 @@ ROUNDINGS = ("nearest", "gpfq", "obs", "descent")
 @options.as_json
 def quantize(model: Path, calib: Path, out: Path, as_json: bool, **asked) -> None:
     """Quantise the layers of MODEL.onnx to int8 with calibration data, and write the result as ONNX."""
+    if asked["threshold"] and asked["rounding"] != "gpfq":
+        raise click.UsageError("--threshold goes with --rounding gpfq.")
     if asked["metric"] and asked["max_drop"] is None:
         raise click.UsageError("--metric goes with --max-drop.")
     request = asked | {

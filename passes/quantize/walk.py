@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -24,15 +25,15 @@ from sparsec.passes.prune.walk import Clock, Observe, by_group, observe, stages
 from sparsec.passes.quantize.grid import fitted, symmetric
 from sparsec.passes.quantize.migration import Choice, Migration, choose
 from sparsec.passes.quantize.qdq import absorb, insert_input, insert_weight, source
-from sparsec.passes.quantize.rounding import ROUNDINGS, on_support
+from sparsec.passes.quantize.rounding import ROUNDINGS, Round, gpfq, on_support
 from sparsec.passes.quantize.seen import Seen, look, not_finite
 
 
 @dataclass(frozen=True)
 class Settings:
     """`ranges`: keys of `ranges.RANGES`, of several the best for each input; `rounding`: a key of
-    `rounding.ROUNDINGS`; `migrate`: see `migration`. `method`, `reconstruct`, `damping` and `mask` are those
-    of `prune.walk.Settings`; `method` counts where there is a pattern."""
+    `rounding.ROUNDINGS`, `threshold` that of its `gpfq`; `migrate`: see `migration`. `method`, `reconstruct`,
+    `damping` and `mask` are those of `prune.walk.Settings`; `method` counts where there is a pattern."""
 
     ranges: tuple[str, ...]
     rounding: str
@@ -41,6 +42,16 @@ class Settings:
     reconstruct: bool = True
     damping: float | None = None
     mask: str | None = None
+    threshold: float = 0.0
+
+    @property
+    def round(self) -> Round:
+        """With a threshold `gpfq`; no other method has one (PassError)."""
+        if not self.threshold:
+            return ROUNDINGS[self.rounding]
+        if self.rounding != "gpfq":
+            raise PassError(f"quantize: a threshold needs rounding gpfq, found {self.rounding}")
+        return partial(gpfq, threshold=self.threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +216,7 @@ def _quantise(
         "low": choice.low,
         "high": choice.high,
         "migration": choice.migration.name + (", free" if read.free and choice.migration.scales else ""),
-        "kept": float(np.mean(integers != 0)) if pattern is not None else 1.0,
+        "kept": float(np.mean(integers != 0)),
         "error_plain": choice.plain,
         "error_before": float(np.mean([group["before"] for group in told])),
         "error_after": float(np.mean([group["after"] for group in told])),
@@ -227,7 +238,7 @@ def _rounded(
         start, support = made.weight, made.mask
         plain = start
     grid = fitted(start, np.diag(problem.gram))
-    integers = on_support(problem, start, grid, support, ROUNDINGS[settings.rounding])
+    integers = on_support(problem, start, grid, support, settings.round)
     weight = integers * grid.scale.astype(np.float64)
     before = problem.error(symmetric(plain).nearest(plain))
     return weight, {"integers": integers, "grid": grid, "before": before, "after": problem.error(weight)}

@@ -209,6 +209,18 @@ def test_calibration_data_are_required(call):
     assert result.exit_code == 2 and "Missing option '--calib'" in result.stderr
 
 
+def test_a_threshold_promotes_zeros(call, tmp_path):
+    model, data, _ = perceptron(tmp_path)
+    kept = []
+    for options in (("--rounding", "gpfq"), ("--rounding", "gpfq", "--threshold", "40")):
+        result = call("quantize", model, "--calib", data, "-o", tmp_path / "out.onnx", *options, "--json")
+        assert result.exit_code == 0, result.stderr
+        kept.append(np.mean([layer["kept"] for layer in json.loads(result.stdout)["layers"]]))
+    assert kept[1] < kept[0] - 0.1
+    result = call("quantize", model, "--calib", data, "-o", tmp_path / "out.onnx", "--threshold", "40")
+    assert result.exit_code == 2 and "--threshold goes with --rounding gpfq" in result.stderr
+
+
 def test_a_name_that_no_layer_has(call, one_line, tmp_path):
     model, data, _ = perceptron(tmp_path)
     result = call("quantize", model, "--calib", data, "-o", tmp_path / "out.onnx", "--skip", "third")
