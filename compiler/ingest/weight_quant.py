@@ -6,7 +6,8 @@
 
 with constants of 8 or 4 bits and scales for all, for each output channel, or for blocks of input channels.
 Unsigned integers and their zero points become signed ones.  Before the model's opset is converted: older ones
-have neither blocks nor types of 4 bits.  What is not of this form is folded to floats.
+have neither blocks nor types of 4 bits.  What is not of this form is folded to floats, and so are weights
+with many zeros, whose patterns the recognisers of float layers find.
 """
 
 import numpy as np
@@ -28,6 +29,8 @@ _TYPES = {
 _MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Slice", "Split")
 #: Fewer weights are folded: reading them takes no time.
 _MIN_SIZE = 4096
+#: Share of zeros from which on a weight may have a pattern; rounding to 4 bits makes up to a fifth.
+_MANY_ZEROS = 0.3
 
 
 def keep(model: ir.Model) -> list[str]:
@@ -44,10 +47,18 @@ def keep(model: ir.Model) -> list[str]:
         else:
             continue
         x = node.inputs[0]
-        if made is not None and made[0].size >= _MIN_SIZE and (x.shape is None or len(x.shape) > 1):
+        if made is not None and _worth(*made[:4]) and (x.shape is None or len(x.shape) > 1):
             found.append("MatMulNBits" if node.domain else "DequantizeLinear")
             _put(model, node, *made)
     return sorted(set(found))
+
+
+def _worth(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, size: int) -> bool:
+    """Whether a weight is large enough, and dense."""
+    if values.size < _MIN_SIZE:
+        return False
+    zeros = values == zero[:, np.arange(values.shape[1]) // size]
+    return zeros.mean() < _MANY_ZEROS
 
 
 def _dequantised(node: ir.Node):
@@ -71,7 +82,7 @@ def _dequantised(node: ir.Node):
         return None
     values, scale, zero = constants
     bits, offset = _TYPES[q.dtype]
-    zero = np.zeros(scale.shape, np.int16) if zero is None else zero.astype(np.int16) - offset
+    zero = (np.zeros(scale.shape) if zero is None else zero).astype(np.int16) - offset
     axis, size = edit.integer(source, "axis", 1) % 2, edit.integer(source, "block_size", 0)
     if size == 0:  # of the tensor, or of each slice along axis
         spread = [1, 1]
