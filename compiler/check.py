@@ -51,8 +51,8 @@ class Oracle:
         plain = reference.compare(array, self.expected[name], precision=self.precision)
         if plain.within:
             return plain
-        if self.precision == "fp32":
-            literal = reference.compare(array, self.unoptimised[name])
+        if self.precision in ("fp32", *WEIGHT_PASSES):
+            literal = reference.compare(array, self.unoptimised[name], precision=self.precision)
             if literal.within or name not in self.spread:
                 return literal
         return reference.compare(array, self.expected[name], self.spread.get(name, 0.0), self.precision)
