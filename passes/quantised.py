@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from sparsec.passes.graph import attribute, const_array, is_op, node_name, producer
+from sparsec.passes.graph import attribute, const_array, is_op, producer
 
 SIGNED = "sparsec.signed"
 """Key in the metadata of a QuantizeLinear or DequantizeLinear: its integers are int8 in the source model."""
@@ -123,11 +123,6 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def quantised_sum(value: ir.Value) -> Quantised | None:
-    """What a QuantizeLinear that alone reads ``value`` makes."""
-    return quantiser(sole_reader(value))
-
-
 @dataclass(frozen=True)
 class Tail:
     """What stands between a value and the integers it becomes: Relu and Clip at most.
@@ -184,8 +179,3 @@ def _code(bound: float, made: Quantised, limits) -> int:
 def unsigned(quantised: Quantised, value: ir.Value) -> Quantised:
     """``quantised`` int8 as ``value``, uint8."""
     return replace(quantised, value=value, zero=quantised.zero + 128, signed=True)
-
-
-def name_of(value: ir.Value) -> str:
-    node = value.producer()
-    return value.name if node is None else node_name(node)
