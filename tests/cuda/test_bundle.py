@@ -66,6 +66,27 @@ def test_a_driver_that_fails_says_why(driver):
         Device(FAT_BINARY, str(driver.path))
 
 
+def test_networks_by_the_runtime_of_the_bundle(driver, tmp_path, monkeypatch):
+    import sparsec.runtime
+    from cuda_emulator import library
+    from sparsec.compiler.cuda import road
+
+    from .conftest import NoMachineCode
+
+    monkeypatch.setitem(sys.modules, "sparsec_runtime", sparsec.runtime)  # the same files
+    from benchmarks.cuda import bare_networks, bundle_networks
+    from benchmarks.cuda.networks import Entry
+
+    made, build = [], road.build_kernels
+    monkeypatch.setattr(road, "build_kernels", lambda *a: made.append(build(*a)) or made[-1])
+    monkeypatch.setattr(road, "toolchain", NoMachineCode)
+    entries = (Entry("small", "mlp", "fp32", "nm{n=2,m=4,min_size=256}"),)
+    bundle_networks.write(tmp_path, "sm_80", entries, small=True)
+    driver.be(library(made[0].source))
+    (row,) = bare_networks.run(tmp_path, check_only=False)
+    assert row["right"] and row["seconds"] > 0 and row["passes"] == entries[0].passes
+
+
 def test_expectations_are_those_of_torch():
     import torch
 
