@@ -125,6 +125,29 @@ precision = click.option(
     "tf32 and fp16: GPUs. int8: quantised on --calib. int8-weights and int4-weights: of weights alone, "
     "of all layers.",
 )
+mask = click.option(
+    "--mask", default="", metavar="INPUT", help="Input whose zeros mark padding [attention_mask]."
+)
+layers = click.option(
+    "--layers", default="*", metavar="GLOBS", help="Only layers with such names, joined by |."
+)
+skip = click.option("--skip", default="", metavar="GLOBS", help="But not these.")
+damping = click.option(
+    "--damping",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How strongly to hold on to the dense weights; without it, by the amount of calibration data.",
+)
+max_drop = click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    metavar="D",
+    help="Budget: the metric drops by at most D on calibration samples that were held out.",
+)
+metric = click.option(
+    "--metric",
+    metavar="FILE.py:NAME",
+    help="Function of (outputs, samples); larger is better. By default accuracy, by `labels` in the npz.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads = click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads to run with."

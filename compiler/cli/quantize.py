@@ -71,11 +71,7 @@ ROUNDINGS = ("nearest", "gpfq", "obs", "descent")
     show_default=True,
     help="With --pattern: smaller layers are not pruned.",
 )
-@click.option(
-    "--damping",
-    type=click.FloatRange(min=0, min_open=True),
-    help="How strongly to hold on to the given weights; without it, by the amount of calibration data.",
-)
+@options.damping
 @click.option(
     "--floats",
     type=click.FloatRange(0, 1),
@@ -84,26 +80,17 @@ ROUNDINGS = ("nearest", "gpfq", "obs", "descent")
     metavar="SHARE",
     help="Share of the multiply-adds that may stay float32 where that takes back most of the error.",
 )
-@click.option("--mask", default="", metavar="INPUT", help="Input whose zeros mark padding [attention_mask].")
-@click.option("--layers", default="*", metavar="GLOBS", help="Only layers with such names, joined by |.")
-@click.option("--skip", default="", metavar="GLOBS", help="But not these.")
+@options.mask
+@options.layers
+@options.skip
 @click.option(
     "--max-error",
     type=click.FloatRange(min=0),
     metavar="E",
     help="Budget: outputs change by at most E of their scale on samples that were held out.",
 )
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(min=0),
-    metavar="D",
-    help="Budget: the metric drops by at most D on samples that were held out.",
-)
-@click.option(
-    "--metric",
-    metavar="FILE.py:NAME",
-    help="Function of (outputs, samples); larger is better. By default accuracy, by `labels` in the npz.",
-)
+@options.max_drop
+@options.metric
 @click.option("-o", "--output", "out", type=options.PATH, required=True, help="The ONNX file to write.")
 @options.as_json
 def quantize(model: Path, calib: Path, out: Path, as_json: bool, **asked) -> None:

@@ -55,11 +55,7 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
     show_default=True,
     help="Put a low-rank term beside each pruned matrix that takes back most of the error; 0: none.",
 )
-@click.option(
-    "--damping",
-    type=click.FloatRange(min=0, min_open=True),
-    help="How strongly to hold on to the dense weights; without it, by the amount of calibration data.",
-)
+@options.damping
 @click.option(
     "--spread",
     type=click.Choice(SPREADS),
@@ -67,9 +63,9 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
     show_default=True,
     help="How an unstructured share is spread over the layers.",
 )
-@click.option("--mask", default="", metavar="INPUT", help="Input whose zeros mark padding [attention_mask].")
-@click.option("--layers", default="*", metavar="GLOBS", help="Only layers with such names, joined by |.")
-@click.option("--skip", default="", metavar="GLOBS", help="But not these.")
+@options.mask
+@options.layers
+@options.skip
 @click.option(
     "--min-size",
     type=click.IntRange(min=0),
@@ -86,17 +82,8 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
     metavar="E",
     help="Write nothing if an output changes by more than E of its scale.",
 )
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(min=0),
-    metavar="D",
-    help="Budget: the metric drops by at most D on calibration samples that were held out.",
-)
-@click.option(
-    "--metric",
-    metavar="FILE.py:NAME",
-    help="Function of (outputs, samples); larger is better. By default accuracy, by `labels` in the npz.",
-)
+@options.max_drop
+@options.metric
 @click.option(
     "--target-latency",
     type=click.FloatRange(0, 1, min_open=True),
