@@ -25,7 +25,7 @@ def write(found: dict, folder: Path = FILE.parent) -> None:
 
 
 def page(found: dict) -> str:
-    lines = ["# Accuracy of pruned networks", ""]
+    lines = ["# Accuracy of pruned and of quantised networks", ""]
     lines += paragraph(
         "Written by `python -m benchmarks report`. Nothing was trained after pruning but where it says so."
     )
