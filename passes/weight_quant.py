@@ -67,10 +67,16 @@ class QuantiseWeights(SparsecPass):
             raise PassError(f"{self.NAME}: group must be a multiple of 16, at most 256, found {self.group}")
 
     def run(self, model: ir.Model) -> list[Finding]:
-        candidates = [layer for layer in find_layers(model) if not layer.convolves]
+        layers = list(find_layers(model))
+        candidates = [layer for layer in layers if not layer.convolves]
         choice = Choice(self.layers, self.skip, self.min_size)
         choice.check([node_name(layer.node) for layer in candidates])
-        findings, made = [], {}
+        made: dict[tuple, tuple[list[ir.Value], float]] = {}
+        findings = [
+            self.declined(node_name(layer.node), "a convolution, which reads each weight often", layer.before)
+            for layer in layers
+            if layer.convolves
+        ]
         for layer in candidates:
             name, before = node_name(layer.node), layer.before
             if reason := choice.why_not(layer, None) or _unserved(layer.node):

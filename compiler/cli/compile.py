@@ -106,9 +106,10 @@ def work_on(request: dict, log) -> dict:
 
 def summary(report: dict) -> list[str]:
     """The closing lines: layer groups with pattern, kernel and size, then accuracy and the file."""
-    lines = text.table(
-        ["layers", "op", "pattern", "kernel", "dense", "packed"], layer_rows(report["layers"]), "><<<>>"
-    )
+    lines = layer_table(report["layers"])
+    asked = report["precision"]
+    if asked != "fp32" and all(precision_of(layer) == "float32" for layer in report["layers"]):
+        lines.append(f"no layer computes in {asked}; `sparsec explain --precision {asked}` says why")
     lines.append("")
     lines.append(f"weights  {text.size(report['weights_bytes'])}, arena {text.size(report['arena_bytes'])}")
     lines += accuracy(report["receipt"])
@@ -119,22 +120,35 @@ def summary(report: dict) -> list[str]:
     return lines
 
 
-def layer_rows(layers: list[dict]) -> list[list[str]]:
-    """One row for each (op, pattern, kernel) in order of first appearance, and a sum of the sizes."""
-    groups: dict[tuple[str, str, str], list[int]] = {}
+def layer_table(layers: list[dict]) -> list[str]:
+    """One line for each kind of layer in order of first appearance, and a sum of the sizes; with a column
+    for the precision where a layer says one."""
+    groups: dict[tuple[str, ...], list[int]] = {}
     for layer in layers:
-        group = groups.setdefault((layer["op"], layer["pattern"], layer["kernel"]), [0, 0, 0])
+        kind = (layer["op"], layer["pattern"], precision_of(layer), layer["kernel"])
+        group = groups.setdefault(kind, [0, 0, 0])
         group[0] += 1
         group[1] += layer["dense_bytes"]
         group[2] += layer["packed_bytes"]
     rows = []
-    for (op, pattern, kernel), (number, dense, packed) in groups.items():
+    for kind, (number, dense, packed) in groups.items():
         sizes = [text.size(dense), text.size(packed)] if dense or packed else ["", ""]
-        rows.append([str(number), op, pattern, kernel, *sizes])
+        rows.append([str(number), *kind, *sizes])
     if len(rows) > 1:
         total = [sum(group[i] for group in groups.values()) for i in range(3)]
-        rows.append([str(total[0]), "in all", "", "", text.size(total[1]), text.size(total[2])])
-    return rows
+        rows.append([str(total[0]), "in all", "", "", "", text.size(total[1]), text.size(total[2])])
+    headings = ["layers", "op", "pattern", "precision", "kernel", "dense", "packed"]
+    table, sides = [headings, *rows], "><<<<>>"
+    if not any("precision" in layer for layer in layers):
+        at = headings.index("precision")
+        table = [[*row[:at], *row[at + 1 :]] for row in table]
+        sides = sides[:at] + sides[at + 1 :]
+    return text.table(table[0], table[1:], sides)
+
+
+def precision_of(layer: dict) -> str:
+    """What a layer of a report computes in."""
+    return layer.get("precision", "float32")
 
 
 def accuracy(receipt: dict) -> list[str]:

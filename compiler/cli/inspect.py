@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from . import describe, options, text, work
-from .compile import accuracy, layer_rows
+from .compile import accuracy, layer_table
 
 
 @click.command()
@@ -77,9 +77,7 @@ def artifact_lines(found: dict) -> list[str]:
         "",
         *ports(found),
         "",
-        *text.table(
-            ["layers", "op", "pattern", "kernel", "dense", "packed"], layer_rows(found["layers"]), "><<<>>"
-        ),
+        *layer_table(found["layers"]),
         "",
         f"weights  {text.size(found['weights_size'])}, arena {text.size(found['arena_size'])}",
         *accuracy(found["receipt"]),

@@ -59,6 +59,31 @@ def test_the_closing_table(call, digits, tmp_path):
     assert out.stat().st_size > 1000
 
 
+def test_the_precision_of_each_layer_and_of_none(call, tmp_path):
+    """A network whose one product takes weights of 8 bits, and one in which nothing does."""
+    large, small = (helper.make_node("MatMul", [x, w], [y]) for x, w, y in (("x", "w", "h"), ("h", "v", "y")))
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("w", (96, 80)), ("v", (80, 7)))
+    ]
+    ports = (
+        ("x", TensorProto.FLOAT, [3, 96]),
+        ("h", TensorProto.FLOAT, [3, 80]),
+        ("y", TensorProto.FLOAT, [3, 7]),
+    )
+    x, h, y = (helper.make_tensor_value_info(*port) for port in ports)
+    for nodes, given, last, used in (([large, small], x, y, weights), ([small], h, y, weights[1:])):
+        path = tmp_path / "net.onnx"
+        graph = helper.make_graph(nodes, "g", [given], [last], used)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+        result = call("compile", path, "-o", tmp_path / "o", "--precision", "int8-weights", *NATIVE)
+        assert result.exit_code == 0, result.stderr
+        none = "no layer computes in int8-weights; `sparsec explain --precision int8-weights` says why"
+        assert (none in result.stdout) == (len(nodes) == 1)
+        assert ("  precision  " in result.stdout) == (len(nodes) == 2)
+
+
 def test_the_report_as_json(call, digits, tmp_path):
     out = tmp_path / "digits.sparsec"
     result = call("compile", digits, "-o", out, *NATIVE, "--json")

@@ -109,6 +109,13 @@ def test_the_pass_reports(network):
     assert 0.01 < np.abs(near - exact).max() / np.abs(exact).max() < 0.2
 
 
+def test_convolutions_are_told():
+    text = "(float[1,8,9,9] x) => (float[1,8,9,9] y) { y = Conv(x, w) }"
+    model = ir.from_proto(model_of(text, w=RNG.standard_normal((8, 8, 1, 1)).astype("f")))
+    (found,) = passes.run_pipeline(model, "quantise-weights")[-1:]
+    assert (found.outcome, found.reason) == ("declined", "a convolution, which reads each weight often")
+
+
 @pytest.mark.parametrize(
     "text,reason", [("bits=3", "bits must be"), ("group=24", "a multiple of 16, at most 256")]
 )
