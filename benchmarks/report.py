@@ -33,7 +33,8 @@ def models(found: dict) -> str:
         "runs. *Ratio* is sparsec over the best dense peer, the faster of ONNX Runtime and OpenVINO fp32, on",
         "the same file in the same minute; *asked* is the goal of `benchmarks/goals.py`. All engines get the",
         "same pruned file; torch runs the dense network. OpenVINO's default takes bf16 where the CPU has it,",
-        "and is the peer of our bf16. In int8 all engines get the same static QDQ model.",
+        "and is the peer of our bf16. In int8 all engines get the same static QDQ model, and *error* is the",
+        "distance to the network in float32.",
         "A number in *italics* belongs to a result that is wrong (beyond the tolerance of its precision).",
         "",
     ]

@@ -181,6 +181,14 @@ def test_a_wrong_result_is_called_wrong():
     assert goals.ratio({"engines": facts}) is None, "a wrong result has no speed"
 
 
+def test_int8_is_measured_by_the_floats():
+    y = normal(4, 5)
+    outputs = {"onnxruntime": [y * 1.2], "sparsec": [y * 0.75], "openvino": [y * 0.6]}
+    facts = compared({name: {"precision": "int8"} for name in outputs}, outputs, floats=[y])
+    assert [found["error"] for found in facts.values()] == [0.2, 0.25, 0.4]
+    assert [found.get("wrong", False) for found in facts.values()] == [False, False, True]
+
+
 @pytest.mark.parametrize("change", [lambda y: 2 * y, lambda y: -y, lambda y: 0 * y, lambda y: y * np.nan])
 def test_the_difference_sees(change):
     assert difference([change(normal(3, 3))], [normal(3, 3)]) >= 0.999
