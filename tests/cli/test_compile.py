@@ -258,7 +258,13 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(digits, old, tmp_path):
 def test_an_interrupted_compile_keeps_the_old_file(digits, old, how, delay):
     command = [sys.executable, "-P", "-m", "sparsec", "compile", str(digits), "-o", str(old)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What a shell starts in the background ignores it, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(delay)
     if process.poll() is not None:
