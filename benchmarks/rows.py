@@ -108,14 +108,15 @@ def compared(facts: dict, outputs: dict, others=(), floats=None) -> dict:
     if REFERENCE not in outputs:
         return facts
     want, said = (outputs[REFERENCE], REFERENCE) if floats is None else (floats, "float32")
+    tolerance = TOLERANCE
+    if floats is not None:
+        most = max(TOLERANCE["int8"], WORSE * difference(outputs[REFERENCE], floats))
+        tolerance = dict.fromkeys(TOLERANCE, most)
     for label, found in facts.items():
         if label in outputs and label not in others and (label != REFERENCE or floats is not None):
             error = difference(outputs[label], want)
             found["error"] = float(f"{error:.2g}")
-            most = TOLERANCE[found["precision"]]
-            if floats is not None:
-                most = max(TOLERANCE["int8"], WORSE * difference(outputs[REFERENCE], floats))
-            if not error <= most:
+            if not error <= tolerance[found["precision"]]:
                 found["wrong"] = True
                 print(f"  {label}: differs from {said} by {error:.2g} of the scale", file=sys.stderr)
     return facts

@@ -123,10 +123,11 @@ def summary(report: dict) -> list[str]:
 def layer_table(layers: list[dict]) -> list[str]:
     """One line for each kind of layer in order of first appearance, and a sum of the sizes; with a column
     for the precision where a layer says one."""
+    told = any("precision" in layer for layer in layers)
     groups: dict[tuple[str, ...], list[int]] = {}
     for layer in layers:
-        kind = (layer["op"], layer["pattern"], precision_of(layer), layer["kernel"])
-        group = groups.setdefault(kind, [0, 0, 0])
+        precision = [precision_of(layer)] if told else []
+        group = groups.setdefault((layer["op"], layer["pattern"], *precision, layer["kernel"]), [0, 0, 0])
         group[0] += 1
         group[1] += layer["dense_bytes"]
         group[2] += layer["packed_bytes"]
@@ -134,16 +135,12 @@ def layer_table(layers: list[dict]) -> list[str]:
     for kind, (number, dense, packed) in groups.items():
         sizes = [text.size(dense), text.size(packed)] if dense or packed else ["", ""]
         rows.append([str(number), *kind, *sizes])
+    headings = ["op", "pattern", *(["precision"] if told else []), "kernel"]
     if len(rows) > 1:
-        total = [sum(group[i] for group in groups.values()) for i in range(3)]
-        rows.append([str(total[0]), "in all", "", "", "", text.size(total[1]), text.size(total[2])])
-    headings = ["layers", "op", "pattern", "precision", "kernel", "dense", "packed"]
-    table, sides = [headings, *rows], "><<<<>>"
-    if not any("precision" in layer for layer in layers):
-        at = headings.index("precision")
-        table = [[*row[:at], *row[at + 1 :]] for row in table]
-        sides = sides[:at] + sides[at + 1 :]
-    return text.table(table[0], table[1:], sides)
+        number, dense, packed = (sum(group[i] for group in groups.values()) for i in range(3))
+        empty = [""] * (len(headings) - 1)
+        rows.append([str(number), "in all", *empty, text.size(dense), text.size(packed)])
+    return text.table(["layers", *headings, "dense", "packed"], rows, ">" + "<" * len(headings) + ">>")
 
 
 def precision_of(layer: dict) -> str:
