@@ -6,6 +6,7 @@ row get the same number, bit for bit: loops that end by it end together.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from tvm import tirx
@@ -39,7 +40,7 @@ class Number:
         return tirx.BufferStore(self.buffer, value, [tir.i64(0)])
 
 
-class Row:
+class Row(ABC):
     """A row of ``extent`` elements: ``threads`` work on it and have ``count`` each, ``width`` at a time.
 
     They are in registers where ``kept``; else ``element`` reads them again for every fold.  A kind of row
@@ -53,13 +54,13 @@ class Row:
         self.exchanged = tirx.decl_buffer([tir.i64(_NUMBERS * WARP)], "float32", "exchanged", scope="shared")
         self.numbers: list[Number] = []
 
+    @abstractmethod
     def element(self, at) -> tir.Expr:
         """Element ``at`` of the row, from where it lies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, value: Callable) -> tir.Stmt:
         """Stores ``value(x, at)`` of all elements."""
-        raise NotImplementedError
 
     @property
     def buffers(self) -> list[tir.Buffer]:
