@@ -33,9 +33,15 @@ class Made:
     report: dict
 
 
-def library_member(level: str, variant: str = "") -> str:
-    """The member that holds the library of a CPU level: ``model.v3.so``, of a variant ``model.1-4.v3.so``."""
-    return ".".join(filter(None, ("model", variant.replace(":", "-"), level, "so")))
+def library_member(level: str) -> str:
+    """The name of the member that holds the library of a CPU level: ``v3`` -> ``model.v3.so``."""
+    return f"model.{level}.so"
+
+
+def variant_member(member: str, variant: str) -> str:
+    """The name of a variant's ``member``: ``model.v3.so`` of ``1:4`` -> ``model.1-4.v3.so``."""
+    what, _, rest = member.partition(".")
+    return f"{what}.{variant.replace(':', '-')}.{rest}"
 
 
 SAMPLE = "sample.bin"

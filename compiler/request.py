@@ -91,13 +91,10 @@ class CompileRequest:
             self._check_variants()
 
     def _check_gpu(self):
-        for option, given in (
-            (f"--precision {self.precision}", self.precision in ("int8", *WEIGHT_PASSES)),
-            ("--variants", self.variants),
-            ("--exportable", self.exportable),
-        ):
-            if given:
-                raise CompileError(f"{option} is for CPUs; compile for '{self.target}' without it")
+        if self.precision in ("int8", *WEIGHT_PASSES):
+            raise CompileError(
+                f"--precision {self.precision} is for CPUs; compile for '{self.target}' without it"
+            )
 
     def _check_variants(self):
         from sparsec.passes.nm_pattern import NM  # here, so that the command line starts without onnx_ir
@@ -105,11 +102,7 @@ class CompileRequest:
         if len(self.variants) < 2 or len(set(map(NM.parse, self.variants))) < len(self.variants):
             found = ", ".join(self.variants)
             raise CompileError(f"--variants: two patterns or more are required, each once; found {found}")
-        others = {
-            "--choices": self.choices,
-            "--exportable": self.exportable,
-            "--target cuda": gpu_names(self.target),
-        }
+        others = {"--choices": self.choices, "--exportable": self.exportable}
         if option := next((name for name, given in others.items() if given), None):
             raise CompileError(f"--variants with {option}: one network is required; compile it by itself")
 

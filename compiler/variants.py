@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from sparsec import passes
 from sparsec.compiler.errors import CompileError
-from sparsec.compiler.package import Made, library_member
+from sparsec.compiler.package import Made, variant_member
 from sparsec.compiler.planner import Weights
 from sparsec.compiler.request import CompileRequest
 from sparsec.passes.nm_pattern import NM
 from sparsec.passes.nm_prune import PruneNM
+from sparsec.runtime.manifest import KERNELS, WEIGHTS
 
 OWN = ("passes", "layers", "choices", "tiles", "packings", "receipt", "arena_size")
 """The manifest's fields that each variant has for itself."""
@@ -45,13 +46,12 @@ def _join(made: dict[str, Made]) -> Made:
     default = next(iter(made))
     members, libraries = dict(made[default].members), []
     for name, variant in made.items():
-        for library in variant.manifest["libraries"]:
-            entry = {**library, "variant": name}
-            if name != default:
-                entry["member"] = library_member(library["level"], name)
-                entry["weights_size"] = variant.manifest["weights_size"]
-                members[entry["member"]] = variant.members[library["member"]]
-            libraries.append(entry)
+        entries = [{**library, "variant": name} for library in variant.manifest["libraries"]]
+        if name != default:
+            entries = [{**entry, **_elsewhere(entry["member"], variant, name)} for entry in entries]
+            beside = {member: data for member, data in variant.members.items() if member != WEIGHTS}
+            members |= {variant_member(member, name): data for member, data in beside.items()}
+        libraries += entries
     own = {
         name: {field: variant.manifest[field] for field in OWN if field in variant.manifest}
         for name, variant in made.items()
@@ -59,3 +59,10 @@ def _join(made: dict[str, Made]) -> Made:
     manifest = {**made[default].manifest, "libraries": libraries, "variants": own}
     report = {**made[default].report, "variants": {name: variant.report for name, variant in made.items()}}
     return Made(manifest, members, report)
+
+
+def _elsewhere(member: str, variant: Made, name: str) -> dict:
+    """What the entry of a library says where it is not the default's."""
+    kernels = {"kernels": variant_member(KERNELS, name)} if KERNELS in variant.members else {}
+    size = variant.manifest["weights_size"]
+    return {"member": variant_member(member, name), "weights_size": size, **kernels}

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import container, cpu, signature
 from .errors import ArtifactError, InputError, SparsecError, TargetError
-from .manifest import KERNELS, MAX_BYTES, WEIGHTS, Library, Manifest, parse
+from .manifest import MAX_BYTES, WEIGHTS, Library, Manifest, parse
 
 _CHUNK = 1 << 18  # bytes: half of a common L2 cache
 
@@ -90,7 +90,7 @@ class Artifact:
             if m.name == self.library.member:
                 self.code = read(m.offset, m.size)
                 digest = hashlib.sha256(self.code)
-            elif m.name == KERNELS and self.manifest.gpu:
+            elif m.name == self.library.kernels and self.manifest.gpu:
                 self.kernels = read(m.offset, m.size)
                 digest = hashlib.sha256(self.kernels)
             else:

@@ -38,7 +38,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Library:
-    """A compiled library: the member that holds it, and the machine and CPU features that its code is for."""
+    """A compiled library: the member that holds it, and the machine and CPU features that its code is for.
+
+    ``kernels``: the member with the kernels that it runs on a GPU, if the artifact is for one.
+    """
 
     member: str
     level: str
@@ -46,13 +49,14 @@ class Library:
     architecture: str
     variant: str
     weights_size: int
+    kernels: str
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The fields that a loader uses, and ``raw``, the whole manifest as it was written.
 
-    ``gpu``: the libraries run the kernels of KERNELS on an NVIDIA GPU.
+    ``gpu``: the libraries run kernels on an NVIDIA GPU.
     """
 
     raw: Mapping
@@ -99,8 +103,9 @@ def parse(text: bytes, members: tuple[Member, ...]) -> Manifest:
     for name in [item.member for item in manifest.libraries]:
         if name not in manifest.hashes:
             raise _bad("libraries", f"a member named {name!r}")
-    if manifest.gpu and KERNELS not in manifest.hashes:
-        raise _bad("gpu", f"there only with a member named {KERNELS!r}")
+    for name in [item.kernels for item in manifest.libraries]:
+        if manifest.gpu and name not in manifest.hashes:
+            raise _bad("gpu", f"there only with a member named {name!r}")
     sizes = {m.name: m.size for m in members}
     if sizes.get(WEIGHTS, 0) != manifest.weights_size:
         raise _bad("weights_size", f"the size of {WEIGHTS}")
@@ -141,6 +146,7 @@ def _library(item, target: dict, raw: dict) -> Library:
         machine,
         _get(item, "variant", str) if "variant" in item else "",
         _get(item if "weights_size" in item else raw, "weights_size", int),
+        _get(item, "kernels", str) if "kernels" in item else KERNELS,
     )
 
 

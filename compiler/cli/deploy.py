@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from . import options, text
+from .export import DEVICES
 from .failure import Failure
 
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15"
@@ -17,6 +18,7 @@ SSH = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15"
 @click.argument("source", type=options.PATH)
 @click.argument("hosts", nargs=-1, metavar="HOST...")
 @click.option("--hosts-file", type=options.PATH, help="More hosts, one a line; # begins a remark.")
+@click.option("--device", type=click.Choice(DEVICES), help="Kind of device, if an artifact is for several.")
 @click.option("--prefix", default="", help="Folder on the devices; /opt/sparsec/NAME for root by default.")
 @options.signed_by
 @click.option(
@@ -30,6 +32,7 @@ def deploy(
     source: Path,
     hosts: tuple[str, ...],
     hosts_file: Path | None,
+    device: str | None,
     prefix: str,
     key: Path | None,
     after: str,
@@ -55,7 +58,7 @@ def deploy(
     if key:
         signature.public_key(key)
     with tempfile.TemporaryDirectory(prefix="sparsec-") as scratch:
-        folder = source if source.is_dir() else exported(source, Path(scratch) / "folder")
+        folder = source if source.is_dir() else exported(source, device, Path(scratch) / "folder")
         plan = Plan(folder, prefix, key.read_bytes() if key else b"", after, rollback)
         outcomes = roll_out(
             plan, wanted, shlex.split(ssh), jobs, lambda line: click.echo(f"  {line}", err=True)
@@ -76,10 +79,10 @@ def listed(path: Path) -> list[str]:
     return [host for line in lines if (host := line.partition("#")[0].strip())]
 
 
-def exported(artifact: Path, folder: Path) -> Path:
+def exported(artifact: Path, device: str | None, folder: Path) -> Path:
     """The device folder of an artifact."""
     from sparsec.compiler.export import export
     from sparsec.compiler.export.source import open_source
 
-    export(open_source(options.readable(artifact, "artifact"), None, None, None), "folder", folder)
+    export(open_source(options.readable(artifact, "artifact"), device, None, None), "folder", folder)
     return folder

@@ -11,7 +11,7 @@ import tvm
 
 import sparsec
 from sparsec import passes
-from sparsec.compiler import check, native, package, precision
+from sparsec.compiler import check, native, package, precision, sample
 from sparsec.compiler.cuda.choices import choose, half
 from sparsec.compiler.cuda.kernels import build_kernels
 from sparsec.compiler.cuda.link import HOSTS, arena_size, link
@@ -84,6 +84,9 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         if request.keep_source:
             members[SOURCE] = kernels.source.encode()
         levels = hosts()
+        if missing := set(HOSTS) - set(levels):
+            others = ", ".join(sorted(HOSTS[level] for level in missing))
+            stages.log(f"not for {others} hosts, which takes ziglang: python -m pip install ziglang")
         with stages(f"link for {', '.join(levels)}"):
             for level in levels:
                 library = Path(folder) / f"{level}.so"
@@ -110,6 +113,9 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
                 manifest["receipt"] = remarks | check.receipt(
                     runs, source.meant, source.feeds, bool(request.calib), request.precision
                 )
+        if request.exportable:
+            with stages("keep a sample"):
+                members[package.SAMPLE] = sample.make(source.meant, source.feeds, plan, request.precision)
 
     report = {
         "levels": list(names),

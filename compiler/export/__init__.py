@@ -11,6 +11,8 @@ publish   a folder that is there whole or not at all
 from collections.abc import Callable
 from pathlib import Path
 
+from sparsec.compiler.errors import CompileError
+
 from .folder import device_folder
 from .publish import write_folder
 from .source import Source
@@ -30,6 +32,11 @@ def export(source: Source, form: str, to: Path) -> int:
 
     Raises SparsecError or OSError; then there is no such folder.
     """
+    if source.gpu and form != "folder":
+        raise CompileError(
+            f"--{form} is for CPUs: a GPU's driver is a shared library, which a static program cannot open; "
+            "export the folder, without it"
+        )
     files = FORMS[form](source)
     write_folder(to, files)
     return sum(len(file.data) for file in files.values())

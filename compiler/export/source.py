@@ -38,6 +38,11 @@ class Source:
     library: Library
 
     @property
+    def gpu(self) -> bool:
+        """Whether the model runs on a GPU: then there is no static library."""
+        return self.contents.manifest.gpu
+
+    @property
     def archive(self) -> bytes:
         """The static library of the chosen level."""
         return self.contents.members[package.archive_member(self.library.level)]
@@ -75,7 +80,8 @@ def open_source(path: Path, device: str | None, name: str | None, level: str | N
     if level is not None and level not in levels:
         raise CompileError(f"{str(path)!r} has the levels {', '.join(levels)} for {kind}, not {level}")
     chosen = fitting[levels.index(level)] if level else fitting[-1]
-    for member in (package.SAMPLE, package.archive_member(chosen.level)):
+    wanted = [package.SAMPLE] if manifest.gpu else [package.SAMPLE, package.archive_member(chosen.level)]
+    for member in wanted:
         if member not in found.members:
             raise CompileError(f"{str(path)!r} has no {member}: compile the model with --exportable")
     return Source(plain_name(name or path.stem), DEVICES[kind], path.read_bytes(), found, chosen)

@@ -4,8 +4,8 @@ kernels.
 
 import _ctypes
 import ctypes
+import hashlib
 import platform
-import shutil
 import subprocess
 import zipfile
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).resolve().parent
+HOSTS = (f"cuda-{platform.machine()}",)  # that of the tests
 FAT_BINARY = b"\x50\xed\x55\xba"  # what every fat binary begins with
 
 
@@ -82,14 +83,22 @@ class Driver:
         return context.value
 
 
+def build_driver(folder: Path, machine: str = "") -> Path:
+    """The fake libcuda.so.1 for ``machine``, this one if empty; skips where it cannot be built."""
+    from cuda_emulator.build import compiler
+
+    if not (gcc := compiler(machine)):
+        package = f"g++-{machine}-linux-gnu" if machine else "g++"
+        pytest.skip(f"not installed: {package} (apt-get install {package})")
+    path = folder / "libcuda.so.1"
+    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([gcc, *flags, str(HERE / "fake_driver.cpp"), "-o", str(path), "-ldl"], check=True)
+    return path
+
+
 @pytest.fixture(scope="session")
 def loaded_driver(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed: it builds the emulated kernels")
-    path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
-    subprocess.run(["g++", *flags, str(HERE / "fake_driver.cpp"), "-o", str(path), "-ldl"], check=True)
-    driver = Driver(path)
+    driver = Driver(build_driver(tmp_path_factory.mktemp("driver")))
     yield driver
     _ctypes.dlclose(driver.library._handle)
 
@@ -122,17 +131,20 @@ class Compiled:
 
 
 class NoMachineCode:
-    """A compiler whose fat binaries hold nothing: the emulator has the kernels from their source."""
+    """A compiler whose fat binaries hold a hash of the source, from which the emulator has the kernels."""
 
     version = 13000
 
     def fat_binary(self, source: str, names, ptx) -> bytes:
-        return FAT_BINARY + bytes(60)
+        return FAT_BINARY + hashlib.sha256(source.encode()).digest()
 
 
 @pytest.fixture(scope="session")
 def compile_for_gpu(tmp_path_factory, loaded_driver):
-    """``compile_for_gpu(model, **request) -> Compiled``; each model is compiled once.  No nvcc is needed."""
+    """``compile_for_gpu(model, hosts, **request) -> Compiled``; each model is compiled once, without nvcc.
+
+    ``hosts``: the levels of the libraries, that of this machine by default.
+    """
     from cuda_emulator import library
     from sparsec.compiler.cuda import road
     from sparsec.compiler.pipeline import compile_model
@@ -140,8 +152,8 @@ def compile_for_gpu(tmp_path_factory, loaded_driver):
 
     made: dict = {}
 
-    def compile_(model: Path | bytes, **request) -> Compiled:
-        key = (model, repr(request))
+    def compile_(model: Path | bytes, hosts=HOSTS, **request) -> Compiled:
+        key = (model, repr((hosts, request)))
         if key not in made:
             folder = tmp_path_factory.mktemp("gpu")
             path = folder / "model.onnx" if isinstance(model, bytes) else Path(model)
@@ -151,7 +163,7 @@ def compile_for_gpu(tmp_path_factory, loaded_driver):
             asked = {"target": "cuda", "verify": False, "keep_source": True} | request
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(road, "toolchain", NoMachineCode)
-                patch.setattr(road, "hosts", lambda: [f"cuda-{platform.machine()}"])
+                patch.setattr(road, "hosts", lambda: hosts)
                 report = compile_model(CompileRequest(str(path), str(out), **asked))
             source = zipfile.ZipFile(out).read(road.SOURCE).decode()
             made[key] = Compiled(out, report, source, library(source))

@@ -4,7 +4,8 @@
 // copies past an allocation, launches beyond the limits, calls without a current context, work while a stream is
 // captured.  Device memory is filled with NaN.
 //
-// fake_control tells it what to be: see `Control`.
+// fake_control tells it what to be: see `Control`; in a process of its own, FAKE_CUDA_KERNELS names the kernels'
+// library, and FAKE_CUDA_CAPABILITY is 87 for compute capability 8.7.
 
 #include <dlfcn.h>
 
@@ -36,7 +37,12 @@ struct Counters {
     char trouble[512]; // the first misuse
 };
 
-static Control control = {13000, 1, 80, 1ull << 34, 0, 0, 0, nullptr};
+static int capability() {
+    const char* wanted = getenv("FAKE_CUDA_CAPABILITY");
+    return wanted ? atoi(wanted) : 80;
+}
+
+static Control control = {13000, 1, capability(), 1ull << 34, 0, 0, 0, getenv("FAKE_CUDA_KERNELS")};
 static Counters counters;
 
 static int trouble(const std::string& what, int result = 1) {

@@ -90,19 +90,12 @@ def test_targets_that_cannot_be(target, words):
         gpu_names(target)
 
 
-@pytest.mark.parametrize(
-    ("option", "given"),
-    [
-        ("--variants", {"variants": ("2:4", "1:4")}),
-        ("--exportable", {"exportable": True}),
-    ],
-)
-def test_options_for_cpus_are_refused(option, given):
+def test_int8_is_for_cpus():
     from sparsec.compiler.errors import CompileError
     from sparsec.compiler.request import CompileRequest
 
-    with pytest.raises(CompileError, match=f"^{option} is for CPUs; compile for 'cuda' without it$"):
-        CompileRequest("m.onnx", "m.sparsec", target="cuda", **given)
+    with pytest.raises(CompileError, match="^--precision int8 is for CPUs; compile for 'cuda' without it$"):
+        CompileRequest("m.onnx", "m.sparsec", target="cuda", precision="int8")
 
 
 def test_requests_and_schedules_know_the_same_architectures():

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -17,43 +18,46 @@ _FLAGS = (
     "-std=c++17",
     "-O1",
     "-fPIC",
-    "-march=x86-64-v3",
     "-ffp-contract=fast",
     "-fno-strict-aliasing",
     "-fno-gnu-unique",
     "-w",
 )
 _CHECKED = ("-fsanitize=thread", "-fsanitize=bounds")
+_MACHINES = {"x86_64": ("-march=x86-64-v3",), "aarch64": ()}
 
 
-def compiler() -> str | None:
-    return shutil.which("g++")
+def compiler(machine: str = "") -> str | None:
+    """The C++ compiler for ``machine``, this one if empty; None where it is not installed."""
+    own = machine in ("", platform.machine())
+    return shutil.which("g++" if own else f"{machine}-linux-gnu-g++")
 
 
-def library(source: str, checked: bool = False) -> Path:
-    """The library of ``source``, from the cache or made now.
+def library(source: str, checked: bool = False, machine: str = "") -> Path:
+    """The library of ``source`` for ``machine``, this one if empty, from the cache or made now.
 
     Raises ValueError with the compiler's first complaint, as for an instruction that `ptx.h` does not know.
     """
     text = translate(source)
-    flags = (*_FLAGS, *(_CHECKED if checked else ()))
-    made = _CACHE / f"{_digest(text, *flags, *_sources())}.so"
+    gcc = (compiler(machine), *_FLAGS, *_MACHINES[machine or platform.machine()])
+    flags = _CHECKED if checked else ()
+    made = _CACHE / f"{_digest(text, *gcc, *flags, *_sources())}.so"
     if not made.exists():
-        objects = [_runtime(name, checked) for name in _RUNTIME]
+        objects = [_runtime(gcc, name, checked) for name in _RUNTIME]
         with tempfile.TemporaryDirectory() as folder:
             generated = Path(folder) / "generated.cpp"
             generated.write_text(text)
-            _gcc(*flags, "-c", str(generated), "-o", f"{folder}/generated.o")
-            _publish(made, "-shared", f"{folder}/generated.o", *map(str, objects))
+            _run(*gcc, *flags, "-c", str(generated), "-o", f"{folder}/generated.o")
+            _publish(made, *gcc, "-shared", f"{folder}/generated.o", *map(str, objects))
     return made
 
 
-def _runtime(name: str, checked: bool) -> Path:
+def _runtime(gcc: tuple[str, ...], name: str, checked: bool) -> Path:
     """An object of the emulator itself, which is never instrumented."""
-    flags = (*_FLAGS, "-O2", *(("-DEMU_CHECKED",) if checked else ()))
-    made = _CACHE / f"{_digest(name, *flags, *_sources())}.o"
+    flags = ("-O2", *(("-DEMU_CHECKED",) if checked else ()))
+    made = _CACHE / f"{_digest(name, *gcc, *flags, *_sources())}.o"
     if not made.exists():
-        _publish(made, *flags, "-c", str(_HERE / name))
+        _publish(made, *gcc, *flags, "-c", str(_HERE / name))
     return made
 
 
@@ -65,19 +69,17 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
 
 
-def _publish(made: Path, *arguments: str) -> None:
-    """Runs g++ with its result at ``made``, whole or not at all."""
+def _publish(made: Path, *command: str) -> None:
+    """Runs ``command`` with its result at ``made``, whole or not at all."""
     made.parent.mkdir(parents=True, exist_ok=True)
     temporary = made.with_suffix(f".{os.getpid()}{made.suffix}")
-    _gcc(*arguments, "-o", str(temporary))
+    _run(*command, "-o", str(temporary))
     temporary.rename(made)
 
 
-def _gcc(*arguments: str) -> None:
+def _run(*command: str) -> None:
     # The library's own symbols first: several emulations live in one process.
-    result = subprocess.run(
-        [compiler(), "-I", str(_HERE), "-Wl,-Bsymbolic", *arguments], capture_output=True, text=True
-    )
+    result = subprocess.run([*command, "-I", str(_HERE), "-Wl,-Bsymbolic"], capture_output=True, text=True)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line] or [result.stderr[-500:]]
         raise ValueError(f"the emulator cannot compile this source: {errors[0]}")

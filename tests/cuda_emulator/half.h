@@ -18,15 +18,21 @@ inline uint32_t bits_of_float(float value) {
 
 namespace emu {
 
+#ifdef __aarch64__
+using Binary16 = __fp16; // g++ has it there longer than _Float16
+#else
+using Binary16 = _Float16;
+#endif
+
 struct AsHalf {
     static uint16_t round(float value) {
-        _Float16 half = value;
+        Binary16 half = value;
         uint16_t bits;
         memcpy(&bits, &half, sizeof bits);
         return bits;
     }
     static float widen(uint16_t bits) {
-        _Float16 half;
+        Binary16 half;
         memcpy(&half, &bits, sizeof bits);
         return half;
     }

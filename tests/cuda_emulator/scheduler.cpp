@@ -1,5 +1,6 @@
 // Fibers, barriers and launches.
 #include "emulator.h"
+#include "switch.h"
 
 #include <sys/mman.h>
 
@@ -7,34 +8,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-
-#ifndef __x86_64__
-#error "the emulator switches fibers in x86-64 assembly"
-#endif
-
-// Saves the callee-saved registers on the stack at hand, and goes on where the other stack left off.
-extern "C" void emu_switch(void** save, void* load);
-asm(R"(
-.text
-.globl emu_switch
-.hidden emu_switch
-emu_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-)");
 
 emu_dim threadIdx, blockIdx, blockDim, gridDim;
 
@@ -121,12 +94,11 @@ void start(Fiber& fiber, int thread) {
     fiber.lane = thread % kWarp;
     fiber.warp = thread / kWarp;
     fiber.index = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y};
-    // The stack looks as if emu_switch had saved six registers, to return to fiber_main.
-    void** top = reinterpret_cast<void**>(stacks + (thread + 1) * kStack);
-    *--top = nullptr;
-    *--top = reinterpret_cast<void*>(fiber_main);
-    for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
-    fiber.stack_pointer = top;
+    // The stack looks as if emu_switch had saved zeros, to return to fiber_main.
+    void** saved = reinterpret_cast<void**>(stacks + (thread + 1) * kStack) - kSaved;
+    memset(saved, 0, kSaved * sizeof *saved);
+    saved[kReturn] = reinterpret_cast<void*>(fiber_main);
+    fiber.stack_pointer = saved;
 }
 
 bool run(Fiber& fiber) {

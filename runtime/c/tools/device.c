@@ -8,10 +8,11 @@ sparsec_context *new_context(const subject *s) {
     sparsec_error error;
     sparsec_context *context = 0; // its memory goes back to the system when the program ends
     uint64_t size = sparsec_context_size(s->model, 1);
-    void *memory = new_memory(size + !size); // a model of ABI 1 says 0, and then why it has no context
-    if (!memory)
+    void *memory = size ? new_memory(size) : 0; // 0: it is not the caller's to give, but a GPU's
+    if (size && !memory)
         say(STDERR_FILENO, "context: no memory for a context: %llu bytes are needed\n", (unsigned long long)size);
-    else if (sparsec_context_create_in(s->model, 1, memory, size, &context, &error))
+    else if (size ? sparsec_context_create_in(s->model, 1, memory, size, &context, &error)
+                  : sparsec_context_create(s->model, 1, &context, &error))
         complain("context", error.message);
     return context;
 }

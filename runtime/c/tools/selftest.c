@@ -64,8 +64,10 @@ static int time_runs(sparsec_context *context, uint64_t memory, sparsec_error *e
         seconds[at] = taken;
     }
     unsigned long long microseconds = (unsigned long long)(1e6 * seconds[runs / 2] + 0.5);
-    say(STDOUT_FILENO, "ok  a run takes %llu.%03u ms (median of %d) and %llu kB\n", microseconds / 1000,
-        (unsigned)(microseconds % 1000), runs, (unsigned long long)(memory + 999) / 1000);
+    say(STDOUT_FILENO, "ok  a run takes %llu.%03u ms (median of %d)", microseconds / 1000,
+        (unsigned)(microseconds % 1000), runs);
+    if (memory) say(STDOUT_FILENO, " and %llu kB", (unsigned long long)(memory + 999) / 1000);
+    say(STDOUT_FILENO, "\n");
     return 0;
 }
 
