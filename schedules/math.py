@@ -48,6 +48,19 @@ def fused(x, y, z):
     return _own("fused", x, y, z)
 
 
+def within(x, least, most):
+    """float32 ``x`` kept between two others; NaN becomes ``least``."""
+    return _own("within", x, least, most)
+
+
+def quotient(x, divisor, inverse):
+    """float32 ``x / divisor``, rounded, of the rounded ``inverse``; neither it nor ``x`` near overflow.
+
+    A first guess and its remainder (P. Markstein, IBM J. Res. Dev. 34, 1990).
+    """
+    return _own("quotient", x, divisor, inverse)
+
+
 def to_bfloat16(x):
     """The bit pattern, a uint16, of the bfloat16 nearest to float32 x; ties to even, NaN stays NaN.
 
@@ -97,6 +110,21 @@ def _is_nan(x):
 
 def _is_constant(expr) -> bool:
     return isinstance(expr.value if isinstance(expr, tirx.Broadcast) else expr, tirx.FloatImm)
+
+
+def _within_rule(call):
+    x, least, most = call.args
+    above = let(x, lambda x: tirx.Select(x > least, x, least), "x")
+    return let(above, lambda y: tirx.Select(y < most, y, most), "y")
+
+
+def _quotient_rule(call):
+    x, divisor, inverse = call.args
+
+    def corrected(x, guess):
+        return fused(fused(-guess, divisor, x), inverse, guess)
+
+    return let(x, lambda x: let(rounded(x * inverse), lambda guess: corrected(x, guess), "guess"), "x")
 
 
 # Lowering rules ---------------------------------------------------------------------------------------
@@ -199,6 +227,8 @@ _OWN_RULES = {
     "to_bfloat16": _bfloat16_rule,
     "to_float16": _to_float16_rule,
     "from_float16": _from_float16_rule,
+    "within": _within_rule,
+    "quotient": _quotient_rule,
     "rounded": lambda call: tir.llvm_intrinsic("llvm.arithmetic.fence", call.ty, *call.args),
     "fused": lambda call: tir.llvm_intrinsic("llvm.fma", call.ty, *call.args),
 }

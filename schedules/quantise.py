@@ -1,7 +1,8 @@
 """Between reals and 8-bit integers: elementwise definitions, exact in every kernel that they are fused into.
 
 Roundings are those of ONNX: products of a dequantisation are float32 numbers, which no fused multiply-add
-skips, and quotients are rounded to the nearest integer, ties to even.
+skips, and quotients are rounded to the nearest integer, ties to even.  Scales and zero points are operands
+(``grid``), so that layers that differ in nothing else share a kernel.
 """
 
 import numpy as np
@@ -11,16 +12,60 @@ from sparsec.schedules import math, tir
 
 _ROUND = 12582912.0  # 1.5 * 2^23: a float32 below 2^22 that it is added to leaves an integer in the low bits
 _ROUND_BITS = int(np.float32(_ROUND).view(np.int32))
+#: Scales whose quotients neither overflow nor become denormal before they are rounded to 8 bits.
+_PLAIN = (2.0**-64, 2.0**64)
+
+#: What a grid holds: scale and its reciprocal, the reals of the least and the largest integer, the zero point,
+#: and, as the bits of an int32, what ``_nearest`` leaves on top of the integer.
+_SCALE, _INVERSE, _LEAST, _LARGEST, _ZERO, _EXCESS = range(6)
 
 
-def quantise(x, scale: float, zero: int, dtype: str):
-    """``saturate(round(x / scale) + zero)`` of a float32 tensor, as ``dtype``, one of int8 and uint8."""
+def grid(scale: float, zero: int, dtype: str) -> np.ndarray:
+    """What kernels take of a scale and a zero point for integers of ``dtype``, int8 or uint8: float32 [6]."""
+    limits, step = np.iinfo(dtype), np.float32(scale)
+    least, largest = (np.float32(bound - zero) for bound in (limits.min, limits.max))
+    excess = np.int32(_ROUND_BITS - zero).view(np.float32)
+    with np.errstate(over="ignore"):
+        values = [step, np.float32(1) / step, least * step, largest * step, np.float32(zero), excess]
+    return np.array(values, np.float32)
+
+
+def plain(scale: float) -> bool:
+    """Whether ``quantise`` may multiply by a reciprocal instead of dividing, which gives the same integers."""
+    return _PLAIN[0] < scale < _PLAIN[1]
+
+
+def quantise(x, grid, dtype: str, unit: bool = False, divides: bool = False):
+    """``saturate(round(x / scale) + zero)`` of a float32 tensor, as ``dtype``, one of int8 and uint8.
+
+    ``unit``: the scale is 1.  ``divides``: it is not ``plain``.
+    """
 
     def value(*i):
-        steps = x(*i) if scale == 1.0 else x(*i) / tir.f32(scale)
-        return codes(steps, zero, dtype)
+        steps = _steps(x(*i), grid, dtype, unit, divides) + tir.f32(_ROUND)
+        return (tirx.reinterpret("int32", steps) - tirx.reinterpret("int32", grid(_EXCESS))).astype(dtype)
 
     return te.compute(x.shape, value, name="quantise")
+
+
+def requantised(x, grid, back, dtype: str, unit: bool = False, divides: bool = False):
+    """``dequantise`` with the grid ``back``, of the same zero point, of what ``quantise`` makes of ``x``."""
+
+    def value(*i):
+        above = math.rounded(_steps(x(*i), grid, dtype, unit, divides) + tir.f32(_ROUND))
+        return math.rounded((above - tir.f32(_ROUND)) * back(_SCALE))
+
+    return te.compute(x.shape, value, name="requantised")
+
+
+def _steps(x, grid, dtype: str, unit: bool, divides: bool):
+    """``x / scale``, kept to what ``dtype`` holds; NaN becomes the least."""
+    if divides:
+        limits = np.iinfo(dtype)
+        least, largest = (tir.f32(float(bound)) - grid(_ZERO) for bound in (limits.min, limits.max))
+        return math.within(x / grid(_SCALE), least, largest)
+    inside = math.within(x, grid(_LEAST), grid(_LARGEST))
+    return inside if unit else math.quotient(inside, grid(_SCALE), grid(_INVERSE))
 
 
 def codes(steps, zero: int, dtype: str):
@@ -64,13 +109,12 @@ def dynamic_quantise(x, scale, zero):
     return te.compute(x.shape, value, name="dynamic_quantise")
 
 
-def dequantise(x, scale: float, zero: int):
+def dequantise(x, grid):
     """``(x - zero) * scale`` as float32."""
 
     def value(*i):
-        wide = x(*i).astype("int32")
-        real = (wide - tir.i32(zero) if zero else wide).astype("float32")
-        return math.rounded(real * tir.f32(scale))
+        real = x(*i).astype("int32").astype("float32") - grid(_ZERO)  # exact: integers of 9 bits
+        return math.rounded(real * grid(_SCALE))
 
     return te.compute(x.shape, value, name="dequantise")
 
@@ -82,28 +126,26 @@ def product(x, y, shape):
     )
 
 
-def add(x, y, shape, a: float, b: float, shift: float, offset: int):
-    """QuantizedAdd: ``x`` and ``y`` are uint8 and broadcast to ``shape``, and so is the sum."""
+def add(x, y, factors, shape, offset: int):
+    """QuantizedAdd: ``x`` and ``y`` are uint8 and broadcast to ``shape``, and so is the sum.
+
+    ``factors`` holds the attributes a, b and shift.
+    """
 
     def real(codes_at):
         wide = codes_at.astype("int32")
         return (wide - tir.i32(offset) if offset else wide).astype("float32")
 
     def value(*i):
-        inner = math.fused(real(_at(y, i, shape)), tir.f32(b), tir.f32(shift))
-        return codes(math.fused(real(_at(x, i, shape)), tir.f32(a), inner), offset, "uint8")
+        inner = math.fused(real(_at(y, i, shape)), factors(1), factors(2))
+        return codes(math.fused(real(_at(x, i, shape)), factors(0), inner), offset, "uint8")
 
     return te.compute(_dims(shape), value, name="quantized_add")
 
 
-def clip(x, least: int, most: int):
-    """Integers within ``least`` and ``most``."""
-
-    def value(*i):
-        low, high = (tirx.const(bound, x.dtype) for bound in (least, most))
-        return tirx.min(tirx.max(x(*i), low), high)
-
-    return te.compute(x.shape, value, name="clip")
+def clip(x, bounds):
+    """Integers within ``bounds``, the least and the largest."""
+    return te.compute(x.shape, lambda *i: tirx.min(tirx.max(x(*i), bounds(0)), bounds(1)), name="clip")
 
 
 def _dims(shape):

@@ -16,6 +16,10 @@ SCHEDULED = "tirx.is_scheduled"
 #: Loop annotation: its steps may run in any order, or at once.
 INDEPENDENT = "sparsec.independent"
 OP_PATTERN = "op_pattern"
+#: Attribute of a function whose every element depends on one of each operand of the result's shape, beside
+#: which it reads what is the same for all.  TVM sees only the operands of other shapes.
+ELEMENTWISE = "sparsec.elementwise"
+KIND_ELEMENTWISE = 0
 OUT_ELEMWISE_FUSABLE = 4
 OPAQUE = 8
 

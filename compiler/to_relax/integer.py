@@ -4,13 +4,15 @@ A layer is its kernel's plain sum of products, less the zero point of its input 
 channel's weights.  Where that zero point is a constant, this is one, too, and joins an int32 bias behind it.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from tvm import relax
 
 from sparsec.compiler.to_relax import linear
 from sparsec.compiler.to_relax.linear import attribute, reshaped
-from sparsec.schedules import contraction
+from sparsec.schedules import contraction, tir
 from sparsec.schedules import quantise as kernel
 from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.elements import INT8
@@ -82,11 +84,10 @@ def multiply(importer, node: ir.Node, inputs):
 
 
 def quantize_linear(importer, node: ir.Node, inputs):
-    parameters = _parameters(node, node.outputs[0].dtype)
-    if parameters is None or node.inputs[0].dtype != ir.DataType.FLOAT:
+    made = _grid(node, node.outputs[0].dtype)
+    if made is None or node.inputs[0].dtype != ir.DataType.FLOAT:
         return None
-    dtype = str(node.outputs[0].dtype.numpy())
-    return importer.bb.emit_te(kernel.quantise, inputs[0], *parameters, dtype, primfunc_name_hint="quantise")
+    return _elementwise(importer, kernel.quantise, inputs[0], relax.const(made.array), *made.options)
 
 
 def dynamic_quantize_linear(importer, node: ir.Node, inputs):
@@ -101,38 +102,66 @@ def dynamic_quantize_linear(importer, node: ir.Node, inputs):
 
 
 def dequantize_linear(importer, node: ir.Node, inputs):
-    parameters = _parameters(node, node.inputs[0].dtype)
-    if parameters is None:
+    made = _grid(node, node.inputs[0].dtype)
+    if made is None:
         return None
-    return importer.bb.emit_te(kernel.dequantise, inputs[0], *parameters, primfunc_name_hint="dequantise")
+    before = node.inputs[0].producer()
+    given = _grid(before, made.dtype) if before is not None and before.op_type == "QuantizeLinear" else None
+    if given is not None and given.zero == made.zero and before.inputs[0].dtype == ir.DataType.FLOAT:
+        reals, grids = importer.expression(before.inputs[0]), [relax.const(g.array) for g in (given, made)]
+        return _elementwise(importer, kernel.requantised, reals, *grids, *given.options)
+    return _elementwise(importer, kernel.dequantise, inputs[0], relax.const(made.array))
 
 
 def quantized_add(importer, node: ir.Node, inputs):
     shape = [int(d) for d in node.outputs[0].shape]
-    a, b, shift = (float(attribute(node, name, 0.0)) for name in ("a", "b", "shift"))
+    factors = np.array([attribute(node, name, 0.0) for name in ("a", "b", "shift")], np.float32)
     offset = attribute(node, "offset", 0)
-    return importer.bb.emit_te(
-        kernel.add, *inputs[:2], shape, a, b, shift, offset, primfunc_name_hint="quantized_add"
-    )
+    return _elementwise(importer, kernel.add, *inputs[:2], relax.const(factors), shape, offset)
 
 
 def clip(importer, node: ir.Node, inputs):
     """Bytes within constants; the rest is TVM's."""
     if node.inputs[0].dtype != ir.DataType.UINT8 or len(inputs) != 3:
         return None
-    bounds = [int(value.const_value.numpy()) for value in node.inputs[1:]]
-    return importer.bb.emit_te(kernel.clip, inputs[0], *bounds, primfunc_name_hint="clip")
+    bounds = np.array([value.const_value.numpy().item() for value in node.inputs[1:]], np.uint8)
+    return _elementwise(importer, kernel.clip, inputs[0], relax.const(bounds))
 
 
-def _parameters(node: ir.Node, dtype: ir.DataType) -> tuple[float, int] | None:
-    """Scale and zero point of one for all, constants of bytes; None for every other form."""
+def _elementwise(importer, definition, *args):
+    """A kernel of ``definition`` that fusion takes for one of single elements, whatever else it reads."""
+    name = definition.__name__
+    attributes = {tir.ELEMENTWISE: True}
+    return importer.bb.emit_te(definition, *args, primfunc_name_hint=name, primfunc_attrs=attributes)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Scale and zero point, one for all, of a QuantizeLinear or DequantizeLinear, and its integers."""
+
+    scale: float
+    zero: int
+    dtype: ir.DataType
+
+    @property
+    def array(self) -> np.ndarray:
+        return kernel.grid(self.scale, self.zero, str(self.dtype.numpy()))
+
+    @property
+    def options(self) -> tuple:
+        """What ``kernel.quantise`` wants to know beside the grid."""
+        return str(self.dtype.numpy()), self.scale == 1, not kernel.plain(self.scale)
+
+
+def _grid(node: ir.Node, dtype: ir.DataType) -> _Grid | None:
+    """What ``node`` says of ``dtype``, if that is constant and of bytes."""
     constants = [value.const_value for value in node.inputs[1:] if value is not None]
     if dtype not in (ir.DataType.UINT8, ir.DataType.INT8) or any(c is None for c in constants):
         return None
     arrays = [c.numpy() for c in constants]
     if any(array.size != 1 for array in arrays) or arrays[0].dtype != np.float32:
         return None
-    return float(arrays[0].item()), int(arrays[1].item()) if len(arrays) > 1 else 0
+    return _Grid(float(arrays[0].item()), int(arrays[1].item()) if len(arrays) > 1 else 0, dtype)
 
 
 def _counts(value: ir.Value) -> bool:
