@@ -15,8 +15,8 @@ _ROUND_BITS = int(np.float32(_ROUND).view(np.int32))
 #: Scales whose quotients neither overflow nor become denormal before they are rounded to 8 bits.
 _PLAIN = (2.0**-64, 2.0**64)
 
-#: What a grid holds: scale and its reciprocal, the reals of the least and the largest integer, the zero point,
-#: and, as the bits of an int32, what ``_nearest`` leaves on top of the integer.
+#: What a grid holds: scale and its reciprocal, the reals of the least and the largest integer, the zero
+#: point, and, as the bits of an int32, what is above the integer when ``_ROUND`` has been added.
 _SCALE, _INVERSE, _LEAST, _LARGEST, _ZERO, _EXCESS = range(6)
 
 
@@ -31,7 +31,7 @@ def grid(scale: float, zero: int, dtype: str) -> np.ndarray:
 
 
 def plain(scale: float) -> bool:
-    """Whether ``quantise`` may multiply by a reciprocal instead of dividing, which gives the same integers."""
+    """Whether ``quantise`` may multiply by a reciprocal instead of dividing, which gives the same."""
     return _PLAIN[0] < scale < _PLAIN[1]
 
 
