@@ -18,6 +18,7 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.request import CompileRequest, runnable
 from sparsec.compiler.to_relax.linear import attribute, pattern_text
 from sparsec.compiler.to_relax.products import products
+from sparsec.compiler.to_relax.weight_quant import why_not_sparse
 from sparsec.compiler.tuning import measure
 from sparsec.compiler.tuning.candidates import Candidate, kernels
 from sparsec.compiler.tuning.database import Database
@@ -80,17 +81,18 @@ def choose(model: ir.Model, request: CompileRequest, levels: tuple[str, ...]) ->
     for name, node in nodes.items():
         specs = [spec for spec, _ in layers[name]]
         if node.op_type == weight_quant.NAME:
-            found.kernels[name] = "sparse"
-            found.findings.append(finding(node, "sparse", "half the bytes of weights that memory delivers"))
-            continue
-        dense, sparse = (sum(times[spec][i] for spec in specs) for i in (0, 1))
-        how = times[specs[0]][2]
-        kernel = "sparse" if sparse <= dense * NEAR_TIE else "dense"
-        reason = f"{how}: sparse {sparse / dense:.2f}x the time of dense"
-        if not any(skips(spec) for spec in specs):
-            kernel, reason = "dense", f"int8 kernels skip only what {SHARED} channels share"
+            reason, advice = why_not_sparse(node), ""
+            kernel = "dense" if reason else "sparse"
+            reason = reason or "only weights that are kept are read"
+        else:
+            dense, sparse = (sum(times[spec][i] for spec in specs) for i in (0, 1))
+            how = times[specs[0]][2]
+            kernel = "sparse" if sparse <= dense * NEAR_TIE else "dense"
+            reason = f"{how}: sparse {sparse / dense:.2f}x the time of dense"
+            if not any(skips(spec) for spec in specs):
+                kernel, reason = "dense", f"int8 kernels skip only what {SHARED} channels share"
+            advice = _advice(node, dense, how) if kernel == "dense" else ""
         found.kernels[name] = kernel
-        advice = _advice(node, dense, how) if kernel == "dense" else ""
         found.findings.append(finding(node, kernel, reason + advice))
         found.layers.update({to_text(Candidate(kernel).spec(spec)): to_text(spec) for spec in specs})
         if kernel == "dense":

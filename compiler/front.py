@@ -18,6 +18,7 @@ from sparsec.compiler.dump import Dump
 from sparsec.compiler.ingest import SOURCE_DIMS, ingest
 from sparsec.compiler.plan import Port
 from sparsec.compiler.request import CompileRequest, gpu_names
+from sparsec.compiler.weight_quant import calibrated
 
 
 @dataclass
@@ -58,7 +59,8 @@ def read_model(request: CompileRequest, pipeline, stages: "Stages", dump: Dump) 
         dump.onnx("quantised", model)
         meant = serialised(model)
     with stages("find and insert sparsity"):
-        findings += passes.run_pipeline(model, pipeline, integers=integers)
+        asked = calibrated(pipeline, request.calib, stages.log)
+        findings += passes.run_pipeline(model, asked, integers=integers)
         dump.onnx("passes", model)
         meant = meant or serialised(model)
         feeds = (

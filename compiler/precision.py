@@ -18,6 +18,7 @@ from sparsec.compiler.to_relax.linear import PRECISION, is_layer, run_spec
 from sparsec.compiler.to_relax.narrow import VIEWS
 from sparsec.compiler.to_relax.products import products
 from sparsec.compiler.to_relax.views import STEPS
+from sparsec.compiler.to_relax.weight_quant import why_not_narrow
 from sparsec.passes import Finding
 from sparsec.passes.ops import weight_quant
 from sparsec.schedules.contraction_spec import kind_of
@@ -35,9 +36,17 @@ _LOOKED_THROUGH = {*STEPS, "Mul", "Div"}
 
 
 def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Finding]:
-    """Marks every layer of ``model`` with its precision, for ``linear.layer``; one finding for each."""
+    """Marks every layer of ``model`` with its precision, for ``linear.layer``; one finding for each.
+
+    Without bfloat16 there is one for each weight of a few bits that no kernel takes.
+    """
     if precision != "bf16":
-        return []
+        narrow = ((node, why_not_narrow(node)) for node in model.graph if node.op_type == weight_quant.NAME)
+        return [
+            Finding("precision", node.name, "declined", f"as float32: {why}", node.op_type, FLOAT32.name)
+            for node, why in narrow
+            if why
+        ]
     findings = []
     for node in model.graph:
         if is_layer(node):

@@ -3,13 +3,13 @@
     MatMul(x, W)  ->  WeightQuantMatMul<bits>(x, Q, S, Z, I),    W ~ transpose((Q - Z) * S)
 
 and likewise Gemm, NMMatMul and NMGemm; activations stay as they are. Neighbouring input channels of an output
-channel are a group with one scale. Its sign puts the largest magnitude at the end of the range that has one
-number more (-128, -8); its size is that of a few candidates with the least squared error; it is a bfloat16,
-which costs nothing since it is chosen before the weights are rounded. Zeros stay zeros, and so do patterns.
+channel are a group with one scale (`quantize.groups`). Weights are rounded to the nearest, zeros to zeros, or
+with a `fit` for the least error of the layers' outputs (`quantize.weights`). Patterns stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -31,14 +31,12 @@ from sparsec.passes.nm_choice import Choice
 from sparsec.passes.nm_layers import Layer, find_layers
 from sparsec.passes.ops import DOMAIN, ensure_function
 from sparsec.passes.ops.weight_quant import NAME, dequantised
+from sparsec.passes.prune.places import cannot
+from sparsec.passes.quantize.groups import BITS, GROUP, nearest
+from sparsec.passes.quantize.weights import Rounded
 
-BITS = (8, 4)
-#: Group where none is asked for: 4 bits need a scale for fewer weights.
-GROUP = {8: 64, 4: 32}
-#: Scales that are tried, relative to the one that clips nothing.
-_CANDIDATES = {8: (1.0, 0.96, 0.92), 4: (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)}
-#: Weights at a time: what is computed of them should stay in a cache.
-_CHUNK = 1 << 18
+Fit = Callable[[ir.Model, Sequence[Layer], int, int], Mapping[tuple, Rounded]]
+"""`quantize.weights.fit` of a model, layers, bits and group, with its observers."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,20 @@ class QuantiseWeights(SparsecPass):
             raise PassError(f"{self.NAME}: group must be a multiple of 16, at most 256, found {self.group}")
 
     def run(self, model: ir.Model) -> list[Finding]:
+        return self.on(model)
+
+    def on(self, model: ir.Model, fit: Fit | None = None) -> list[Finding]:
+        """`run`, with weights rounded by `fit` where that can serve the layer."""
         layers = list(find_layers(model))
         candidates = [layer for layer in layers if not layer.convolves]
         choice = Choice(self.layers, self.skip, self.min_size)
         choice.check([node_name(layer.node) for layer in candidates])
-        made: dict[tuple, tuple[list[ir.Value], float]] = {}
+        why_not = {id(layer): choice.why_not(layer, None) or _unserved(layer.node) for layer in candidates}
+        chosen = [layer for layer in candidates if why_not[id(layer)] is None]
+        plain = {id(layer): _cannot_fit(layer, model) if fit else "" for layer in chosen}
+        fitted = [layer for layer in chosen if plain[id(layer)] is None]
+        rounded = fit(model, fitted, self.bits, self._group()) if fitted else {}
+        made: dict[tuple, tuple[list[ir.Value], str]] = {}
         findings = [
             self.declined(node_name(layer.node), "a convolution, which reads each weight often", layer.before)
             for layer in layers
@@ -79,31 +86,40 @@ class QuantiseWeights(SparsecPass):
         ]
         for layer in candidates:
             name, before = node_name(layer.node), layer.before
-            if reason := choice.why_not(layer, None) or _unserved(layer.node):
+            if reason := why_not[id(layer)]:
                 findings.append(self.declined(name, reason, before))
                 continue
             key = (layer.key, attribute(layer.node, "alpha", 1.0))
             if key not in made:
-                made[key] = self._constants(model, layer)
-            constants, error = made[key]
+                own = rounded.get(layer.key) if plain[id(layer)] is None else None
+                made[key] = self._constants(model, layer, own)
+            constants, told = made[key]
             _put(model, layer, constants, self.bits)
-            reason = (
-                f"{self.bits} bits, groups of {self._group()}: {100 * error:.2g} % of the weights' norm lost"
-            )
+            why = f"; to the nearest: {plain[id(layer)]}" if plain[id(layer)] else ""
+            reason = f"{self.bits} bits, groups of {self._group()}: {told}{why}"
             findings.append(self.applied(name, reason, before, f"{DOMAIN}.{NAME}"))
         return findings
 
     def _group(self) -> int:
         return self.group or GROUP[self.bits]
 
-    def _constants(self, model: ir.Model, layer: Layer) -> tuple[list[ir.Value], float]:
-        weight = layer.weight[:, 0].astype(np.float32) * np.float32(attribute(layer.node, "alpha", 1.0))
-        values, scale, error = quantise(weight, self.bits, self._group())
-        index = np.arange(weight.shape[1]) // self._group()
+    def _constants(self, model: ir.Model, layer: Layer, fitted: Rounded | None) -> tuple[list[ir.Value], str]:
+        """Q, S, Z and I of a node, and what rounding does."""
+        if fitted is not None:
+            values, scale = fitted.values, fitted.scale
+            told = (
+                f"output error {100 * fitted.before:.3f} % with weights rounded to the nearest, "
+                f"{100 * fitted.after:.3f} % as fitted"
+            )
+        else:
+            factor = np.float32(attribute(layer.node, "alpha", 1.0))
+            weight = layer.weight[:, 0].astype(np.float32) * factor
+            values, scale, lost = nearest(weight, self.bits, self._group())
+            told = f"{100 * lost:.2g} % of the weights' norm lost"
+        index = np.arange(values.shape[1]) // self._group()
         arrays = {"q": values, "scale": scale, "zero": np.zeros(scale.shape, np.int8), "group": index}
         name = layer.value.name
-        constants = [add_constant(model, f"{name}_{part}", array) for part, array in arrays.items()]
-        return constants, error
+        return [add_constant(model, f"{name}_{part}", array) for part, array in arrays.items()], told
 
 
 def restore(model: ir.Model) -> None:
@@ -114,62 +130,16 @@ def restore(model: ir.Model) -> None:
         replace_node(node, ir.node("MatMul", [node.inputs[0], weight], name=node.name))
 
 
-def quantise(weight: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """int8 values `[n, k]` and float32 scales `[n, groups]` of float32 `weight [n, k]`, and what is lost.
-
-    What is lost is relative, in the Frobenius norm.
-    """
-    n, k = weight.shape
-    count, rows = -(-k // group), max(1, _CHUNK // k)
-    values, scale = np.empty((n, k), np.int8), np.empty((n, count), np.float32)
-    lost = total = 0.0
-    for start in range(0, n, rows):
-        part = weight[start : start + rows]
-        padded = np.zeros((len(part), count * group), np.float32)
-        padded[:, :k] = part
-        groups = padded.reshape(len(part), count, group)
-        best, error = _best_scales(groups, bits)
-        q = _rounded(groups, best, bits)
-        values[start : start + rows] = q.reshape(len(part), -1)[:, :k]
-        scale[start : start + rows] = best[..., 0]
-        lost += float(error.sum(dtype=np.float64))
-        total += float(np.square(part, dtype=np.float64).sum())
-    return values, scale, (lost / total) ** 0.5 if total else 0.0
-
-
-def _best_scales(groups: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """The scales `[..., 1]` of `groups [..., group]` with the least squared error, and that error."""
-    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)
-    base = -largest / np.float32(1 << bits - 1)
-    best = error = None
-    for factor in _CANDIDATES[bits]:
-        scale = _bfloat16(base * np.float32(factor))
-        off = _rounded(groups, scale, bits) * scale
-        off -= groups
-        found = np.einsum("...i,...i->...", off, off)
-        if best is None:
-            best, error = scale, found
-        else:
-            better = found < error
-            best, error = np.where(better[..., None], scale, best), np.where(better, found, error)
-    return best, error
-
-
-def _rounded(groups: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
-    """The nearest integers to `groups / scale`, as float32; 0 where the scale is 0."""
-    most = 1 << bits - 1
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-30)
-    return np.clip(np.rint(groups * inverse), -most, most - 1)
-
-
-def _bfloat16(values: np.ndarray) -> np.ndarray:
-    """The nearest numbers that have 8 bits; ties away from zero."""
-    return ((values.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
-
-
 def _unserved(node: ir.Node) -> str | None:
     """What of a Gemm stands in the way, or None."""
     return "its input is transposed" if attribute(node, "transA", 0) else None
+
+
+def _cannot_fit(layer: Layer, model: ir.Model) -> str | None:
+    """Why calibration cannot serve `layer`, or None."""
+    if layer.node.graph is not model.graph:
+        return "it is in a subgraph, whose values calibration cannot see"
+    return cannot(layer)
 
 
 def _put(model: ir.Model, layer: Layer, constants: list[ir.Value], bits: int) -> None:
@@ -194,6 +164,7 @@ def _before(node: ir.Node, op: str, inputs: list[ir.Value], attributes=None, **k
     """The result of a new node in front of `node`, of the type of what it computes with."""
     new = ir.node(op, inputs, attributes, **kind)
     like = node.outputs[0] if op == NAME else inputs[0]
-    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = kind["name"], like.type, like.shape
+    name = f"{node.outputs[0].name}/{op}"
+    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = name, like.type, like.shape
     node.graph.insert_before(node, new)
     return new.outputs[0]

@@ -1,6 +1,7 @@
 """How near networks stay to themselves in int8, quantised with calibration data alone.
 
     python -m benchmarks.accuracy.quantised minilm [--patterns 2:4x32 ...]
+    python -m benchmarks.accuracy.quantised weights [--bits 8 4]
     python -m benchmarks.accuracy.quantised tiny FOLDER
     python -m benchmarks.accuracy.quantised digits
 
@@ -9,13 +10,15 @@ float32; with `--patterns` pruned, too, once jointly and once pruned first and r
 networks of MLPerf Tiny in FOLDER; ResNet-8 on the crops of `resnet8`, beside the published int8 file, the
 keyword spotter and the autoencoder on smooth random spectra, since no sounds are at hand.  `digits`: labels
 that are right, on the networks of `digits`.  "plain" is what most tools do: ranges from the least to the
-largest value, weights rounded to the nearest, nothing migrated, every layer in int8.
+largest value, weights rounded to the nearest, nothing migrated, every layer in int8.  `weights`: MiniLM with
+its weights alone rounded, to the nearest and on calibration data.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,8 @@ from sparsec.compiler.calibration import read_batches
 from sparsec.compiler.ingest import form, load, opset
 from sparsec.compiler.prune import PruneRequest, prune_on
 from sparsec.compiler.quantize import QuantizeRequest, quantize_on
+from sparsec.compiler.weight_quant import calibrated
+from sparsec.passes import parse_pipeline, run_pipeline
 from sparsec.passes.prune import parse_pattern
 
 from . import digits, minilm, resnet8
@@ -68,13 +73,15 @@ def record(network: str, pattern: str, way: str, score: dict, layers: int, secon
     print(f"{network} {pattern} {way}: {score}, {layers} layers in int8, {seconds:.0f} s", flush=True)
 
 
-def on_minilm(patterns: list[str], texts: int) -> None:
-    sentences = minilm.texts()
-    test = minilm.tokens(sentences[minilm.CALIBRATION : minilm.CALIBRATION + minilm.TEST])
+@contextmanager
+def sentences(texts: int) -> Iterator[tuple[Path, Path, Callable[[ir.Model], dict]]]:
+    """MiniLM, `texts` sentences to calibrate it with, and what scores a model of it on others."""
+    every = minilm.texts()
+    test = minilm.tokens(every[minilm.CALIBRATION : minilm.CALIBRATION + minilm.TEST])
     with tempfile.TemporaryDirectory() as folder:
         dense, data = Path(folder) / "dense.onnx", Path(folder) / "data.npz"
         minilm.export(dense)
-        np.savez(data, **minilm.tokens(sentences[:texts]))
+        np.savez(data, **minilm.tokens(every[:texts]))
         reference = minilm.embeddings(dense.read_bytes(), test)
 
         def score(model: ir.Model) -> dict:
@@ -82,6 +89,25 @@ def on_minilm(patterns: list[str], texts: int) -> None:
             cosines = (found * reference).sum(axis=1)
             return {"cosine": round(float(cosines.mean()), 5), "least": round(float(cosines.min()), 4)}
 
+        yield dense, data, score
+
+
+def on_weights(bits: list[int], texts: int) -> None:
+    with sentences(texts) as (dense, data, score):
+        for width in bits:
+            pipeline = parse_pipeline(f"quantise-weights{{bits={width}}}")
+            for way, calib in (("nearest", None), ("fitted", str(data))):
+                model, start = read(dense), time.process_time()
+                findings = run_pipeline(model, calibrated(pipeline, calib, lambda line: None))
+                layers = sum(f.applied and f.pass_name == pipeline[0].NAME for f in findings)
+                seconds = round(time.process_time() - start)
+                found = {"bits": width, "way": way, **score(model), "layers": layers, "seconds": seconds}
+                add("weights", {"network": "minilm", "pattern": "dense", **found})
+                print(f"minilm {found}", flush=True)
+
+
+def on_minilm(patterns: list[str], texts: int) -> None:
+    with sentences(texts) as (dense, data, score):
         for pattern in patterns or [""]:
             for way, asked in _ways(pattern).items():
                 source = pruned(dense, data, pattern) if way == "pruned, then rounded" else dense
@@ -185,13 +211,15 @@ def on_digits() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["minilm", "tiny", "digits"])
+    parser.add_argument("what", choices=["minilm", "weights", "tiny", "digits"])
     parser.add_argument("folder", type=Path, nargs="?", help="with the networks of MLPerf Tiny")
     parser.add_argument("--patterns", nargs="*", default=[])
+    parser.add_argument("--bits", nargs="*", type=int, default=[8, 4])
     parser.add_argument("--texts", type=int, default=minilm.CALIBRATION, help="to calibrate MiniLM with")
     arguments = parser.parse_args()
     runs: dict[str, Callable[[], None]] = {
         "minilm": lambda: on_minilm(arguments.patterns, arguments.texts),
+        "weights": lambda: on_weights(arguments.bits, arguments.texts),
         "tiny": lambda: on_tiny(arguments.folder),
         "digits": on_digits,
     }

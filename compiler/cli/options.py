@@ -123,7 +123,7 @@ precision = click.option(
     show_default=True,
     help="Lowest precision of layers with weights; sums, normalisers and the last layer stay fp32. "
     "tf32 and fp16: GPUs. int8: quantised on --calib. int8-weights and int4-weights: of weights alone, "
-    "of all layers.",
+    "of all layers, with --calib rounded for the least error of each.",
 )
 mask = click.option(
     "--mask", default="", metavar="INPUT", help="Input whose zeros mark padding [attention_mask]."

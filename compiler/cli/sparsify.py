@@ -164,6 +164,7 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
     from sparsec.compiler.ingest import form, load, opset
     from sparsec.compiler.package import publish
     from sparsec.compiler.prune import PruneRequest, prune_model
+    from sparsec.compiler.weight_quant import calibrated
 
     pipeline = passes.parse_pipeline(request["passes"])
     log("read the model")
@@ -171,7 +172,8 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
     form.infer(model)  # passes ask for dtypes and shapes
     before = ir.to_proto(model).SerializeToString()
     log("run the passes")
-    findings, layers, plan = passes.run_pipeline(model, pipeline), [], None
+    asked = calibrated(pipeline, request["calib"], log)
+    findings, layers, plan = passes.run_pipeline(model, asked), [], None
     if request["prune"]:
         asked = PruneRequest(calib=request["calib"], **request["prune"])
         if request["budget"]:

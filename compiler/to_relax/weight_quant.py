@@ -16,7 +16,7 @@ _FINE = 128
 
 def matmul(importer, node: ir.Node, inputs):
     """The kernel of a ``WeightQuantMatMul``, or that of its weight as float32 where there is none."""
-    q, scale, zero, index = (value.const_value.numpy() for value in node.inputs[1:])
+    q, scale, zero, index = _constants(node)
     found = spec_of(node, q, scale, zero, index, importer.choices.get(node.name) != "dense")
     if isinstance(found, str):
         spec, weight = gemm_layer(node, dequantised(q, scale, zero, index))
@@ -29,6 +29,29 @@ def matmul(importer, node: ir.Node, inputs):
     y = importer.kernel("gemm", spec.prim_func(), [*operands, *packed], list(spec.y_shape))
     record(importer, node, q, sum(array.nbytes for array in arrays), text)
     return y
+
+
+def _constants(node: ir.Node) -> list[np.ndarray]:
+    return [value.const_value.numpy() for value in node.inputs[1:]]
+
+
+def why_not_sparse(node: ir.Node) -> str | None:
+    """Why the kernel of a ``WeightQuantMatMul`` skips no zeros of its pattern, or None."""
+    found = spec_of(node, *_constants(node), True)
+    if isinstance(found, str):
+        return found
+    spec = found[0]
+    return why_not(spec.bits, spec.group, _pattern(node), spec.zeros)
+
+
+def why_not_narrow(node: ir.Node) -> str | None:
+    """Why the weight of a ``WeightQuantMatMul`` becomes float32 again, or None."""
+    found = spec_of(node, *_constants(node), False)
+    return found if isinstance(found, str) else None
+
+
+def _pattern(node: ir.Node) -> Pattern:
+    return Pattern(*(attribute(node, name, 1) for name in ("n", "m", "block")))
 
 
 def spec_of(node: ir.Node, q, scale, zero, index, sparse: bool):
@@ -44,7 +67,7 @@ def spec_of(node: ir.Node, q, scale, zero, index, sparse: bool):
         fine = min(_FINE, -(-k // 16) * 16)
     own = np.minimum(np.arange(-(-k // fine)) * fine // group, scale.shape[1] - 1)
     scale, zero = np.ascontiguousarray(scale[:, own]), np.ascontiguousarray(zero[:, own])
-    pattern = Pattern(*(attribute(node, name, 1) for name in ("n", "m", "block"))) if sparse else DENSE
+    pattern = _pattern(node) if sparse else DENSE
     bits, zeros = attribute(node, "bits", 8), bool(zero.any())
     if why_not(bits, fine, pattern, zeros):
         pattern = DENSE

@@ -27,6 +27,8 @@ from sparsec.passes.prune.rows import input_rows, output_rows
 
 T = TypeVar("T")
 Observe = Callable[[Sequence[str]], Iterator[Mapping[str, np.ndarray]]]
+Fit = Callable[..., tuple[np.ndarray, np.ndarray, list[dict]]]
+"""What takes and returns the same as `fit`."""
 
 
 class Memory(Protocol):
@@ -67,13 +69,16 @@ def walk(
     settings: Settings,
     *,
     memory: Memory | None = None,
+    solve: Fit | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
-    """Prune the layers `wanted` in place, in the order in which their inputs become known.
+    """Prune the layers `wanted` in place, in the order in which their inputs become known, or do to them
+    what `solve` does.
 
     Layers that read one weight in the same way are given one pruned weight, fitted to all whose inputs are
     known when the first is reached. Raises `PassError` for an unknown method.
     """
+    solve = solve or fit
     patterns = {layer.key: pattern for layer, pattern in reversed(wanted)}
     clock = Clock([layer for layer, _ in wanted], log)
     outcomes: list[Outcome] = []
@@ -85,7 +90,7 @@ def walk(
         for key, layers in shared.items():
             of_key = [place for place in places if place.layer.key == key]
             if key not in fitted:
-                fitted[key] = fit(of_key, moments[key], patterns[key], settings)
+                fitted[key] = solve(of_key, moments[key], patterns[key], settings)
                 if memory is not None:
                     memory.remember(node_name(layers[0].node), *fitted[key])
             weight, bias, reports = fitted[key]

@@ -1,7 +1,8 @@
 """Grids of numbers: what an 8-bit tensor stands for, `scale * (q - zero)`, with q from `low` to `high`.
 
 Activations are uint8 with one scale and one zero point for the tensor, weights int8 with a scale for each
-output channel and zero point 0. Both are those of ONNX's QuantizeLinear, half to even.
+output channel (or, of a few bits alone, for each group of `groups`) and zero point 0. Both are those of
+ONNX's QuantizeLinear, half to even.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ SHRINKS = np.linspace(1.0, 0.7, 16)
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """`scale` float32, a scalar or `[rows, 1]`; `zero`, `low` and `high` integers."""
+    """`scale` float32, a scalar, `[rows, 1]` or `[rows, K]`; `zero`, `low` and `high` integers."""
 
     scale: np.ndarray
     zero: int

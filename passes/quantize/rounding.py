@@ -43,17 +43,17 @@ def gpfq(
 ) -> np.ndarray:
     """With a `threshold` (in steps of the grid) what is smaller becomes 0, and with `soft` all else that much
     smaller."""
-    gram, target, stays, scale = problem.gram, problem.target.T, support.T, _steps(grid)
+    gram, target, stays, scale = problem.gram, problem.target.T, support.T, _steps(problem, grid)
     quantised = np.zeros(target.shape)
     owed = np.zeros(target.shape)  # sum_{s<t} (T_s - q_s) G_st
     for start, stop in _chunks(gram):
-        left = np.zeros((stop - start, len(scale)))
+        left = np.zeros((stop - start, scale.shape[1]))
         for at in range(start, stop):
             value = target[at] + owed[at] / gram[at, at]
-            smaller = np.sign(value) * np.maximum(np.abs(value) - threshold * scale, 0.0)
+            smaller = np.sign(value) * np.maximum(np.abs(value) - threshold * scale[at], 0.0)
             value = smaller if soft else np.where(smaller == 0, 0.0, value)
-            quantised[at] = _round(value, grid, scale, stays[at])
-            left[at - start] = target[at] - quantised[at] * scale
+            quantised[at] = _round(value, grid, scale[at], stays[at])
+            left[at - start] = target[at] - quantised[at] * scale[at]
             owed[at + 1 : stop] += gram[at + 1 : stop, at, None] * left[at - start]
         owed[stop:] += gram[stop:, start:stop] @ left
     return np.ascontiguousarray(quantised.T)
@@ -62,14 +62,14 @@ def gpfq(
 def obs(problem: Problem, grid: Grid, support: np.ndarray) -> np.ndarray:
     order = np.argsort(-np.diag(problem.gram), kind="stable")
     gram = problem.gram[np.ix_(order, order)]
-    weight, stays, scale = problem.target.T[order], support.T[order], _steps(grid)
+    weight, stays, scale = problem.target.T[order], support.T[order], _steps(problem, grid)[order]
     upper = np.linalg.cholesky(np.linalg.inv(gram)).T
     quantised = np.zeros(weight.shape)
     for start, stop in _chunks(gram):
-        answer = np.zeros((stop - start, len(scale)))
+        answer = np.zeros((stop - start, scale.shape[1]))
         for at in range(start, stop):
-            quantised[at] = _round(weight[at], grid, scale, stays[at])
-            answer[at - start] = (weight[at] - quantised[at] * scale) / upper[at, at]
+            quantised[at] = _round(weight[at], grid, scale[at], stays[at])
+            answer[at - start] = (weight[at] - quantised[at] * scale[at]) / upper[at, at]
             weight[at + 1 : stop] -= upper[at, at + 1 : stop, None] * answer[at - start]
         weight[stop:] -= upper[start:stop, stop:].T @ answer
     restored = np.empty(problem.target.shape)
@@ -78,18 +78,18 @@ def obs(problem: Problem, grid: Grid, support: np.ndarray) -> np.ndarray:
 
 
 def descent(problem: Problem, grid: Grid, support: np.ndarray) -> np.ndarray:
-    gram, stays, scale = problem.gram, support.T, _steps(grid)
+    gram, stays, scale = problem.gram, support.T, _steps(problem, grid)
     quantised = np.ascontiguousarray(obs(problem, grid, support).T)
     slope = gram @ (quantised * scale - problem.target.T)
     for _ in range(SWEEPS):
         moved = 0
         for start, stop in _chunks(gram):
-            steps = np.zeros((stop - start, len(scale)))
+            steps = np.zeros((stop - start, scale.shape[1]))
             local = gram[start:stop, start:stop]
             for at in range(start, stop):
                 old = quantised[at].copy()
-                quantised[at] = _round(old * scale - slope[at] / gram[at, at], grid, scale, stays[at])
-                steps[at - start] = (quantised[at] - old) * scale
+                quantised[at] = _round(old * scale[at] - slope[at] / gram[at, at], grid, scale[at], stays[at])
+                steps[at - start] = (quantised[at] - old) * scale[at]
                 slope[start:stop] += local[:, at - start, None] * steps[at - start]
             if changes := np.count_nonzero(steps):
                 moved += changes
@@ -105,9 +105,9 @@ def _round(value: np.ndarray, grid: Grid, scale: np.ndarray, stays: np.ndarray) 
     return np.where(stays, np.clip(np.rint(value / scale), grid.low, grid.high), 0.0)
 
 
-def _steps(grid: Grid) -> np.ndarray:
-    """`[rows]` float64: columns of a weight lie beside each other here, so the work is on its transpose."""
-    return grid.scale[:, 0].astype(np.float64)
+def _steps(problem: Problem, grid: Grid) -> np.ndarray:
+    """float64 `[K, rows]`: the work is on the transpose, in which a column's weights lie side by side."""
+    return np.ascontiguousarray(np.broadcast_to(grid.scale, problem.target.shape).T, dtype=np.float64)
 
 
 def on_support(
@@ -121,15 +121,14 @@ def on_support(
     kinds, which = np.unique(np.packbits(support, axis=1), axis=0, return_inverse=True)
     if len(kinds) > SUPPORTS:
         return round_(problem, grid, support)
-    quantised = np.zeros_like(start)
+    quantised, scale = np.zeros_like(start), np.broadcast_to(grid.scale, start.shape)
     for kind in range(len(kinds)):
         rows = np.flatnonzero(which.ravel() == kind)
         stays = np.flatnonzero(support[rows[0]])
         at = np.ix_(rows, stays)
         part = replace(problem, target=start[at], gram=problem.gram[np.ix_(stays, stays)])
-        quantised[at] = round_(
-            part, replace(grid, scale=grid.scale[rows]), np.ones((len(rows), len(stays)), bool)
-        )
+        steps = replace(grid, scale=scale[at])
+        quantised[at] = round_(part, steps, np.ones((len(rows), len(stays)), bool))
     return quantised
 
 

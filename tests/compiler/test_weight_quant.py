@@ -7,11 +7,16 @@ import onnxruntime as ort
 import pytest
 
 from sparsec import passes
+from sparsec.compiler import precision
+from sparsec.compiler.choices import choose
+from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import ingest
 from sparsec.compiler.pipeline import compile_model
 from sparsec.compiler.request import CompileRequest, cpu_levels
+from sparsec.compiler.weight_quant import calibrated
 from sparsec.passes.ops.weight_quant import dequantised
-from sparsec.passes.weight_quant import quantise, restore
+from sparsec.passes.quantize.groups import nearest
+from sparsec.passes.weight_quant import restore
 from sparsec.runtime import cpu, load
 
 RNG = np.random.default_rng(5)
@@ -67,7 +72,7 @@ def test_levels_with_instructions_for_bytes(precision):
 
 def test_computes_the_rounded_weights(network, report):
     x = np.random.default_rng(1).standard_normal((3, 96)).astype("f")
-    (q1, s1, _), (q2, s2, _) = quantise(W1.T, 4, 32), quantise(0.5 * W2.T, 4, 32)
+    (q1, s1, _), (q2, s2, _) = nearest(W1.T, 4, 32), nearest(0.5 * W2.T, 4, 32)
     one, two = ((q.astype("d") * np.repeat(s, 32, 1)[:, : q.shape[1]]) for q, s in ((q1, s1), (q2, s2)))
     want = np.maximum(x @ one.T, 0) @ two.T + 2 * BIAS
     with load(report["out"]) as model:
@@ -79,7 +84,7 @@ def test_computes_the_rounded_weights(network, report):
 def test_scales_are_better_than_the_largest(bits, group, most):
     """Against scales that clip nothing, as round to nearest has them."""
     weight = np.random.default_rng(2).standard_normal((40, 100)).astype("f")
-    q, scale, lost = quantise(weight, bits, group)
+    q, scale, lost = nearest(weight, bits, group)
     assert q.min() >= -(1 << bits - 1) and q.max() < 1 << bits - 1
     found = q.astype("d") * np.repeat(scale, group, 1)[:, :100]
     relative = np.linalg.norm(found - weight) / np.linalg.norm(weight)
@@ -94,7 +99,7 @@ def test_zeros_stay_zeros_and_groups_of_zeros_have_no_scale():
     weight = np.random.default_rng(2).standard_normal((4, 64)).astype("f")
     weight[:, ::2] = 0
     weight[1, :32] = 0
-    q, scale, _ = quantise(weight, 4, 32)
+    q, scale, _ = nearest(weight, 4, 32)
     assert not q[:, ::2].any() and scale[1, 0] == 0 and np.isfinite(scale).all()
 
 
@@ -236,3 +241,120 @@ def test_the_function_is_its_meaning(network):
     node = next(node for node in model.graph if node.op_type == "WeightQuantMatMul")
     q, s, z, i = (value.const_value.numpy() for value in node.inputs[1:])
     assert np.abs(dequantised(q, s, z, i).T - W1).max() < 0.02
+
+
+def correlated(samples, width):
+    """Inputs of which a few directions hold most, as activations do."""
+    rng = np.random.default_rng(4)
+    mix = rng.standard_normal((width, width)) * np.exp(-4 * np.arange(width) / width)[:, None]
+    return (rng.standard_normal((samples, width)) @ mix + rng.standard_normal(width)).astype("f")
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory):
+    path = tmp_path_factory.mktemp("calibration") / "x.npz"
+    x = correlated(600, 96)
+    np.savez(path, x=x[:300])
+    return str(path), x[300:]
+
+
+OPEN = """(float[n,96] x) => (float[n,70] y) {
+    a = MatMul(x, w1) s = Add(a, d) b = Relu(s) y = Gemm(b, w2, c)
+}"""
+
+
+def test_calibration_takes_back_most_of_what_rounding_does(calibration):
+    path, x = calibration
+    proto = model_of(OPEN, w1=W1, w2=W2, c=BIAS, d=np.full(80, 3, "f"))
+    asked = passes.parse_pipeline("quantise-weights{bits=4}")
+    exact, errors = reference_of(ir.from_proto(proto), x), []
+    for pipeline in (asked, calibrated(asked, path, print)):
+        model = ir.from_proto(proto)
+        findings = [f for f in passes.run_pipeline(model, pipeline) if f.pass_name == "quantise-weights"]
+        onnx.checker.check_model(ir.to_proto(model))
+        errors.append(np.square(reference_of(model, x) - exact).mean())
+    assert errors[1] < 0.4 * errors[0]
+    assert [f.outcome for f in findings] == ["applied", "applied"]
+    assert all("with weights rounded to the nearest, " in f.reason for f in findings)
+    for node in (n for n in model.graph if n.op_type == "WeightQuantMatMul"):
+        q, s, *_ = (value.const_value.numpy() for value in node.inputs[1:])
+        assert q.dtype == np.int8 and q.min() >= -8 and q.max() <= 7
+        assert not (s.view(np.uint32) & 0xFFFF).any()  # bfloat16
+
+
+def test_the_error_told_is_that_of_the_outputs(calibration):
+    """Against float64, with the bias that the model has now, and about the mean of the outputs."""
+    path, _ = calibration
+    x = np.load(path)["x"].astype("d")
+    proto = model_of("(float[n,96] x) => (float[n,80] y) { y = Gemm(x, w) }", w=W1)
+    model = ir.from_proto(proto)
+    (found,) = passes.run_pipeline(model, calibrated(passes.parse_pipeline("quantise-weights"), path, print))
+    q, s, z, i = (v.const_value.numpy() for v in model.graph.node(0).inputs[1:])
+    bias = next(v.const_value.numpy() for v in model.graph.node(1).inputs if v.is_initializer())
+    wanted = x @ W1.astype("d")
+    off = x @ dequantised(q, s, z, i).T.astype("d") + bias - wanted
+    error = np.square(off).sum() / np.square(wanted - wanted.mean(axis=0)).sum()
+    told = float(found.reason.removesuffix(" % as fitted").split()[-1]) / 100
+    assert told == pytest.approx(error, rel=0.5, abs=2e-5)
+
+
+def test_calibration_keeps_patterns_and_shared_weights(calibration):
+    path, x = calibration
+    text = """(float[n,96] x) => (float[n,70] y, float[n,96] z) {
+        a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) y = Gemm<alpha = 0.5>(c, v) z = Relu(c)
+    }"""
+    w = np.random.default_rng(0).standard_normal((96, 96)).astype("f")
+    model = ir.from_proto(model_of(text, w=w, v=W1[:, :70]))
+    pipeline = passes.parse_pipeline("nm{n=2,m=4,block=16,skip=*y*},quantise-weights{bits=4}")
+    findings = passes.run_pipeline(model, calibrated(pipeline, path, print))
+    made = [node for node in model.graph if node.op_type == "WeightQuantMatMul"]
+    assert len(made) == 3 and made[0].inputs[1] is made[1].inputs[1]
+    assert [made[0].attributes[name].as_int() for name in ("n", "m", "block")] == [2, 4, 16]
+    q = made[0].inputs[1].const_value.numpy()
+    kept = (q.reshape(6, 16, 24, 4) != 0).any(axis=1).sum(axis=-1)
+    assert kept.max() == 2
+    last = [f.reason for f in findings if f.pass_name == "quantise-weights"][-1]
+    assert "to the nearest: calibration takes a Gemm with alpha = beta = 1 only" in last
+    assert np.isfinite(reference_of(model, x)).all()
+
+
+def test_compiles_with_calibration(calibration, tmp_path):
+    path, _ = calibration
+    onnx.save(model_of(OPEN.replace("[n,", "[3,"), w1=W1, w2=W2, c=BIAS, d=BIAS[:1]), tmp_path / "m.onnx")
+    request = CompileRequest(
+        str(tmp_path / "m.onnx"), str(tmp_path / "m.sparsec"), "native", precision="int4-weights", calib=path
+    )
+    report = compile_model(request)
+    reasons = [f["reason"] for f in report["findings"] if f["pass_name"] == "quantise-weights"]
+    assert len(reasons) == 2 and all(reason.endswith("% as fitted") for reason in reasons)
+    assert report["receipt"]["max_error"]["y"]["max_rel_to_scale"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "n,m,block,words",
+    [(2, 4, 8, "patterns shared by a multiple of 16 channels"), (1, 3, 16, "no whole groups of 3")],
+)
+def test_patterns_that_are_stored_dense_are_told(n, m, block, words):
+    model = ir.from_proto(model_of("(float[2,96] x) => (float[2,80] y) { y = MatMul(x, w) }", w=W1))
+    given = f"nm{{n={n},m={m},block={block}}},quantise-weights"
+    passes.run_pipeline(model, given)
+    model.graph.node(0).name = "layer"
+    found = choose(model, CompileRequest("m.onnx", "m.sparsec", "x86"), ("v4", "v3"))
+    assert found.kernels == {"layer": "dense"}
+    assert [f.outcome for f in found.findings] == ["declined"] and words in found.findings[0].reason
+    with pytest.raises(CompileError, match="--sparsity require"):
+        choose(model, CompileRequest("m.onnx", "m.sparsec", "x86", sparsity="require"), ("v4", "v3"))
+
+
+def test_weights_that_no_kernel_takes_are_told(tmp_path):
+    path = tmp_path / "m.onnx"
+    q, s = np.ones((96, 70), np.int8), np.full((4, 70), 0.01, "f")
+    text = """(float[3,96] x) => (float[3,70] y) {
+        w = DequantizeLinear<axis = 0, block_size = 24>(q, s) y = MatMul(x, w)
+    }"""
+    onnx.save(model_of(text, 21, q=q, s=s), path)
+    model = ingest(path)
+    passes.run_pipeline(model)
+    (found,) = precision.assign(model, "fp32", ("v4",))
+    assert (found.outcome, found.after) == ("declined", "float32")
+    assert "groups of a multiple of 16 channels, at most 256, are required, found 24" in found.reason

@@ -1,6 +1,7 @@
 """Roundings against brute force, and against the loops that their papers write down."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def best_of_all(problem, grid, support):
         free = np.flatnonzero(support[row])
         trials = np.zeros((len(range(grid.low, grid.high + 1)) ** len(free), len(target)))
         trials[:, free] = list(itertools.product(range(grid.low, grid.high + 1), repeat=len(free)))
-        off = trials * float(grid.scale[row, 0]) - target
+        off = trials * np.broadcast_to(grid.scale, problem.target.shape)[row] - target
         total[row] = trials[np.argmin(np.einsum("ij,jk,ik->i", off, problem.gram, off))]
     return total
 
@@ -45,6 +46,19 @@ def test_descent_comes_near_the_best_of_all_integers(small):
     found = {name: error(made, grid, round_(made, grid, support)) for name, round_ in ROUNDINGS.items()}
     assert best <= found["descent"] <= found["obs"] < found["nearest"]
     assert found["descent"] <= 1.1 * best
+
+
+def test_weights_of_a_row_can_have_scales_of_their_own(small):
+    """Groups, one of which takes coarse steps."""
+    made, grid, support = small
+    grid = replace(grid, scale=np.repeat(grid.scale * np.float32([[0.5, 1.5]]), [2, 3], axis=1))
+    best = error(made, grid, best_of_all(made, grid, support))
+    found = {name: error(made, grid, round_(made, grid, support)) for name, round_ in ROUNDINGS.items()}
+    assert best <= found["descent"] <= found["obs"] < found["nearest"]
+    assert found["descent"] <= 1.1 * best
+    assert found["gpfq"] < found["nearest"]
+    parts = on_support(made, made.target, grid, support, ROUNDINGS["descent"])
+    assert error(made, grid, parts) == pytest.approx(found["descent"])
 
 
 @pytest.mark.parametrize("name", ROUNDINGS)
