@@ -44,7 +44,8 @@ class CompileRequest:
     ``auto`` takes the faster kernel of each layer, ``require`` fails where that is the dense one, ``off``
     ignores patterns.  ``precision``: ``bf16`` lets layers compute in bfloat16, see ``precision.py``; GPUs
     have ``fp16`` and ``tf32`` as well, see ``cuda/choices.py``; ``int8`` quantises layers on ``calib``, see
-    ``quantize.py``; ``int8-weights`` and ``int4-weights`` round weights alone, see ``pipeline``, with ``calib`` on its inputs.
+    ``quantize.py``; ``int8-weights`` and ``int4-weights`` round weights alone, see ``pipeline``; with
+    ``calib`` see ``weight_quant.py``.
     ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.  ``variants``: the

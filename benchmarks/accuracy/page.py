@@ -209,9 +209,9 @@ def weights(found: dict) -> list[str]:
         return []
     lines = ["## Weights of 8 and of 4 bits", ""]
     lines += paragraph(
-        "all-MiniLM-L6-v2 with the weights of its 36 linear layers rounded, in groups of 64 input channels, of "
-        "32 at 4 bits, and activations in float32: to the *nearest*, or *fitted* with 256 texts. Mean and least "
-        "cosine of the embeddings of 500 other texts."
+        "all-MiniLM-L6-v2 with the weights of its 36 linear layers rounded, in groups of 64 input channels, "
+        "of 32 at 4 bits, and activations in float32: to the *nearest*, or *fitted* with 256 texts. Mean and "
+        "least cosine of the embeddings of 500 other texts."
     )
     lines += table(["pattern", "bits", "rounded", "cosine", "least"])
     for r in rows:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from sparsec.passes.base import PassError
+from sparsec.passes.graph import node_name
 from sparsec.passes.nm_layers import Layer
 from sparsec.passes.prune import Problem
 from sparsec.passes.prune.least_squares import on_support as refit
@@ -22,6 +24,7 @@ from sparsec.passes.prune.walk import Observe, Settings, by_group, walk
 from sparsec.passes.quantize.grid import Grid
 from sparsec.passes.quantize.groups import best_scales, nearest
 from sparsec.passes.quantize.rounding import descent, on_support
+from sparsec.passes.quantize.seen import not_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,8 @@ def fit(
 
     def solve(places: Sequence[Place], moments: Sequence, _: None, settings: Settings):
         layer = places[0].layer
+        if not all(np.all(np.isfinite(sums.yy)) for sums in moments):
+            raise PassError(not_finite(f"the output of the layer '{node_name(layer.node)}'"))
         keeps = layer.before == layer.after  # an N:M operator, whose zeros stay
         weight, bias, (made,) = by_group(
             places, moments, settings, lambda problem, taps: _rounded(problem, keeps, bits, group)
@@ -72,7 +77,7 @@ def _rounded(problem: Problem, keeps: bool, bits: int, group: int) -> tuple[np.n
     # A channel that makes its bias alone stays so: least squares finds only noise for it.
     support = kept if keeps else np.broadcast_to(kept.any(axis=1, keepdims=True), kept.shape)
     start = refit(problem, support) if keeps else np.where(support, problem.target, 0.0)
-    importance = np.diag(problem.gram).astype(np.float32)
+    importance = (np.diag(problem.gram) / np.max(np.diag(problem.gram))).astype(np.float32)
     scale = best_scales(start.astype(np.float32), bits, group, importance)
     steps, most = _spread(scale, group, start.shape), 1 << bits - 1
     grid = Grid(np.where(steps == 0, np.float32(1), steps), 0, -most, most - 1)

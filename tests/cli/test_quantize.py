@@ -278,3 +278,16 @@ def test_int8_needs_data_and_floats(call, one_line, tmp_path):
     assert call("quantize", model, "--calib", data, "-o", out, "--floats", "0").exit_code == 0
     again = call("quantize", out, "--calib", data, "-o", tmp_path / "again.onnx")
     assert again.exit_code == 1 and "the model is quantised already" in one_line(again)
+
+
+def test_weights_alone_are_rounded_on_data(call, one_line, tmp_path, ort_run):
+    model, data, x = perceptron(tmp_path, width=64)
+    out, errors = tmp_path / "out.onnx", []
+    given = ("sparsify", model, "--passes", "quantise-weights{bits=4,min_size=0}", "-o", out)
+    for options in ((), ("--calib", data)):
+        assert call(*given, *options).exit_code == 0
+        errors.append(np.square(ort_run(out, {"x": x})["y"] - ort_run(model, {"x": x})["y"]).mean())
+    assert errors[1] < 0.6 * errors[0]
+    np.savez(data, x=1e37 * x)
+    result = call(*given, "--calib", data)
+    assert result.exit_code == 1 and "'second' is not finite on the calibration data" in one_line(result)
