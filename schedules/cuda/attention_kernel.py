@@ -3,8 +3,9 @@
 Softmax needs no whole row.  A round has some keys: their scores are taken to the largest score so far, what
 was summed before is made smaller by as much, and nothing is divided before the end (Milakov and Gimelshein,
 "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022, algorithm 1).
+Where there are few tiles of queries, blocks share the keys of one and a second kernel joins what they leave.
 Sparsemax does: the scores of all keys stay in shared memory, where lanes side by side have a row and find its
-threshold.  Either way no score is written to the memory of the device.
+threshold; no score is written to the memory of the device before there are some thousand keys.
 """
 
 from tvm import tirx
@@ -13,8 +14,9 @@ from sparsec.schedules import tir
 from sparsec.schedules.attention import spec_of
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.attention_online import Online
-from sparsec.schedules.cuda.attention_tile import Shape, tile_for
-from sparsec.schedules.cuda.attention_whole import Whole
+from sparsec.schedules.cuda.attention_split import Split
+from sparsec.schedules.cuda.attention_tile import Shape, own_rounds, rounds, tile_for
+from sparsec.schedules.cuda.attention_whole import Spilled, Whole
 from sparsec.schedules.cuda.target import Gpu
 
 
@@ -27,10 +29,14 @@ def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
         return None
     shape = Shape.of(spec)
     online = spec.normaliser == "softmax" and (spec.guard == "S" or _rowwise(spec.guard))
-    tile = tile_for(spec, shape, gpu.shared, online)
+    kinds = (Online,) if online else (Whole, Spilled)
+    tiles = ((kind, tile_for(spec, shape, gpu.shared, kind.kind)) for kind in kinds)
+    kind, tile = next(((kind, tile) for kind, tile in tiles if tile), (None, None))
     if tile is None:
         return None
-    body = (Online if online else Whole)(spec, shape, tile, list(func.params)).body()
+    if online and own_rounds(spec, tile) < rounds(spec, tile):
+        kind = Split
+    body = kind(spec, shape, tile, list(func.params)).body()
     made = ptx.narrow(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs))
     return made.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
 

@@ -14,17 +14,21 @@ from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, Shape, Tile
 class Online(Kernel):
     """Softmax, whose scores are forgotten after a round.  Keys are copied while values are used, and back."""
 
-    online = True
+    kind = "online"
 
     def __init__(self, spec: Attention, shape: Shape, tile: Tile, params: list[tir.Buffer]):
         super().__init__(spec, shape, tile, params)
+        self.start, self.own = tir.i64(0), tir.i64(self.rounds)  # rounds of the block
         self.tops, self.totals = (ptx.registers(n, tile.height, "float32") for n in ("tops", "totals"))
-        self.numbers, self.factors = (
-            ptx.registers(n, count, "float32") for n, count in (("numbers", 2), ("factors", tile.warps_k))
-        )
+        self.joins(tile.warps_k)
 
     def buffers(self) -> list[tir.Buffer]:
         return [*super().buffers(), self.tops, self.totals, self.numbers, self.factors]
+
+    def joins(self, parts: int) -> None:
+        """Registers for what joins so many parts of a row."""
+        self.numbers = ptx.registers("numbers", 2, "float32")
+        self.factors = ptx.registers("factors", parts, "float32")
 
     def number(self, i: int) -> tir.Expr:
         return tir.load(self.numbers, tir.i64(i))
@@ -44,7 +48,8 @@ class Online(Kernel):
             (self.warp * (self.tile.height * DOWN) + self.row % (self.tile.height * DOWN)) * words.score_line
         )
 
-        def step(t):
+        def step(i):
+            t = self.start + i
             return tir.seq(
                 [
                     ptx.wait(0),
@@ -55,7 +60,7 @@ class Online(Kernel):
                     self.each_row(self.exponentials),
                     ptx.wait(0),
                     ptx.barrier(),
-                    ptx.when(t + 1 < self.rounds, self.fetch_keys(t + 1, words.keys)),
+                    ptx.when(i + 1 < self.own, self.fetch_keys(t + 1, words.keys)),
                     ptx.commit(),
                     self.attend(self.own_scores, words.values),
                 ]
@@ -65,9 +70,9 @@ class Online(Kernel):
             self.each_row(lambda r: tirx.BufferStore(self.tops, LOW, [r])),
             ptx.zero(self.totals),
             self.fetch_queries(),
-            self.fetch_keys(tir.i64(0), words.keys),
+            self.fetch_keys(self.start, words.keys),
             ptx.commit(),
-            tir.loop("step", self.rounds, step),
+            tir.loop("step", self.own, step),
         ]
 
     def exponentials(self, r) -> tir.Stmt:
@@ -123,26 +128,38 @@ class Online(Kernel):
         return [self.each_row(one)]
 
     def weigh(self, row) -> list[tir.Stmt]:
-        turns, top, scale = range(self.tile.warps_k), self.number(0), self.number(1)
+        def of_row(word):
+            return lambda turn: tir.load(self.shared, word + turn * self.tile.queries + row)
 
-        def of_row(word, turn):
-            return tir.load(self.shared, word + turn * self.tile.queries + row)
+        joined = self.join(self.tile.warps_k, of_row(self.words.tops), of_row(self.words.totals))
+        return [*joined, *self.divide(row, self.tile.warps_k)]
 
-        def weight(turn):
-            value = of_row(self.words.tops, turn)
+    def join(self, parts: int, top_of: Callable, total_of: Callable) -> list[tir.Stmt]:
+        """Finds ``factors`` that take the sums of ``parts`` to the largest top, and both numbers of it."""
+        top, total = self.number(0), self.number(1)
+
+        def one(part):
+            factor = tir.load(self.factors, tir.i64(part))
             return [
-                self.weight_is(turn, tirx.exp(value - _finite(top))),
-                self.weight_is(turn, self.counted(self.weights()[turn])),
-                self.number_is(1, scale + of_row(self.words.totals, turn) * self.weights()[turn]),
+                self.weight_is(part, tirx.exp(top_of(part) - _finite(top))),
+                self.weight_is(part, self.counted(factor)),
+                self.number_is(1, total + total_of(part) * factor),
             ]
 
         return [
             self.number_is(0, LOW),
-            *(self.number_is(0, _larger(top, of_row(self.words.tops, turn))) for turn in turns),
+            *(self.number_is(0, _larger(top, top_of(part))) for part in range(parts)),
             self.number_is(1, ZERO),
-            *(stmt for turn in turns for stmt in weight(turn)),
+            *(stmt for part in range(parts) for stmt in one(part)),
+        ]
+
+    def divide(self, row, parts: int) -> list[tir.Stmt]:
+        """Divides ``factors`` by the total of the row."""
+        scale = self.number(1)
+        factors = [tir.load(self.factors, tir.i64(part)) for part in range(parts)]
+        return [
             self.number_is(1, self.guarded(row, scale)),
-            *(self.weight_is(turn, self.weights()[turn] * scale) for turn in turns),
+            *(self.weight_is(part, factor * scale) for part, factor in enumerate(factors)),
         ]
 
     def guarded(self, row, total: tir.Expr) -> tir.Expr:

@@ -7,7 +7,7 @@ from tvm import tirx
 from sparsec.schedules import tir
 from sparsec.schedules.attention import Attention, Strided, evaluate
 from sparsec.schedules.cuda import ptx
-from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, Shape, Tile, Words, rounds
+from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, Shape, Tile, Words, blocks, rounds
 from sparsec.schedules.cuda.results import deal, every
 from sparsec.schedules.cuda.target import WARP
 
@@ -17,12 +17,12 @@ LOW, ZERO, ONE = tir.f32(float("-inf")), tir.f32(0.0), tir.f32(1.0)
 class Kernel:
     """One kernel: ``body`` makes it, the rest are its parts in the order in which they run."""
 
-    online: bool
+    kind: str
 
     def __init__(self, spec: Attention, shape: Shape, tile: Tile, params: list[tir.Buffer]):
         self.spec, self.shape, self.tile = spec, shape, tile
         self.q, self.k, self.v, *self.operands, self.y = params
-        self.words = Words.of(spec, shape, tile, self.online)
+        self.words = Words.of(spec, shape, tile, self.kind)
         self.rounds = rounds(spec, tile)
         self.shared = ptx.shared(self.words.total, "float32")
         self.left = ptx.registers("left", tile.height * 4, "float32")
@@ -31,19 +31,26 @@ class Kernel:
         self.sums = ptx.registers("sums", tile.height * shape.columns, "float32")
 
     def body(self) -> tir.Stmt:
-        spec, tile = self.spec, self.tile
-        blocks = -(-spec.m // tile.queries)
+        return ptx.grid((blocks(self.spec, self.tile),), self.tile.threads, self.block)
 
-        def block(index, thread):
-            lane, warp = thread % WARP, thread // WARP
-            self.thread, self.warp = thread, warp
-            self.first, self.batch = index % blocks * tile.queries, tir.unflatten(index // blocks, spec.batch)
-            self.turn, self.side = warp % tile.warps_k, lane % SIDE
-            self.row = warp // tile.warps_k * (tile.height * DOWN) + lane // SIDE
-            steps = self.steps()
-            return tir.seq([*tir.alloc(self.buffers()), ptx.zero(self.sums), *steps, *self.finish()])
+    def block(self, index, thread) -> tir.Stmt:
+        self.thread_is(thread)
+        made = self.queries_of(index)
+        return tir.seq([*tir.alloc(self.buffers()), made])
 
-        return ptx.grid((blocks * spec.batches,), tile.threads, block)
+    def thread_is(self, thread) -> None:
+        tile, lane = self.tile, thread % WARP
+        self.thread, self.warp = thread, thread // WARP
+        self.turn, self.side = self.warp % tile.warps_k, lane % SIDE
+        self.row = self.warp // tile.warps_k * (tile.height * DOWN) + lane // SIDE
+
+    def queries_of(self, index) -> tir.Stmt:
+        """All that is to be done for the ``index``-th tile of queries."""
+        across = -(-self.spec.m // self.tile.queries)
+        self.first, self.unit = index % across * self.tile.queries, index // across
+        self.batch = tir.unflatten(self.unit, self.spec.batch)
+        steps = self.steps()
+        return tir.seq([ptx.zero(self.sums), *steps, *self.finish()])
 
     def buffers(self) -> list[tir.Buffer]:
         return [self.shared, self.left, self.right, self.scores, self.sums]
@@ -213,8 +220,7 @@ class Kernel:
                     tir.load(self.shared, turn * tile.queries * words.sum_line + at) * weight
                     for turn, weight in enumerate(self.weights())
                 ]
-                value = sum(parts[1:], parts[0])
-                return tirx.BufferStore(self.y, value, spec.y_index(self.batch, query, column + v))
+                return self.store(query, column + v, sum(parts[1:], parts[0]))
 
             stmt = tir.seq([*self.weigh(row), tir.vector_loop(vector, lane)])
             return ptx.when(query < spec.m if spec.m % tile.queries else None, stmt)
@@ -226,6 +232,9 @@ class Kernel:
             ptx.barrier(),
             deal(tile.queries * runs, tile.threads, self.thread, run),
         ]
+
+    def store(self, query, column, value) -> tir.Stmt:
+        return tirx.BufferStore(self.y, value, self.spec.y_index(self.batch, query, column))
 
     def finish_rows(self, own) -> list[tir.Stmt]:
         """What else the warps leave of their rows, the first of which is ``own`` of all warps' rows."""

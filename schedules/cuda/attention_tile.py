@@ -8,6 +8,9 @@ from sparsec.schedules.attention import Attention
 DOWN, SIDE = 4, 8
 #: Sums that a thread may have for its part of the result, and those with its scores: the rest is operands.
 _MOST_SUMS, _MOST = 128, 144
+#: Blocks that keep the memory of the largest GPUs busy, the fewest rounds that are worth a block of their
+#: own, and the most blocks that may share a row: each sum of all of them is added up by one thread.
+_BLOCKS, _LEAST_ROUNDS, _MOST_SPLITS = 128, 4, 32
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ class Shape:
 class Words:
     """Where things begin in shared memory, in words.
 
-    Online, keys and values have a place each and ``scores`` are those of a round, ``[warp, row, key]``;
-    else two stages serve both in turn, and ``scores`` are those of all, ``[row, key]``.  When all rounds are
-    over, sums ``[turn, query, value]``, ``tops`` and ``totals``, ``[turn, query]``, lie in their place.
+    "online", keys and values have a place each and ``scores`` are those of a round, ``[warp, row, key]``;
+    else two stages serve both in turn, and ``scores`` are those of all, ``[row, key]``, or, "spilled", those
+    of a round, in each stage.  When all rounds are over, sums ``[turn, query, value]``, ``tops`` and
+    ``totals``, ``[turn, query]``, lie in their place.
     """
 
     keys: int
@@ -112,30 +116,44 @@ class Words:
     total: int
 
     @staticmethod
-    def of(spec: Attention, shape: Shape, tile: Tile, online: bool) -> "Words":
-        keys = tile.queries * shape.d_line
-        stage = tile.keys * (shape.d_line if online else max(shape.d_line, shape.e_line))
-        values = keys + stage
-        scores = values + (tile.keys * shape.e_line if online else stage)
+    def of(spec: Attention, shape: Shape, tile: Tile, kind: str) -> "Words":
+        online = kind == "online"
+        covered = {"online": tile.own_keys, "whole": rounds(spec, tile) * tile.keys, "spilled": tile.keys}[
+            kind
+        ]
         # A whole line of eight lanes more, so that rows below each other start in banks of their own.
-        covered = tile.own_keys if online else rounds(spec, tile) * tile.keys
         score_line = -(-covered // 32) * 32 + SIDE
-        rows = tile.queries * (tile.warps_k if online else 1)
+        kept = tile.queries * (tile.warps_k if online else 1) * score_line
+        keys = tile.queries * shape.d_line
+        inputs = tile.keys * (shape.d_line if online else max(shape.d_line, shape.e_line))
+        stage = inputs + (kept if kind == "spilled" else 0)
+        values = keys + stage
+        behind = values + (tile.keys * shape.e_line if online else stage)
+        scores, used = (keys + inputs, behind) if kind == "spilled" else (behind, behind + kept)
         sum_line = shape.e_line + 4
         tops = tile.warps_k * tile.queries * sum_line
         totals = tops + tile.warps_k * tile.queries
         ended = totals + tile.warps_k * tile.queries
-        return Words(
-            keys, values, scores, score_line, sum_line, tops, totals, max(scores + rows * score_line, ended)
-        )
+        return Words(keys, values, scores, score_line, sum_line, tops, totals, max(used, ended))
 
 
 def rounds(spec: Attention, tile: Tile) -> int:
-    """How often a block takes new keys."""
+    """How often all keys are taken, some at a time."""
     return -(-spec.n // tile.keys)
 
 
-def tile_for(spec: Attention, shape: Shape, shared: int, online: bool) -> Tile | None:
+def blocks(spec: Attention, tile: Tile) -> int:
+    """Tiles of queries."""
+    return -(-spec.m // tile.queries) * spec.batches
+
+
+def own_rounds(spec: Attention, tile: Tile) -> int:
+    """Rounds of a block online: all, or fewer where there are too few tiles for all multiprocessors."""
+    splits = min(_MOST_SPLITS, max(1, _BLOCKS // blocks(spec, tile)))
+    return max(_LEAST_ROUNDS, -(-rounds(spec, tile) // splits))
+
+
+def tile_for(spec: Attention, shape: Shape, shared: int, kind: str) -> Tile | None:
     """The tile in ``shared`` bytes of shared memory; None where none fits."""
 
     def fits(tile: Tile) -> bool:
@@ -143,8 +161,8 @@ def tile_for(spec: Attention, shape: Shape, shared: int, online: bool) -> Tile |
         return (
             sums <= _MOST_SUMS
             and sums + tile.height * tile.width <= _MOST
-            and Words.of(spec, shape, tile, online).total * 4 <= shared
+            and Words.of(spec, shape, tile, kind).total * 4 <= shared
         )
 
-    wide = (tile for most, tile in (ONLINE if online else WHOLE) if spec.m <= most)
+    wide = (tile for most, tile in (ONLINE if kind == "online" else WHOLE) if spec.m <= most)
     return next(filter(fits, wide), None)

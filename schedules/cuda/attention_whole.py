@@ -1,4 +1,8 @@
-"""Attention with whole rows of scores in shared memory, for any normaliser."""
+"""Attention with whole rows of scores, for any normaliser: in shared memory, or else in the device's.
+
+Rows that are spilled lie in memory that a block has for itself, so there are no more blocks than a GPU runs
+at a time, and each takes tiles of queries until none is left.
+"""
 
 from collections.abc import Callable
 
@@ -8,35 +12,40 @@ from sparsec.schedules import tir
 from sparsec.schedules.attention import evaluate
 from sparsec.schedules.cuda import ptx, rows
 from sparsec.schedules.cuda.attention_parts import Kernel
-from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, rounds
+from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, blocks
+from sparsec.schedules.cuda.results import deal
 from sparsec.schedules.cuda.row import Row
 from sparsec.schedules.cuda.target import WARP
+
+#: Blocks that have memory for their rows: two for each multiprocessor of the largest GPUs.
+_RESIDENT = 256
 
 
 class Whole(Kernel):
     """Any normaliser: scores of all keys in shared memory, then their rows, then the values."""
 
-    online = False
+    kind = "whole"
 
     def steps(self) -> list[tir.Stmt]:
         tile, words = self.tile, self.words
         stage = words.values - words.keys
-        own_scores = words.scores + self.row * words.score_line + self.turn * tile.own_keys
 
         def score(t, at):
-            def keep(r):
-                def one(i, s):
-                    word = own_scores + r * (DOWN * words.score_line) + t * tile.keys + i * SIDE + self.side
-                    return ptx.put_shared(self.shared, word, s)
+            first = t * tile.keys + self.turn * tile.own_keys + self.side
 
-                return self.each_score(r, one)
+            def keep(r):
+                return self.each_score(r, lambda i, s: self.put(self.row + r * DOWN, first + i * SIDE, s))
 
             return tir.seq([self.score(t, words.keys + at * stage), self.each_row(keep)])
 
-        def attend(t, at):
-            return self.attend(own_scores + t * tile.keys, words.keys + at * stage)
+        def fetch(t, at):
+            return tir.seq([self.fetch_values(t, words.keys + at * stage), *self.fetch_shares(t, at * stage)])
 
-        self.normaliser = _TileRow(self, rounds(self.spec, tile) * tile.keys)
+        def attend(t, at):
+            own = self.row * words.score_line + self.turn * tile.own_keys
+            return self.attend(self.shares(t, at * stage) + own, words.keys + at * stage)
+
+        self.normaliser = _TileRow(self, self.rounds * tile.keys)
         return [
             self.fetch_queries(),
             ptx.commit(),
@@ -44,19 +53,81 @@ class Whole(Kernel):
             ptx.barrier(),
             self.normaliser.body(),
             ptx.barrier(),
-            *ptx.pipeline(
-                self.rounds, 2, lambda t, at: self.fetch_values(t, words.keys + at * stage), attend
-            ),
+            *ptx.pipeline(self.rounds, 2, fetch, attend),
         ]
 
     def buffers(self) -> list[tir.Buffer]:
         return [*super().buffers(), *self.normaliser.buffers]
 
+    # ---- where rows lie ---------------------------------------------------------------------------------
+
+    def at(self, row, key) -> tir.Expr:
+        """What is kept of a row of the tile."""
+        return tir.load(self.shared, self.words.scores + row * self.words.score_line + key)
+
+    def put(self, row, key, value) -> tir.Stmt:
+        return ptx.put_shared(self.shared, self.words.scores + row * self.words.score_line + key, value)
+
+    def fetch_shares(self, t, stage) -> list[tir.Stmt]:
+        """Brings what values are multiplied by in a round to shared memory, if it is not there."""
+        return []
+
+    def shares(self, t, stage) -> tir.Expr:
+        """Where they begin."""
+        return self.words.scores + t * self.tile.keys
+
+
+class Spilled(Whole):
+    """The same with rows in the device's memory, ``[block, row, key]``."""
+
+    kind = "spilled"
+
+    def body(self) -> tir.Stmt:
+        tile, count = self.tile, blocks(self.spec, self.tile)
+        resident = min(count, _RESIDENT)
+        extents = resident, tile.queries, self.rounds * tile.keys
+        self.spill = tirx.decl_buffer([tir.i64(extent) for extent in extents], "float32", name="spill")
+
+        def block(index, thread):
+            self.own = index
+            self.thread_is(thread)
+
+            def one(turn):
+                # Everybody has stored the results that lie where the next queries come to.
+                return tir.seq([ptx.barrier(), self.queries_of(turn * resident + index)])
+
+            loop = tir.loop("tile", (count - 1 - index) // resident + 1, one)
+            return tir.seq([*tir.alloc(self.buffers()), loop])
+
+        return tir.seq([*tir.alloc([self.spill]), ptx.grid((resident,), tile.threads, block)])
+
+    def at(self, row, key) -> tir.Expr:
+        return tir.load(self.spill, self.own, row, key)
+
+    def put(self, row, key, value) -> tir.Stmt:
+        return tirx.BufferStore(self.spill, value, [self.own, row, key])
+
+    def fetch_shares(self, t, stage) -> list[tir.Stmt]:
+        tile, words = self.tile, self.words
+        runs = tile.keys // 4
+
+        def piece(i):
+            row, key = i // runs, i % runs * 4
+            index = [self.own, row, t * tile.keys + key]
+            return ptx.copy_async(
+                self.shared, words.scores + stage + row * words.score_line + key, self.spill, index
+            )
+
+        return [deal(tile.queries * runs, tile.threads, self.thread, piece)]
+
+    def shares(self, t, stage) -> tir.Expr:
+        return self.words.scores + stage
+
 
 class _TileRow(Row):
     """A row of scores: lanes side by side have it, so that a warp has several at a time."""
 
-    def __init__(self, kernel: Kernel, extent: int):
+    def __init__(self, kernel: Whole, extent: int):
         super().__init__(extent, SIDE, 4, kept=False)
         self.kernel, self.thread = kernel, kernel.side
 
@@ -74,11 +145,8 @@ class _TileRow(Row):
 
         return tir.loop("rows", -(-tile.queries // (tile.warps * DOWN)), some)
 
-    def _word(self, at):
-        return self.kernel.words.scores + self.row * self.kernel.words.score_line + at
-
     def element(self, at) -> tir.Expr:
-        return tir.load(self.kernel.shared, self._word(at))
+        return self.kernel.at(self.row, at)
 
     def write(self, value: Callable) -> tir.Stmt:
         spec = self.kernel.spec
@@ -87,6 +155,6 @@ class _TileRow(Row):
 
         def store(x, at):
             share = evaluate(spec.guard, value(x, at), lambda which: self.kernel.operand(which, logical))
-            return ptx.put_shared(self.kernel.shared, self._word(at), share)
+            return self.kernel.put(self.row, at, share)
 
         return self._each(store)

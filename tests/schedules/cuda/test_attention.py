@@ -8,6 +8,7 @@ import torch
 
 from sparsec.passes.ops.sparsemax import sparsemax
 from sparsec.schedules.attention import Attention, Strided
+from sparsec.schedules.cuda import attention_kernel, attention_tile, attention_whole
 from sparsec.schedules.cuda.attention_kernel import rule
 from sparsec.schedules.cuda.attention_tile import ONLINE, WHOLE, Shape, tile_for
 
@@ -48,6 +49,8 @@ def scores(q, k):
         (65, 70, 8, 1, "softmax"),  # two blocks of queries
         (17, 129, 16, 16, "sparsemax"),
         (1, 1, 1, 7, "sparsemax"),
+        (1, 1025, 5, 3, "softmax"),  # keys dealt out to three blocks, of which the last has a round of one
+        (2, 5200, 4, 4, "sparsemax"),  # rows that are spilled
     ],
 )
 def test_sizes(run_emulated, assert_close, m, n, d, e, normaliser):
@@ -79,13 +82,28 @@ IS_NAN, KEYLESS = ("Where", ("IsNaN", "S"), 0.0, "S"), ("Where", ("operand", 2),
 
 
 @pytest.mark.parametrize(
-    "guard, normaliser",
-    [("S", "softmax"), (IS_NAN, "softmax"), (KEYLESS, "softmax"), (IS_NAN, "sparsemax")],
-    ids=["no guard", "guarded by its result", "guarded by the mask", "sparsemax"],
+    "guard, normaliser, n",
+    [
+        ("S", "softmax", 70),
+        (IS_NAN, "softmax", 70),
+        (KEYLESS, "softmax", 70),
+        (IS_NAN, "sparsemax", 70),
+        (IS_NAN, "softmax", 290),
+        (KEYLESS, "softmax", 290),
+        (IS_NAN, "sparsemax", 290),
+    ],
+    ids=["no guard", "by its result", "by the mask", "sparsemax", "split", "split by the mask", "spilled"],
 )
-def test_scores_masks_and_rows_without_a_key(run_emulated, guard, normaliser):
-    """Keys that are masked at the start, in the middle and at the end; rows of NaN and infinity."""
-    m, n, d = 6, 70, 8
+def test_scores_masks_and_rows_without_a_key(run_emulated, monkeypatch, guard, normaliser, n):
+    """Keys that are masked at the start, in the middle and at the end; rows of NaN and infinity.
+
+    Of 290 keys three blocks of threads have 128 each, or the only one two tiles of queries, one by one.
+    """
+    m, d = 6 if normaliser == "softmax" else 17, 8
+    if n == 290:
+        monkeypatch.setattr(attention_tile, "_LEAST_ROUNDS", 1)
+        monkeypatch.setattr(attention_whole, "_RESIDENT", 1)
+        monkeypatch.setattr(attention_kernel, "Whole", attention_whole.Spilled)
     score = ("Where", ("operand", 1), ("Add", ("Div", "S", 2.0), ("operand", 0)), float("-inf"))
     masks = (
         Strided(n, 0, (0, 0, 1)),
@@ -97,6 +115,7 @@ def test_scores_masks_and_rows_without_a_key(run_emulated, guard, normaliser):
     q, k, v = operands(spec)
     add, keep = rng.standard_normal((1, n)).astype("f"), rng.random((m, n)) < 0.7
     add[:, -3:] = -np.inf
+    keep[1, :200] = n < 200  # all keys of a block
     keep[2], keep[3, :40] = False, False
     q[0, 4, 0], k[1, 30, 1], v[1, 60, 0] = np.nan, np.inf, np.inf
     keyless = ~keep.any(1)
@@ -107,26 +126,26 @@ def test_scores_masks_and_rows_without_a_key(run_emulated, guard, normaliser):
         if guard == KEYLESS:
             share = np.where(keyless[:, None], 0, share)
         want = share @ v
-    for y in run(run_emulated, spec, q, k, v, add, keep, keyless):
+    for y in run(run_emulated, spec, q, k, v, add, keep, keyless, checked=n == 290):
         np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("online, tiles", [(True, ONLINE), (False, WHOLE)], ids=["online", "whole rows"])
-def test_the_tile_is_the_first_that_fits(online, tiles):
+@pytest.mark.parametrize("kind, tiles", [("online", ONLINE), ("whole", WHOLE), ("spilled", WHOLE)])
+def test_the_tile_is_the_first_that_fits(kind, tiles):
     def of(m, n, d, shared=99 * 1024):
         spec = plain(m, n, d, d)
-        return tile_for(spec, Shape.of(spec), shared, online)
+        return tile_for(spec, Shape.of(spec), shared, kind)
 
     assert of(1, 512, 64) == tiles[0][1]
     assert of(4096, 512, 64) in [tile for most, tile in tiles if most > 4096][:1]
     assert of(4096, 512, 512) not in (None, of(4096, 512, 64))
     assert of(4096, 512, 64, shared=1024) is None
     # Whole rows take room with every key, and there is none for rows without end.
-    assert (of(64, 1 << 20, 64) is None) != online
+    assert (of(64, 1 << 20, 64) is None) == (kind == "whole")
 
 
 def test_what_is_left_to_other_rules(gpu):
     spec = plain(3, 5, 4, 4)
     assert rule(spec.prim_func(), gpu) is not None
     assert rule(dataclasses.replace(spec, m=0, q=dense(BATCH, 0, 4)).prim_func(), gpu) is None
-    assert rule(plain(3, 1 << 16, 4, 4, "sparsemax").prim_func(), gpu) is None
+    assert rule(plain(3, 5, 4, 1 << 12).prim_func(), gpu) is None
