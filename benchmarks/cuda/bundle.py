@@ -59,7 +59,7 @@ PATTERNS = (
     Pattern(1, 8, 1),
 )
 #: Heads, queries and keys.
-ATTENTION = ((12, 512, 512), (12, 2048, 2048), (12, 1, 2048))
+ATTENTION = ((12, 512, 512), (12, 2048, 2048), (12, 1, 2048), (12, 1, 8192), (12, 512, 8192))
 Tile = tensor_tile.Tile
 #: Beside the tiles that are chosen: other shapes of a warp's share, deeper and shallower pipelines.
 MORE_TILES = (

@@ -104,8 +104,10 @@ def _attention():
     for m, n, normaliser in (
         (512, 512, "softmax"),
         (1, 512, "softmax"),
+        (1, 4096, "softmax"),
         (512, 512, "sparsemax"),
         (512, 2048, "sparsemax"),
+        (512, 8192, "sparsemax"),
     ):
         name = f"f32_attention_{normaliser}__{m}x{n}"
         yield Case(name, attention(12, m, n, normaliser).prim_func, ("FFMA", COPIES, "SHFL"))

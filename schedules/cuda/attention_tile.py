@@ -65,6 +65,13 @@ WHOLE = (
     (1 << 62, Tile(height=1, warps_q=1, warps_k=4, width=2)),
     (1 << 62, Tile(height=1, warps_q=1, warps_k=1, width=2)),
 )
+#: The same in the memory of the device: more queries, since shared memory has room for them.
+SPILLED = (
+    (4, Tile(height=1, warps_q=1, warps_k=8, width=2)),
+    (1 << 62, Tile(height=4, warps_q=2, warps_k=4, width=2)),
+    *WHOLE[1:],
+)
+TILES = {"online": ONLINE, "whole": WHOLE, "spilled": SPILLED}
 
 
 @dataclass(frozen=True)
@@ -164,5 +171,5 @@ def tile_for(spec: Attention, shape: Shape, shared: int, kind: str) -> Tile | No
             and Words.of(spec, shape, tile, kind).total * 4 <= shared
         )
 
-    wide = (tile for most, tile in (ONLINE if kind == "online" else WHOLE) if spec.m <= most)
+    wide = (tile for most, tile in TILES[kind] if spec.m <= most)
     return next(filter(fits, wide), None)

@@ -17,8 +17,8 @@ from sparsec.schedules.cuda.results import deal
 from sparsec.schedules.cuda.row import Row
 from sparsec.schedules.cuda.target import WARP
 
-#: Blocks that have memory for their rows: two for each multiprocessor of the largest GPUs.
-_RESIDENT = 256
+#: Blocks that have memory for their rows: one for each multiprocessor of the largest GPUs.
+_RESIDENT = 128
 
 
 class Whole(Kernel):
