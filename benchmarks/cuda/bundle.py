@@ -117,7 +117,9 @@ def generate(some: list[tuple[dict, tvm.tirx.PrimFunc]], arch: str) -> tuple[Ker
             for launch in kernels.launches[name]
         ]
         tile = str(func.attrs.get("sparsec.tile", "chosen"))
-        plan.append(problem | {"tile": tile, "launches": launches, "scratch": kernels.scratch_size})
+        between = any(kind == "scratch" for launch in launches for kind, _ in launch["args"])
+        scratch = kernels.scratch_size if between else 0  # the most that any needs
+        plan.append(problem | {"tile": tile, "launches": launches, "scratch": scratch})
     return kernels, plan
 
 

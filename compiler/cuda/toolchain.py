@@ -17,6 +17,12 @@ from sparsec.compiler.errors import CompileError
 
 _MEND = "python -m pip install 'sparsec[cuda]'"
 _STANDARD = "c++17"
+_REMEDIES = {
+    "host compiler": f"nvcc needs g++: install it, or take nvcc off the PATH and run: {_MEND}",
+    "Unsupported gpu architecture": "the toolkit does not know that GPU: take another version of it, "
+    "or name one that it knows, as in --target cuda:sm_80",
+}
+"""What nvcc complains of -> what to do."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ class Nvcc:
                 stdin=subprocess.DEVNULL,
             )
             if done.returncode:
-                raise CompileError(f"{self.command} failed: {_first_error(done.stderr)}")
+                words = _first_error(done.stderr)
+                remedies = [remedy for complaint, remedy in _REMEDIES.items() if complaint in words]
+                raise CompileError("; ".join([f"{self.command} failed: {words.rstrip('.')}", *remedies]))
             return (Path(folder) / "kernels.fatbin").read_bytes()
 
 

@@ -188,6 +188,21 @@ def test_each_failure_is_one_line(lookup, driver, wanted, kind, words):
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_do_not_fit_are_one_line(compile_for_gpu, text_model, driver):
+    import onnx
+
+    model = onnx.load_from_string(text_model("(float[1,64] x, float[64,64] w) => (y) { y = MatMul(x, w) }"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w"))
+    del model.graph.input[1]
+    compiled = compile_for_gpu(model.SerializeToString())
+    driver.be(compiled.emulated, memory=1 << 12)
+    words = (
+        r"GPU 0 has too little memory left: 16384 bytes are needed for weights \(CUDA_ERROR_OUT_OF_MEMORY\)$"
+    )
+    with pytest.raises(RunError, match=words):
+        load(compiled.path)
+
+
 def test_later_gpus_take_the_ptx_and_earlier_minors_do_not(lookup, driver, compile_for_gpu, text_model):
     driver.be(lookup.emulated, capability=120)
     load(lookup.path).close()

@@ -56,3 +56,19 @@ def test_a_broken_nvcc_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(CompileError, match="does not say its version"):
         toolchain.toolchain()
+
+
+@pytest.mark.parametrize(
+    ("complaint", "remedy"),
+    [
+        ("Failed to preprocess host compiler properties.", "nvcc needs g++: install it, or take nvcc"),
+        ("Unsupported gpu architecture 'compute_89'", "the toolkit does not know that GPU: take another ver"),
+    ],
+)
+def test_what_to_do_when_nvcc_complains(tmp_path, complaint, remedy):
+    (tmp_path / "nvcc").write_text(f'#!/bin/sh\necho "nvcc fatal   : {complaint}" >&2\nexit 1\n')
+    (tmp_path / "nvcc").chmod(0o755)
+    compiler = toolchain.Nvcc(str(tmp_path / "nvcc"), 12000)
+    with pytest.raises(CompileError) as caught:
+        compiler.fat_binary(KERNEL, ("sm_89",), None)
+    assert f"nvcc failed: nvcc fatal   : {complaint.rstrip('.')}; {remedy}" in str(caught.value)
