@@ -119,7 +119,8 @@ def _ways(pattern: str) -> dict[str, dict]:
     if not pattern:
         return WAYS
     joint = {"pattern": pattern, "method": "sparsegpt", "group": False}
-    return {"jointly": joint, "pruned, then rounded": {"rounding": "nearest"}}
+    awp = joint | {"method": "awp"}
+    return {"jointly": joint, "jointly by AWP": awp, "pruned, then rounded": {"rounding": "nearest"}}
 
 
 def pruned(dense: Path, data: Path, pattern: str) -> Path:

@@ -4,6 +4,9 @@ grid        the numbers that integers stand for
 ranges      which range of an activation they cover
 migration   what moves from activations into weights
 rounding    from real weights to integers
+projection  a pattern and a grid as one set
+groups      scales of weights that alone are quantised
+weights     their integers, walk and all
 qdq         QuantizeLinear and DequantizeLinear in the graph
 walk        layer by layer, each on the inputs that the quantised model gives
 insert      which layers, what is told of them, and the way back

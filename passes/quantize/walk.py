@@ -24,6 +24,7 @@ from sparsec.passes.prune.places import Place
 from sparsec.passes.prune.walk import Clock, Observe, by_group, observe, stages
 from sparsec.passes.quantize.grid import fitted, symmetric
 from sparsec.passes.quantize.migration import Choice, Migration, choose
+from sparsec.passes.quantize.projection import JOINT, joint
 from sparsec.passes.quantize.qdq import absorb, insert_input, insert_weight, source
 from sparsec.passes.quantize.rounding import ROUNDINGS, Round, gpfq, on_support
 from sparsec.passes.quantize.seen import Seen, look, not_finite
@@ -234,8 +235,11 @@ def _rounded(
         support = np.broadcast_to(alive, problem.dense.shape)
         start, plain = np.where(support, problem.target, 0.0), problem.dense
     else:
-        made = prune(problem, pattern, settings.method, taps=taps, reconstruct=settings.reconstruct)
-        start, support = made.weight, made.mask
+        if settings.method == JOINT:
+            start, support = joint(problem, pattern, taps)
+        else:
+            made = prune(problem, pattern, settings.method, taps=taps, reconstruct=settings.reconstruct)
+            start, support = made.weight, made.mask
         plain = start
     grid = fitted(start, np.diag(problem.gram))
     integers = on_support(problem, start, grid, support, settings.round)
