@@ -2,11 +2,12 @@
 
 First every layer that can be is quantised. Then the layers are taken back, one input after the other, to see
 what of the error at the model's outputs is theirs: what costs much of it and little work stays float32, and
-under a budget as many more as it takes.
+under a budget as many more as it takes. Layers behind those were fitted to take back errors that are gone
+now, so the model is quantised once more without them.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.ingest import form
 from sparsec.compiler.prune import mask_input
 from sparsec.passes.findings import Finding
+from sparsec.passes.graph import node_name
 from sparsec.passes.nm_choice import MIN_SIZE, Choice
 from sparsec.passes.nm_layers import find_layers
 from sparsec.passes.prune import parse_pattern
@@ -102,9 +104,51 @@ def quantize_on(
     form.infer(model)
     mask = mask_input(model, request.mask)
     pattern = parse_pattern(request.pattern) if request.pattern else None
-    ranges = tuple(RANGES) if request.ranges == BEST else (request.ranges,)
-    settings = Settings(
-        ranges,
+    settings = _settings(request, mask)
+    choice = Choice(request.layers, request.skip, request.min_size)
+    moved: list[Finding] = []
+    if pattern is not None and request.group:
+        wanted, _ = choose(list(find_layers(model)), model.graph, pattern, choice)
+        pruning = PruneSettings(request.method, damping=request.damping, mask=mask)
+        with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+            moved = group(model, wanted, Replay(model, feeds, Path(folder) / "given"), pruning, log)
+    given = model.clone()
+
+    def quantised(made: ir.Model, floats: Mapping[str, str]) -> tuple[list[Outcome], dict[str, str]]:
+        with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
+            dense = Replay(given, feeds, Path(folder) / "dense")
+            observed = Replay(made, feeds, Path(folder) / "quantized")
+            return quantise(made, pattern, dense, observed, settings, choice, log, floats=floats)
+
+    outcomes, reasons = quantised(model, {})
+    if not outcomes and any(node.op_type == "DequantizeLinear" for node in model.graph):
+        raise CompileError("the model is quantised already; compile it as it is, without --precision")
+    if not outcomes:
+        some = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+        raise CompileError(f"no layer of the model can be quantised: {some or 'it has no constant weights'}")
+    probes = feeds[-PROBES:]
+    backs, judgement = _take_back(model, given, outcomes, probes, request, log, judged)
+    reports = {outcome.report["node"]: outcome.report for outcome in outcomes}
+    if _behind(model, backs) & reports.keys() - backs.keys():
+        log(f"quantise once more, {len(backs)} of {len(outcomes)} layers in float32")
+        trial = given.clone()
+        again, _ = quantised(trial, backs)
+        now = judged(trial) if judged else None
+        if judged:
+            better = _keeps(now, request) and now.error <= judgement.error
+        else:
+            wanted = outputs(given, probes)
+            better = _error(outputs(trial, probes), wanted) <= _error(outputs(model, probes), wanted)
+        if better:
+            model.graph, judgement = trial.graph, now
+            for outcome in again:
+                reports[outcome.report["node"]].update(outcome.report)
+    return Quantised(moved + findings(outcomes, reasons, backs), list(reports.values()), judgement)
+
+
+def _settings(request: QuantizeRequest, mask: str | None) -> Settings:
+    return Settings(
+        tuple(RANGES) if request.ranges == BEST else (request.ranges,),
         request.rounding,
         request.migrate,
         request.method,
@@ -112,26 +156,19 @@ def quantize_on(
         mask=mask,
         threshold=request.threshold,
     )
-    choice = Choice(request.layers, request.skip, request.min_size)
-    moved: list[Finding] = []
-    with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
-        if pattern is not None and request.group:
-            wanted, _ = choose(list(find_layers(model)), model.graph, pattern, choice)
-            pruning = PruneSettings(request.method, damping=request.damping, mask=mask)
-            moved = group(model, wanted, Replay(model, feeds, Path(folder) / "given"), pruning, log)
-        given = model.clone()
-        dense = Replay(given, feeds, Path(folder) / "dense")
-        observed = Replay(model, feeds, Path(folder) / "quantized")
-        outcomes, reasons = quantise(model, pattern, dense, observed, settings, choice, log)
-    if not outcomes and any(node.op_type == "DequantizeLinear" for node in model.graph):
-        raise CompileError("the model is quantised already; compile it as it is, without --precision")
-    if not outcomes:
-        some = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
-        raise CompileError(f"no layer of the model can be quantised: {some or 'it has no constant weights'}")
-    backs, judgement = _take_back(model, given, outcomes, feeds[-PROBES:], request, log, judged)
-    return Quantised(
-        moved + findings(outcomes, reasons, backs), [outcome.report for outcome in outcomes], judgement
-    )
+
+
+def _behind(model: ir.Model, names: Collection[str]) -> set[str]:
+    """The nodes of `model` that see an output of those called `names`, by name."""
+    seen: set[ir.Value] = set()
+    found = set()
+    for node in model.graph:
+        behind = any(value in seen for value in node.inputs)
+        if behind:
+            found.add(node_name(node))
+        if behind or node_name(node) in names:
+            seen.update(node.outputs)
+    return found
 
 
 def _take_back(

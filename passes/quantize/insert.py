@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -29,9 +30,12 @@ def quantise(
     settings: Settings,
     choice: Choice,
     log: Callable[[str], None] = lambda line: None,
+    *,
+    floats: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[Outcome], dict[str, str]]:
     """Quantise `model` in place; the layers that were, and by name why the others were not.
 
+    `floats` are layers that stay float32, by name, and why.
     Raises PassError for a glob of `choice` that matches nothing, and where calibration data are not finite.
     """
     as_standard(model)
@@ -41,7 +45,7 @@ def quantise(
     reasons: dict[str, str] = {}
     for layer in candidates:
         here = pattern.within(layer.weight.shape[0] // layer.groups) if isinstance(pattern, NM) else pattern
-        reason = why_not(layer, model, choice)
+        reason = floats.get(node_name(layer.node)) or why_not(layer, model, choice)
         if reason is None:
             unfit = here is not None and choice.why_not(layer, here if isinstance(here, NM) else None)
             wanted.append((layer, None if unfit else here))

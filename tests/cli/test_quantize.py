@@ -4,11 +4,15 @@ import json
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparsec.compiler import quantize
+from sparsec.compiler.allocation.budget import outputs
+from sparsec.compiler.calibration import read_batches
 from sparsec.compiler.cli.quantize import RANGES, ROUNDINGS
-from sparsec.compiler.quantize import BEST
+from sparsec.compiler.quantize import BEST, QuantizeRequest, quantize_on
 from sparsec.passes.quantize import RANGES as KNOWN_RANGES
 from sparsec.passes.quantize import ROUNDINGS as KNOWN_ROUNDINGS
 
@@ -83,7 +87,8 @@ def test_digits_keep_their_labels(call, dense, calib, images, tmp_path, ort_run)
     assert 0 < np.abs(ends[0] - ends[1]).max() < 0.1 * np.abs(ends[1]).max()
 
 
-def test_a_pattern_comes_with_the_integers(call, tmp_path, ort_run):
+@pytest.mark.parametrize("method", ["sparsegpt", "awp"])
+def test_a_pattern_comes_with_the_integers(call, tmp_path, ort_run, method):
     model, data, x = perceptron(tmp_path, width=64)
     out = tmp_path / "out.onnx"
     options = (
@@ -95,7 +100,7 @@ def test_a_pattern_comes_with_the_integers(call, tmp_path, ort_run):
         "--floats",
         "0",
         "--method",
-        "sparsegpt",
+        method,
     )
     result = call("quantize", model, "--calib", data, "-o", out, *options, "--json")
     assert result.exit_code == 0, result.stderr
@@ -291,3 +296,28 @@ def test_weights_alone_are_rounded_on_data(call, one_line, tmp_path, ort_run):
     np.savez(data, x=1e37 * x)
     result = call(*given, "--calib", data)
     assert result.exit_code == 1 and "'second' is not finite on the calibration data" in one_line(result)
+
+
+def test_layers_behind_floats_are_fitted_to_what_they_read(tmp_path, monkeypatch):
+    """Two layers, the first of which stays float32: the second no longer takes back what it did."""
+    path, data, x = perceptron(tmp_path)
+    given = ir.load(path)
+    feeds, wanted = read_batches(str(data), given), outputs(given, [{"x": x}])[0]["y"]
+    request = QuantizeRequest(str(data), floats=1.0, rounding="nearest", migrate=False)
+    share = {"first": 0.5, "second": 0.0}
+
+    def ranked(model, given, outcomes, feeds, log):
+        return [([outcome], share[outcome.report["node"]]) for outcome in outcomes]
+
+    monkeypatch.setattr(quantize, "_ranked", ranked)
+    errors, lines = [], []
+    for behind in (lambda model, names: set(), quantize._behind):
+        monkeypatch.setattr(quantize, "_behind", behind)
+        model = ir.load(path)
+        made = quantize_on(model, feeds, request, lines.append)
+        found = outputs(model, [{"x": x}])[0]["y"]
+        errors.append(np.square(found - wanted).mean())
+        assert [layer["precision"] for layer in made.layers] == ["float32", "int8"]
+        assert sum(node.op_type == "QuantizeLinear" for node in model.graph) == 1
+    assert lines.count("quantise once more, 1 of 2 layers in float32") == 1
+    assert errors[1] < errors[0]
