@@ -12,6 +12,7 @@ KEYS = {
     "resnet8": ("pattern", "sweeps", "images"),
     "digits": ("network", "pattern", "method"),
     "int8": ("network", "pattern", "way"),
+    "activations": ("network", "way"),
     "weights": ("network", "pattern", "bits", "way"),
 }
 
