@@ -38,8 +38,15 @@ def readme(form: str, source: Source) -> File:
         NAME=source.name,
         PORTS="\n".join(ports),
         MACHINE=source.device.architecture,
+        GPU=_gpu(manifest.raw["gpu"]) if source.gpu else "",
         LEVEL=source.library.level,
         FEATURES=", ".join(source.library.features) or "none",
         SOURCE=manifest.raw["source_sha256"],
         VERSION=manifest.raw["sparsec_version"],
     )
+
+
+def _gpu(made: dict) -> str:
+    """What a model for GPUs needs beside the machine."""
+    names = ", ".join([*made["architectures"], *(["later ones"] if made["ptx"] else [])])
+    return f" and an NVIDIA GPU ({names}), whose driver knows CUDA {made['cuda'].partition('.')[0]}"

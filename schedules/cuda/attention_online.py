@@ -36,11 +36,14 @@ class Online(Kernel):
     def number_is(self, i: int, value: tir.Expr) -> tir.Stmt:
         return tirx.BufferStore(self.numbers, value, [tir.i64(i)])
 
-    def weights(self) -> list:
-        return [tir.load(self.factors, tir.i64(turn)) for turn in range(self.tile.warps_k)]
+    def factor(self, part: int) -> tir.Expr:
+        return tir.load(self.factors, tir.i64(part))
 
-    def weight_is(self, turn: int, value: tir.Expr) -> tir.Stmt:
-        return tirx.BufferStore(self.factors, value, [tir.i64(turn)])
+    def factor_is(self, part: int, value: tir.Expr) -> tir.Stmt:
+        return tirx.BufferStore(self.factors, value, [tir.i64(part)])
+
+    def weights(self) -> list:
+        return [self.factor(turn) for turn in range(self.tile.warps_k)]
 
     def steps(self) -> list[tir.Stmt]:
         words = self.words
@@ -139,11 +142,10 @@ class Online(Kernel):
         top, total = self.number(0), self.number(1)
 
         def one(part):
-            factor = tir.load(self.factors, tir.i64(part))
             return [
-                self.weight_is(part, tirx.exp(top_of(part) - _finite(top))),
-                self.weight_is(part, self.counted(factor)),
-                self.number_is(1, total + total_of(part) * factor),
+                self.factor_is(part, tirx.exp(top_of(part) - _finite(top))),
+                self.factor_is(part, self.counted(self.factor(part))),
+                self.number_is(1, total + total_of(part) * self.factor(part)),
             ]
 
         return [
@@ -156,10 +158,9 @@ class Online(Kernel):
     def divide(self, row, parts: int) -> list[tir.Stmt]:
         """Divides ``factors`` by the total of the row."""
         scale = self.number(1)
-        factors = [tir.load(self.factors, tir.i64(part)) for part in range(parts)]
         return [
             self.number_is(1, self.guarded(row, scale)),
-            *(self.weight_is(part, factor * scale) for part, factor in enumerate(factors)),
+            *(self.factor_is(part, self.factor(part) * scale) for part in range(parts)),
         ]
 
     def guarded(self, row, total: tir.Expr) -> tir.Expr:

@@ -81,8 +81,7 @@ class Split(Online):
                 return lambda split: tir.load(buffer, tir.i64(split), self.unit, self.first)
 
             parts = [
-                tir.load(self.all_sums, tir.i64(split), self.unit, self.first, column)
-                * tir.load(self.factors, tir.i64(split))
+                tir.load(self.all_sums, tir.i64(split), self.unit, self.first, column) * self.factor(split)
                 for split in range(self.splits)
             ]
             stmts = [

@@ -57,6 +57,8 @@ def test_a_device_folder_tests_itself(compiled, device, tmp_path):
         run = [emulator, "-L", f"/usr/{machine}-linux-gnu", "-E", f"LD_LIBRARY_PATH={driver.parent}", *run]
     else:
         run = ["env", f"LD_LIBRARY_PATH={driver.parent}", *run]
+    needs = f"{machine} Linux with glibc 2.28 or newer and an NVIDIA GPU (sm_87), whose driver knows CUDA 13."
+    assert needs in (tmp_path / "folder" / "README.md").read_text()
     kernels = library(compiled.source, machine=machine)
     environment = os.environ | {"FAKE_CUDA_KERNELS": str(kernels), "FAKE_CUDA_CAPABILITY": "87"}
     done = subprocess.run(run, env=environment, capture_output=True, text=True)
