@@ -3,8 +3,12 @@
     Y[*b, i, :] = sum_j guard(P[*b, i, j]) V[*b, j, :],   P[*b, i, :] = normaliser(score(S[*b, i, :]))
     S[*b, i, j] = sum_d Q[*b, i, d] K[*b, j, d]
 
-``score`` is what the graph does to the product, element by element: scale, mask, cap.  ``guard`` is what it
-does for rows without a key.  (Vaswani et al., "Attention Is All You Need", 2017, eq. 1, with any normaliser.)
+``score`` is what the graph does to the product, element by element: scale, mask, cap, rounding.  ``guard`` is
+what it does to P: for rows without a key, or to quantise it.  (Vaswani et al., "Attention Is All You Need",
+2017, eq. 1, with any normaliser.)
+
+Of bytes, Q, K, P and V are integers: uint8 less their zero points.  Both products are exact, and Y is the
+second one times a factor.
 """
 
 import json
@@ -14,13 +18,14 @@ from math import prod
 
 from tvm import te, tirx
 
-from sparsec.schedules import elements, rows, softmax, sparsemax, tir
+from sparsec.schedules import elements, math, quantise, rows, softmax, sparsemax, tir
 from sparsec.schedules.batch_matmul import stored
 
 SPEC = "sparsec.attention"
 NORMALISERS = ("softmax", "sparsemax")
 
-#: What ``score`` and ``guard`` may be made of: the ONNX operator of that name on float32.
+#: What ``score`` and ``guard`` may be made of: the ONNX operator of that name on float32, or what it takes to
+#: quantise: ``x`` within two bounds, ``x`` over a number whose reciprocal is the last argument, rounded.
 SCORE_OPS = {
     "Add": lambda a, b: a + b,
     "Sub": lambda a, b: a - b,
@@ -29,7 +34,13 @@ SCORE_OPS = {
     "Where": lambda c, a, b: tirx.Select(c, a, b),
     "Tanh": lambda a: tirx.tanh(a),
     "IsNaN": lambda a: tirx.isnan(a),
+    "Within": math.within,
+    "Quotient": math.quotient,
+    "Nearest": quantise.nearest,
 }
+#: The first ``numbers`` of an attention of bytes: zero points, and the factor of Y.
+ZERO, FACTOR = {"q": 0, "k": 1, "p": 2, "v": 3}, 4
+HEAD = 5
 
 
 @dataclass(frozen=True)
@@ -57,10 +68,11 @@ class Attention:
     """``m`` queries and ``n`` keys of ``d`` values each, ``e`` values to each key, for each of ``batch``.
 
     ``q``, ``k`` and ``v`` say where element ``[*batch, row, column]`` lies: float32, or as uint16 the bits of
-    bfloat16, and then a kernel may round P, too.  The result is float32, stored with its axes in ``y_order``,
-    as in ``BatchMatmul``.  ``score`` and ``guard`` are expressions: "S" for the value, a number,
-    ``("operand", i)`` for ``operands[i]`` at ``[*batch, i, j]``, or ``(op, *arguments)`` with ``op`` of
-    ``SCORE_OPS``.  An operand of ``guard`` is the same for all keys: its last stride is 0.
+    bfloat16, and then a kernel may round P, too, or uint8, and then ``guard`` gives the integers that P is.
+    The result is float32, stored with its axes in ``y_order``, as in ``BatchMatmul``.  ``score`` and
+    ``guard`` are expressions: "S" for the value, a number, ``("operand", i)`` for ``operands[i]`` at
+    ``[*batch, i, j]``, ``("number", i)`` for that one of so many ``numbers``, or ``(op, *arguments)`` with
+    ``op`` of ``SCORE_OPS``.  An operand of ``guard`` is the same for all keys: its last stride is 0.
     """
 
     batch: tuple[int, ...]
@@ -76,6 +88,7 @@ class Attention:
     guard: object = "S"
     operands: tuple[Strided, ...] = ()
     y_order: tuple[int, ...] = ()
+    numbers: int = 0
 
     def __post_init__(self):
         if self.normaliser not in NORMALISERS:
@@ -91,6 +104,12 @@ class Attention:
                 f"Attention: required one dtype of q, k and v, "
                 f"found {self.q.dtype}, {self.k.dtype}, {self.v.dtype}"
             )
+        if self.bytes and self.numbers < HEAD:
+            raise ValueError(f"Attention: required {HEAD} numbers of bytes, found {self.numbers}")
+
+    @property
+    def bytes(self) -> bool:
+        return self.q.dtype == "uint8"
 
     @property
     def batches(self) -> int:
@@ -104,31 +123,42 @@ class Attention:
         return stored([*batch, i, c], self.y_order)
 
     def prim_func(self) -> tirx.PrimFunc:
-        """The unscheduled function ``(q, k, v, *operands, Y)``; all but Y are flat."""
+        """The unscheduled function ``(q, k, v, *operands, numbers, Y)``; all but Y are flat.
+
+        Without numbers there is no argument for them.
+        """
         places = {"q": self.q, "k": self.k, "v": self.v}
         places |= {f"operand{i}": place for i, place in enumerate(self.operands)}
         flat = {
             name: te.placeholder([tir.i64(place.size)], place.dtype, name=name)
             for name, place in places.items()
         }
+        if self.numbers:
+            flat["numbers"] = te.placeholder([tir.i64(self.numbers)], "float32", name="numbers")
         rank = len(self.batch)
         whole = [tir.i64(extent) for extent in (*self.batch, self.m, self.n)]
         d = te.reduce_axis((tir.i64(0), tir.i64(self.d)), "d")
         j = te.reduce_axis((tir.i64(0), tir.i64(self.n)), "j")
 
         def element(name, *index):
-            stored = flat[name][places[name].at(index)]
+            stored = flat[name](places[name].at(index))
+            if name in ZERO and self.bytes:
+                return stored.astype("int32") - number(ZERO[name]).astype("int32")
             return elements.widened(stored) if places[name].dtype == "uint16" else stored
 
-        def operand(index):
-            return lambda which: element(f"operand{which}", *index)
+        def number(which):
+            return flat["numbers"](tir.i64(which))
+
+        def leaves(index):
+            return {"operand": lambda which: element(f"operand{which}", *index), "number": number}
 
         product = te.compute(
             whole,
             lambda *i: te.sum(element("q", *i[:-1], d) * element("k", *i[:rank], i[-1], d), axis=[d]),
             "product",
         )
-        scores = te.compute(whole, lambda *i: evaluate(self.score, product[i], operand(i)), "scores")
+        real = lambda i: product(*i).astype("float32") if self.bytes else product(*i)  # noqa: E731
+        scores = te.compute(whole, lambda *i: evaluate(self.score, real(i), leaves(i)), "scores")
         shape = (*self.batch, self.m, self.n)
         if self.normaliser == "softmax":
             share = softmax.stages("softmax", scores, shape, rank + 1)
@@ -136,27 +166,32 @@ class Attention:
             share = sparsemax.stages(scores, shape, rank + 1)
         if self.guard != "S":
             given = share
-            share = te.compute(whole, lambda *i: evaluate(self.guard, given[i], operand(i)), "guarded")
+            share = te.compute(whole, lambda *i: evaluate(self.guard, given(*i), leaves(i)), "guarded")
 
         def value(*at):
             order = list(self.y_order or range(rank + 2))
             *batch, i, c = [at[order.index(axis)] for axis in range(rank + 2)]
-            return te.sum(share[(*batch, i, j)] * element("v", *batch, j, c), axis=[j])
+            p = share[(*batch, i, j)]
+            return te.sum((p.astype("int32") if self.bytes else p) * element("v", *batch, j, c), axis=[j])
 
-        y = te.compute([tir.i64(extent) for extent in self.y_shape], value, "attended")
+        extents = [tir.i64(extent) for extent in self.y_shape]
+        y = te.compute(extents, value, "attended")
+        if self.bytes:
+            total = y
+            y = te.compute(extents, lambda *i: total(*i).astype("float32") * number(FACTOR), "scaled")
         return rows.definition("attention", [*flat.values(), y], {SPEC: json.dumps(asdict(self))})
 
 
-def evaluate(tree, value: tir.Expr, operand: Callable[[int], tir.Expr]) -> tir.Expr:
-    """The expression ``tree`` of ``value``, with ``operand(i)`` for the elements of the operands."""
+def evaluate(tree, value: tir.Expr, leaves: dict[str, Callable[[int], tir.Expr]]) -> tir.Expr:
+    """The expression ``tree`` of ``value``; ``leaves`` has elements of operands and numbers by position."""
     if tree == "S":
         return value
     if isinstance(tree, float):
         return tir.f32(tree)
     name, *args = tree
-    if name == "operand":
-        return operand(args[0])
-    return SCORE_OPS[name](*(evaluate(arg, value, operand) for arg in args))
+    if name in leaves:
+        return leaves[name](args[0])
+    return SCORE_OPS[name](*(evaluate(arg, value, leaves) for arg in args))
 
 
 def spec_of(func: tirx.PrimFunc) -> Attention | None:

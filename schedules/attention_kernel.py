@@ -2,8 +2,8 @@
 
 A task takes one batch.  It turns the keys once into panels of 16 (lanes over keys), then for every block of
 queries: products with all keys, scored on the registers; the normaliser over the rows in place; products
-with the values, which are read where they lie, or staged where they are bfloat16.  Softmax is divided by its
-sum only in the last store.
+with the values, which are read where they lie, or staged where they are narrow.  Softmax is divided by its
+sum only in the last store, unless P is changed before.
 
 The scores have room for whole vectors of keys; what is behind the last key is -inf, and so no row has a tail.
 The last block of queries may repeat queries of the block before it.
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sparsec.schedules import tir, vector
-from sparsec.schedules.attention import Attention, evaluate, spec_of
-from sparsec.schedules.attention_operands import Form, Keys, form_of, staged
+from sparsec.schedules.attention import FACTOR, ZERO, Attention, evaluate, spec_of
+from sparsec.schedules.attention_bytes import Corrections
+from sparsec.schedules.attention_operands import Form, Keys, Source, form_of, staged
 from sparsec.schedules.attention_rows import TOGETHER, Normaliser
 from sparsec.schedules.batch_matmul_kernel import MANY_BATCHES, column_parts
 from sparsec.schedules.contraction_epilogue import Epilogue
@@ -36,6 +37,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     if spec is None or 0 in (*spec.y_shape, spec.n, spec.d):
         return None
     q, k, v, *operands, y = func.params
+    numbers = operands.pop() if spec.numbers else None
     lanes = min(cpu.lanes, PANEL)
     block, plan = block_plan(cpu, spec)
     blocks = vector.Steps(spec.m, block)
@@ -44,7 +46,7 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
 
     def task(indices):
         *batch, share = indices
-        kernel = _Kernel(cpu, spec, q, k, v, operands, y, lanes, block, plan, batch)
+        kernel = _Kernel(cpu, spec, q, k, v, operands, numbers, y, lanes, block, plan, batch)
         return kernel.task(lambda i: blocks.start(share * tir.i64(own) + i), own)
 
     work = spec.batches * spec.m * spec.n * (spec.d + spec.e) // 8
@@ -91,6 +93,7 @@ class _Kernel:
     k: tir.Buffer
     v: tir.Buffer
     operands: list
+    numbers: tir.Buffer | None
     y: tir.Buffer
     lanes: int
     block: int
@@ -106,7 +109,9 @@ class _Kernel:
             stmts += self.score(first)
             narrow, guard = self.shares if form.words else None, self.guard(first)
             width = padded(spec.n)
-            norm = Normaliser(spec.normaliser, self.scores, self.factor, width, self.lanes, guard, narrow)
+            norm = Normaliser(
+                spec.normaliser, self.scores, self.factor, width, self.lanes, guard, narrow, self.corrections
+            )
             return tir.seq([*stmts, *norm.body(), *self.attend(first)])
 
         buffers = [self.keys, self.scores]
@@ -114,8 +119,11 @@ class _Kernel:
         buffers += [self.values] if form.narrow else []
         buffers += [self.shares] if form.words else []
         buffers += [self.queries] if form.widened else []
-        stmts = Keys(form, spec, self.k, self.batch, self.keys, self.lanes).turn()
+        stmts = Keys(form, spec, self.source("k"), self.batch, self.keys, self.lanes).turn()
         stmts += self.stage_values() if form.narrow else []
+        if self.corrections:
+            buffers += self.corrections.buffers
+            stmts += self.corrections.of_keys(self.keys) + self.corrections.of_columns(self.values)
         return tir.seq([*tir.alloc(buffers), *stmts, tir.loop("block", count, one)])
 
     # Buffers --------------------------------------------------------------------------------------
@@ -143,7 +151,15 @@ class _Kernel:
     @functools.cached_property
     def shares(self) -> tir.Buffer:
         """P as its products read it."""
-        return tir.scratch("shares", self.block, self.row, dtype="uint16") if self.form.words else self.scores
+        if not self.form.words:
+            return self.scores
+        return tir.scratch("shares", self.block, self.row, dtype=self.spec.q.dtype)
+
+    @functools.cached_property
+    def corrections(self) -> Corrections | None:
+        if not (self.form.words and self.form.bytes):
+            return None
+        return Corrections.make(self.form, self.spec, self.numbers, self.block)
 
     @functools.cached_property
     def factor(self) -> tir.Buffer:
@@ -163,17 +179,34 @@ class _Kernel:
         """Whether the rows of P are multiplied by a factor in the last store only."""
         return self.spec.normaliser == "softmax" and self.spec.guard == "S"
 
-    def stage_queries(self, first) -> list[tir.Stmt]:
-        def place(r, c):
-            return self.spec.q.at([*self.batch, first + r, c])
+    def source(self, name: str) -> Source:
+        """Q, K or V as operands of products."""
+        buffer = getattr(self, name)
+        if not self.form.bytes:
+            return Source(buffer)
+        return Source(buffer, tir.load(self.numbers, tir.i64(ZERO[name])), name != "q")
 
-        return staged(self.form, self.q, place, self.block, self.spec.d, self.queries)
+    def leaves(self, logical: list) -> dict[str, Callable]:
+        """What the expressions of scores and of P read at an index."""
+
+        def operand(which):
+            return tirx.BufferLoad(self.operands[which], [self.spec.operands[which].at(logical)])
+
+        return {"operand": operand, "number": lambda which: tir.load(self.numbers, tir.i64(which))}
+
+    def query(self, first) -> Callable:
+        """Where value ``c`` of row ``r`` of the block of queries from ``first`` on lies."""
+        return lambda r, c: self.spec.q.at([*self.batch, first + r, c])
+
+    def stage_queries(self, first) -> list[tir.Stmt]:
+        source = self.source("q")
+        return staged(self.form, source, self.query(first), self.block, self.spec.d, self.queries)
 
     def stage_values(self) -> list[tir.Stmt]:
         def place(j, c):
             return self.spec.v.at([*self.batch, j, c])
 
-        return staged(self.form, self.v, place, self.spec.n, self.spec.e, self.values)
+        return staged(self.form, self.source("v"), place, self.spec.n, self.spec.e, self.values)
 
     # Scores ---------------------------------------------------------------------------------------
 
@@ -193,13 +226,14 @@ class _Kernel:
                     ),
                 )
             )
-        coords, anchor = [tir.var("r"), tir.var("j")], tirx.Var("product", "float32")
-        logical = [*self.batch, first + coords[0], coords[1]]
-
-        def operand(which):
-            return tirx.BufferLoad(self.operands[which], [spec.operands[which].at(logical)])
-
-        epilogue = Epilogue(coords, anchor, [(self.scores, evaluate(spec.score, anchor, operand))])
+        coords, anchor = [tir.var("r"), tir.var("j")], tirx.Var("product", self.form.element.sums)
+        value, added = anchor, self.corrections
+        if added:
+            stmts += added.of_queries(self.source("q"), self.query(first), self.block)
+            both = tir.load(added.queries, coords[0]) + tir.load(added.keys, coords[1])
+            value = (anchor + both).astype("float32")
+        leaves = self.leaves([*self.batch, first + coords[0], coords[1]])
+        epilogue = Epilogue(coords, anchor, [(self.scores, evaluate(spec.score, value, leaves))])
         for panel, repeats, wide, columns in self.plan.parts(panels(spec.n), spec.n):
 
             def part(p, panel=panel, wide=wide, columns=columns):
@@ -214,16 +248,15 @@ class _Kernel:
         return stmts
 
     def score_tile(self, first, row, height, panel, wide, columns, epilogue) -> tir.Stmt:
-        tile, form = Tile(self.lanes, height, wide * PANEL), self.form
+        form = self.form
+        tile = Tile(self.lanes, height, wide * PANEL, form.element.sums)
 
         def step(s, values):
             def query(r, _):
                 if form.widened:
                     return tirx.BufferLoad(self.queries, [row + r, s])
-                places = [
-                    self.spec.q.at([*self.batch, first + row + r, s * form.group + i]) for i in range(values)
-                ]
-                return form.value(self.q, places, self.spec.q.strides[-1] == 1)
+                places = [self.query(first)(row + r, s * form.group + i) for i in range(values)]
+                return form.value(self.source("q"), places, self.spec.q.strides[-1] == 1)
 
             def key(v):
                 return tir.vector_load(self.keys, panel + v // PANEL, s, tir.i64(v % PANEL), lanes=self.lanes)
@@ -242,12 +275,7 @@ class _Kernel:
             return None
 
         def guarded(row, value):
-            logical = [*self.batch, first + row, tir.i64(0)]
-
-            def operand(which):
-                return tirx.BufferLoad(self.operands[which], [self.spec.operands[which].at(logical)])
-
-            return evaluate(self.spec.guard, value, operand)
+            return evaluate(self.spec.guard, value, self.leaves([*self.batch, first + row, tir.i64(0)]))
 
         return guarded
 
@@ -283,11 +311,11 @@ class _Kernel:
 
     def attend_tile(self, first, row, height, column, width, columns) -> tir.Stmt:
         spec, form = self.spec, self.form
-        tile = Tile(min(self.lanes, width), height, width)
+        tile = Tile(min(self.lanes, width), height, width, form.element.sums)
 
         def step(s):
             def share(r, _):
-                if form.words:  # behind an odd number of keys there is a 0
+                if form.words:  # what is behind the last key meets values of 0
                     return form.element.word(self.cpu, self.shares, [[row + r, s * form.group]], True)
                 return tirx.BufferLoad(self.shares, [row + r, s])
 
@@ -301,6 +329,11 @@ class _Kernel:
 
         def store(r, v):
             value = tir.load(tile.acc[r], v)
+            if added := self.corrections:
+                both = tir.load(added.shares, row + tir.i64(r)) + tir.load(added.columns, column + v)
+                value = (value + both).astype("float32")
+            if form.bytes:
+                value = value * tir.load(self.numbers, tir.i64(FACTOR))
             if self.deferred:
                 value = value * tirx.BufferLoad(self.factor, [row + tir.i64(r)])
             return tirx.BufferStore(self.y, value, spec.y_index(self.batch, first + row + r, column + v))

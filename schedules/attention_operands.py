@@ -6,7 +6,12 @@ form      stored                                 a step of a product            
 plain     float32                                one value                       float32, as computed
 widened   bfloat16, level without its products   one value, widened beforehand   float32, as computed
 words     bfloat16                               a pair, one instruction         rounded
+widened   uint8, level without products of it    one integer, as a float         integers, as floats
+words     uint8                                  a quad, see ``quads``           uint8
 ========  =====================================  ==============================  =====================
+
+In words of bytes keys and values are less 128, so as int8, and ``attention_bytes`` puts that and the zero
+points right.  As floats integers are less their zero points.
 """
 
 import functools
@@ -15,25 +20,44 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from sparsec.schedules import elements, tir
+from sparsec.schedules import elements, quads, tir
 from sparsec.schedules.attention import Attention
 from sparsec.schedules.batch_matmul_kernel import SQUARE, transpose
 from sparsec.schedules.contraction_tile import pieces
-from sparsec.schedules.elements import BFLOAT16, DOT_FEATURE, FLOAT32, Element
+from sparsec.schedules.elements import BFLOAT16, DOT_FEATURE, FLOAT32, INT8, Element
 from sparsec.schedules.layout import PANEL, panels
 from sparsec.schedules.target import Cpu
 
 
 @dataclass(frozen=True)
+class Source:
+    """Q, K or V: a flat buffer; of bytes, the zero point as a float, and whether words are ``signed``."""
+
+    buffer: tir.Buffer
+    zero: tir.Expr | None = None
+    signed: bool = False
+
+
+@dataclass(frozen=True)
 class Form:
-    """A row of the table above, by whether operands are ``narrow`` and are multiplied as ``words``."""
+    """A row of the table above, by what is ``stored`` and whether that is multiplied as ``words``."""
 
     cpu: Cpu
-    narrow: bool
+    stored: str
+
+    @property
+    def narrow(self) -> bool:
+        return self.stored != "float32"
 
     @property
     def words(self) -> bool:
+        if self.bytes:
+            return quads.in_registers(self.cpu, self.cpu.lanes)
         return self.narrow and DOT_FEATURE in self.cpu.features
+
+    @property
+    def bytes(self) -> bool:
+        return self.stored == "uint8"
 
     @property
     def widened(self) -> bool:
@@ -42,7 +66,7 @@ class Form:
     @property
     def element(self) -> Element:
         """What is multiplied."""
-        return BFLOAT16 if self.words else FLOAT32
+        return {"uint8": INT8, "uint16": BFLOAT16}[self.stored] if self.words else FLOAT32
 
     @property
     def group(self) -> int:
@@ -72,27 +96,38 @@ class Form:
         )
         return [*stmts, make(tir.i64(whole), rest)] if rest else stmts
 
-    def value(self, source: tir.Buffer, places: list, neighbours: bool = False) -> tir.Expr:
-        """The step whose values lie at ``places`` of a flat buffer, where they may be ``neighbours``."""
-        if self.words and neighbours and len(places) > 1:
-            return self.element.word(self.cpu, source, [[place] for place in places], True)
-        loaded = [tirx.BufferLoad(source, [place]) for place in places]
-        return elements.widened(*loaded) if self.widened else self.element.joined(loaded)
+    def value(self, source: Source, places: list, neighbours: bool = False) -> tir.Expr:
+        """The step whose values lie at ``places`` of ``source``, where they may be ``neighbours``."""
+        if self.words and neighbours and len(places) == self.group:
+            word = self.element.word(self.cpu, source.buffer, [[place] for place in places], True)
+        else:
+            loaded = [tirx.BufferLoad(source.buffer, [place]) for place in places]
+            word = self.wide(source, *loaded) if self.widened else self.element.joined(loaded)
+        return word ^ tir.i32(quads.signs(len(places))) if self.words and source.signed else word
 
-    def neighbours(self, source: tir.Buffer, place, lanes: int) -> tir.Expr:
+    def neighbours(self, source: Source, place, lanes: int) -> tir.Expr:
         """A vector of ``lanes`` steps whose values are neighbours from ``place`` on."""
-        loaded = tir.vector_load(source, place, lanes=lanes * self.group)
+        loaded = tir.vector_load(source.buffer, place, lanes=lanes * self.group)
         if self.words:
-            return tirx.reinterpret(f"int32x{lanes}", loaded)
-        return elements.widened(loaded, lanes) if self.widened else loaded
+            words = tirx.reinterpret(f"int32x{lanes}", loaded)
+            return words ^ tir.broadcast(tir.i32(quads.signs()), lanes) if source.signed else words
+        return self.wide(source, loaded, lanes) if self.widened else loaded
+
+    def wide(self, source: Source, loaded, lanes: int = 1) -> tir.Expr:
+        """The float32 of what is stored, one number or a vector."""
+        if not self.bytes:
+            return elements.widened(loaded, lanes)
+        dtypes = ("int32", "float32") if lanes == 1 else (f"int32x{lanes}", f"float32x{lanes}")
+        real = loaded.astype(dtypes[0]).astype(dtypes[1])
+        return real - (source.zero if lanes == 1 else tir.broadcast(source.zero, lanes))
 
 
 def form_of(cpu: Cpu, spec: Attention) -> Form:
-    return Form(cpu, spec.q.dtype != "float32")
+    return Form(cpu, spec.q.dtype)
 
 
 def staged(
-    form: Form, source: tir.Buffer, place: Callable, depth: int, columns: int, target: tir.Buffer
+    form: Form, source: Source, place: Callable, depth: int, columns: int, target: tir.Buffer
 ) -> list[tir.Stmt]:
     """``target[s, c]``: step ``s`` of the column of ``depth`` values that lie at ``place(row, c)``."""
 
@@ -115,7 +150,7 @@ class Keys:
 
     form: Form
     spec: Attention
-    k: tir.Buffer
+    k: Source
     batch: list
     panels: tir.Buffer
     lanes: int
@@ -154,7 +189,7 @@ class Keys:
 
     def value(self, key, step, values: int) -> tir.Expr:
         places = [self.spec.k.at([*self.batch, key, step * self.form.group + i]) for i in range(values)]
-        return self.form.value(self.k, places)
+        return self.form.value(self.k, places, self.spec.k.strides[-1] == 1)
 
     def panel_step(self, panel, step, values: int) -> tir.Stmt:
         def one(c):

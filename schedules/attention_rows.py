@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from sparsec.schedules import math, rows, sparsemax, tir, vector
+from sparsec.schedules.attention_bytes import Corrections
 
 #: Rows taken at once, up to this many keys: folding one takes as long as reading them.
 TOGETHER, SHORT = 4, 512
@@ -19,7 +20,8 @@ class Normaliser:
     """Makes P of the first ``width`` columns of every row of ``scores``.
 
     Softmax leaves the exponentials, for the reader to multiply by ``factor[row]``.  With ``guard`` they are
-    multiplied here, and ``guard(row, value)`` of P is what stays.  With ``narrow`` P is rounded to there.
+    multiplied here, and ``guard(row, value)`` of P is what stays.  With ``narrow`` P is rounded to there;
+    with ``bytes``, for whom P is integers, they are stored there.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Normaliser:
     lanes: int
     guard: Callable | None
     narrow: tir.Buffer | None = None
+    bytes: Corrections | None = None
 
     @property
     def at_once(self) -> bool:
@@ -61,6 +64,8 @@ class Normaliser:
             stmts = sparsemax.project(row, self.scores, self.scores)
         else:
             stmts = self.exponentials(row, first)
+        if self.bytes:
+            return tir.seq([*stmts, *self.integers(row, first)])
         if self.guard is not None:
             stmts.append(row.sweep(lambda place: [row.vector(lambda l: self.guarded(place, l))]))
         if self.narrow is not None and not self.at_once:
@@ -98,6 +103,25 @@ class Normaliser:
             *row.fold(total, rows.add),
             *map(invert, range(row.rows)),
         ]
+
+    def integers(self, row: rows.Row, first) -> list[tir.Stmt]:
+        """P as bytes, and the sums of its rows, which are exact in float32 up to 65 thousand keys."""
+        total = row.state("integers")
+
+        def one(place):
+            yield row.vector(lambda l: self.guarded(place, l))
+            yield row.fold_in(total, place, lambda l: tir.load(self.scores, *place.index(l)), rows.add)
+
+            def byte(l):
+                at = place.index(l)
+                return tirx.BufferStore(self.narrow, self.bytes.stored_share(tir.load(self.scores, *at)), at)
+
+            yield row.vector(byte)
+
+        sums = [
+            self.bytes.of_share(first + tir.i64(r), row.get(total, tir.i64(0), r)) for r in range(row.rows)
+        ]
+        return [*tir.alloc([total]), row.fill(total, 0.0), row.sweep(one), *row.fold(total, rows.add), *sums]
 
     def guarded(self, place: rows.Place, l) -> tir.Stmt:
         at = place.index(l)

@@ -45,7 +45,7 @@ def parts(cpu: Cpu) -> int:
 def multiply_add(cpu: Cpu, total, x, w):
     """``total`` and the four products of each lane; ``x`` holds activations, ``w`` weights."""
     lanes = tir.lanes_of(total)
-    if _in_registers(cpu, lanes):
+    if in_registers(cpu, lanes):
         return tirx.call_extern(f"int32x{lanes}", f"sparsec_quad_{lanes}", total, x, w)
     low = tir.broadcast(tir.i32(0xFF), lanes)
     for which in range(GROUP):
@@ -58,8 +58,14 @@ def _x86(cpu: Cpu) -> bool:
     return cpu.triple.startswith("x86_64")
 
 
-def _in_registers(cpu: Cpu, lanes: int) -> bool:
+def in_registers(cpu: Cpu, lanes: int) -> bool:
+    """Whether the level has instructions for the products of a vector of words."""
     return _x86(cpu) and lanes <= cpu.lanes and lanes in _LANES
+
+
+def signs(values: int = GROUP) -> int:
+    """What turns ``values`` bytes of a word into themselves less 128, as int8."""
+    return int(np.array(0x80808080 >> (GROUP - values) * BYTE, np.uint32).view(np.int32))
 
 
 # Positions --------------------------------------------------------------------------------------------
@@ -111,7 +117,7 @@ class Windows:
 
     def loads(self, cpu: Cpu, lanes: int, word: int) -> int:
         """Vectors of inputs that fill the most of a vector of words from ``word`` on."""
-        if not _in_registers(cpu, lanes):
+        if not in_registers(cpu, lanes):
             return 0
         return min(GROUP // self.per_window, (self.whole - word) // self.span(lanes, 1))
 

@@ -52,8 +52,7 @@ def requantised(x, grid, back, dtype: str, unit: bool = False, divides: bool = F
     """``dequantise`` with the grid ``back``, of the same zero point, of what ``quantise`` makes of ``x``."""
 
     def value(*i):
-        above = math.rounded(_steps(x(*i), grid, dtype, unit, divides) + tir.f32(_ROUND))
-        return math.rounded((above - tir.f32(_ROUND)) * back(_SCALE))
+        return math.rounded(nearest(_steps(x(*i), grid, dtype, unit, divides)) * back(_SCALE))
 
     return te.compute(x.shape, value, name="requantised")
 
@@ -66,6 +65,11 @@ def _steps(x, grid, dtype: str, unit: bool, divides: bool):
         return math.within(x / grid(_SCALE), least, largest)
     inside = math.within(x, grid(_LEAST), grid(_LARGEST))
     return inside if unit else math.quotient(inside, grid(_SCALE), grid(_INVERSE))
+
+
+def nearest(steps):
+    """float32 ``steps``, below 2^22 in magnitude, rounded to an integer, ties to even."""
+    return math.rounded(steps + tir.f32(_ROUND)) - tir.f32(_ROUND)
 
 
 def codes(steps, zero: int, dtype: str):

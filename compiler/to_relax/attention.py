@@ -7,15 +7,18 @@ every exporter's way to scale and to mask is the same case, and NaN and infiniti
 the graph.  A constant factor of Q or K is moved to the scores.  A guard for rows without a key,
 ``Where(IsNaN(P), 0, P)`` or ``Where(row has none, 0, P)``, may follow the normaliser.  Q, K, V and masks are
 read where they lie, through any chain of views; the result is written as the Transpose behind it wants it.
+QuantizeLinear and DequantizeLinear around scores and P join them, see ``attention_quantised``.
 """
 
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 from tvm import relax
 
 from sparsec.compiler.to_relax.activations import consumer_order
+from sparsec.compiler.to_relax.attention_quantised import Numbers, pair
 from sparsec.compiler.to_relax.views import View, broadcast, itself, scalar, shape_of, view
 from sparsec.schedules.attention import SCORE_OPS, Attention
 
@@ -24,11 +27,15 @@ NORMALISERS = {("", "Softmax"): "softmax", ("ai.sparsec", "Sparsemax"): "sparsem
 
 @dataclass(frozen=True)
 class Found:
-    """An attention in the graph: ``sources`` hold Q, K, V and the operands; ``products``: Q K^T and P V."""
+    """An attention in the graph: ``sources`` hold Q, K, V and the operands; ``products``: Q K^T and P V.
+
+    ``numbers`` are those of the spec.
+    """
 
     spec: Attention
     sources: tuple[ir.Value, ...]
     products: tuple[ir.Node, ir.Node]
+    numbers: np.ndarray
 
     @property
     def multiplied(self) -> tuple[ir.Value, ...]:
@@ -56,6 +63,7 @@ def attend(importer, node: ir.Node):
         importer.bb.emit(relax.op.reshape(x, [prod(shape_of(source))]))
         for x, source in zip(expressions, found.sources, strict=True)
     ]
+    args += [relax.const(found.numbers)] if spec.numbers else []
     result = importer.kernel("attention", spec.prim_func(), args, list(spec.y_shape))
     if not spec.y_order:
         return result
@@ -92,6 +100,9 @@ def find(node: ir.Node) -> Found | None:
     v = v if v.array.strides[-1] == 1 else itself(values)
     q, k, v = (broadcast(part, (*batch, *last)) for part, last in ((q, (m, d)), (k, (d, n)), (v, (n, e))))
     factor = q.factor * k.factor
+    numbers = Numbers()
+    if (stored := numbers.integers([q, k, v], guard)) is not None:
+        (q, k, v), factor, guard = stored
     masks = [broadcast(_by_keys(value), shape) for value in operands]
     keys_last = k.placed()
     *outer, along_d, along_keys = keys_last.strides
@@ -105,13 +116,14 @@ def find(node: ir.Node) -> Found | None:
         replace(keys_last, strides=(*outer, along_keys, along_d)),
         v.placed(),
         NORMALISERS[norm.domain, norm.op_type],
-        score if factor == 1 else _replaced(score, ("Mul", "S", factor)),
-        guard,
+        numbers.expanded(score, factor),
+        numbers.expanded(guard),
         tuple(mask.placed() for mask in masks),
         consumer_order(node, rank) or (),
+        len(numbers),
     )
     sources = (part.source for part in (q, k, v, *masks))
-    return Found(spec, tuple(sources), (product, node))
+    return Found(spec, tuple(sources), (product, node), numbers.array)
 
 
 def _only_use(value: ir.Value, uses: int = 1) -> bool:
@@ -124,6 +136,9 @@ def _guard(value: ir.Value, operands: list) -> tuple[ir.Value, object] | tuple[N
     where = value.producer()
     if where is None or where.domain or not _only_use(value):
         return None, None
+    if (rounded := pair(value)) is not None:
+        share, guard = _guard(rounded.source, operands)
+        return (None, None) if guard is None else (share, ("Pair", guard, rounded))
     if where.op_type != "Where":
         return value, "S"
     test, zero, share = where.inputs
@@ -147,6 +162,9 @@ def _score(value: ir.Value, shape, operands: list) -> tuple[object, ir.Node | No
         return None, None
     if node.op_type == "MatMul":
         return "S", node
+    if (rounded := pair(value)) is not None:
+        tree, product = _score(rounded.source, shape, operands)
+        return (None, None) if product is None else (("Pair", tree, rounded), product)
     if node.op_type not in SCORE_OPS or value.dtype != ir.DataType.FLOAT:
         return None, None
     for index, part in enumerate(node.inputs):
@@ -173,10 +191,3 @@ def _by_keys(value: ir.Value) -> View:
     found = view(value)
     scattered = found.array.ndim and found.array.shape[-1] > 1 and found.array.strides[-1] != 1
     return itself(value) if scattered else found
-
-
-def _replaced(tree, product):
-    """``tree`` with ``product`` for the plain product."""
-    if tree == "S":
-        return product
-    return tuple(_replaced(part, product) for part in tree) if isinstance(tree, tuple) else tree

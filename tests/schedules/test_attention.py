@@ -206,3 +206,41 @@ def test_what_is_no_attention():
         Attention((2,), 3, 3, 4, 4, place, *narrow(place), place)
     with pytest.raises(ValueError, match=r"required 3 strides of k, found \(3, 1\)"):
         Attention((2,), 3, 3, 4, 4, place, dense(3, 3), place)
+
+
+BYTES = [
+    *LEVELS,
+    pytest.param(X86_LEVELS["v4vnni"], id="v4vnni", marks=pytest.mark.isa("avx512_vnni")),
+    # As on architectures whose products of bytes are slower than those of floats.
+    pytest.param(replace(X86_LEVELS["v2"], name="plain", triple=""), id="plain"),
+]
+
+
+@pytest.mark.parametrize("cpu", BYTES)
+@pytest.mark.parametrize("m,n,d,e", [(1, 1, 1, 1), (7, 131, 65, 33)])
+def test_bytes(cpu, m, n, d, e):
+    """Exact integers; scores so far apart that P is 1 over a small number, whose rounding nobody doubts."""
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.integers(0, 256, shape, np.uint8) for shape in ((2, m, d), (2, n, d), (2, n, e)))
+    q[0], k[0, 0], v[1, -1] = 255, 0, 255
+    places = [dense(*x.shape, dtype="uint8") for x in (q, k, v)]
+    steps = ("Within", ("Mul", "S", ("number", 5)), ("number", 6), ("number", 7))
+    score = ("Add", ("Mul", ("Nearest", steps), ("number", 8)), ("operand", 0))
+    guard = ("Nearest", ("Within", ("Quotient", "S", ("number", 9), ("number", 10)), 0.0, ("number", 11)))
+    operand, share = Strided(n, 0, (0, 0, 1)), np.float32(1 / 200)
+    spec = Attention((2,), m, n, d, e, *places, "softmax", score, guard, (operand,), numbers=12)
+    mask = np.where(rng.random(n) < 0.2, -1e4, 0).astype("f")
+    assert spec_of(spec.prim_func()) == spec
+    kernel = build_library(tvm.IRModule({"main": spec.prim_func().with_attr("global_symbol", "main")}), cpu)
+    assert kernel.rules == {"main": "attention"}
+    for zq, zk, zp, zv in ((0, 0, 0, 0), (255, 255, 255, 255), (3, 128, 0, 140)):
+        factor = np.float32(0.0123)
+        numbers = [zq, zk, zp, zv, factor, 2e-4, -128, 127, 64, share, 1 / share, 255 - zp]
+        numbers = np.array(numbers, "f")
+        s = (q.astype(int) - zq) @ (k.astype(int) - zk).swapaxes(1, 2)
+        s = np.rint(np.clip(s.astype("f") * numbers[5], -128, 127)) * 64 + mask
+        p = np.clip(np.rint(softmax(s.astype("d")) / share), 0, 255 - zp).astype(int)
+        want = (p @ (v.astype(int) - zv)).astype("f") * factor
+        got = tvm.runtime.tensor(np.full(want.shape, np.nan, "f"))
+        kernel.library["main"](*(tvm.runtime.tensor(x.reshape(-1)) for x in (q, k, v, mask, numbers)), got)
+        np.testing.assert_array_equal(got.numpy(), want)
