@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from sparsec.compiler.weight_quant import calibrated
 class Source:
     """A model that is ready to be lowered, and what it is compared with.
 
+    ``request``: what was asked for, with the precision of each layer settled.
     ``plain``: the model as it was read, where passes were asked to change it.  ``meant``: what the result
     must compute, a path or a serialised model.  ``feeds``: inputs for the comparison.
     """
@@ -37,6 +38,8 @@ class Source:
     plain: bytes | None
     meant: str | bytes
     sha256: str
+    request: CompileRequest
+    plan: dict | None
 
     def require_read(self, request: CompileRequest) -> None:
         """Raise CompileError where the file was read wrongly: what inserted passes change would hide it."""
@@ -46,16 +49,33 @@ class Source:
 
 def read_model(request: CompileRequest, pipeline, stages: "Stages", dump: Dump) -> Source:
     """Read, change as ``pipeline`` says, and lay out channels-last the model of ``request``."""
+    # Imported here: both compile and run models themselves.
+    from sparsec.compiler.mixed.allocate import allocate
+    from sparsec.compiler.quantize import QuantizeRequest, quantize_model
+
     with stages("read the model"):
         integers = not gpu_names(request.target)  # kernels for GPUs multiply floats
         model = ingest(request.model, request.shapes, request.dims, integers=integers, log=stages.log)
         inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
         sha256 = hashlib.sha256(Path(request.model).read_bytes()).hexdigest()
         dump.onnx("ingested", model)
-    plain = serialised(model) if (pipeline or request.precision == "int8") and request.verify else None
-    findings, meant = [], None if pipeline else request.model
-    if request.precision == "int8":
-        findings, pipeline = quantised(model, request, pipeline, stages), ()
+    rounds = request.allocates or (request.precision == "int8" and not request.settled)
+    plain = serialised(model) if (pipeline or rounds) and request.verify else None
+    findings, meant, plan = [], None if pipeline else request.model, None
+    if rounds and pipeline:
+        with stages("insert sparsity"):
+            findings += passes.run_pipeline(model, pipeline, integers=False)
+            pipeline = ()
+    if request.allocates:
+        with stages("choose precisions"):
+            made = allocate(model, request, stages.log)
+        model, meant, plan = made.trial.model, made.trial.meant, made.plan
+        findings += made.findings
+        request = replace(request, precision=made.trial.precision, bfloat16=made.trial.bfloat16)
+        dump.onnx("allocated", model)
+    elif rounds:
+        with stages("quantise"):
+            findings += quantize_model(model, QuantizeRequest(request.calib), stages.log).findings
         dump.onnx("quantised", model)
         meant = serialised(model)
     with stages("find and insert sparsity"):
@@ -71,19 +91,7 @@ def read_model(request: CompileRequest, pipeline, stages: "Stages", dump: Dump) 
     with stages("lay out channels-last"):
         channels_last(model)
         dump.onnx("channels_last", model)
-    return Source(model, inputs, outputs, findings, feeds, plain, meant, sha256)
-
-
-def quantised(model, request: CompileRequest, pipeline, stages: "Stages") -> list[passes.Finding]:
-    """Insert the sparsity that is asked for, and then QuantizeLinear and DequantizeLinear, into ``model``."""
-    from sparsec.compiler.quantize import QuantizeRequest, quantize_model
-
-    findings = []
-    if pipeline:
-        with stages("insert sparsity"):
-            findings += passes.run_pipeline(model, pipeline, integers=False)
-    with stages("quantise"):
-        return findings + quantize_model(model, QuantizeRequest(request.calib), stages.log).findings
+    return Source(model, inputs, outputs, findings, feeds, plain, meant, sha256, request, plan)
 
 
 def ports(values) -> tuple[Port, ...]:

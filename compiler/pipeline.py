@@ -56,12 +56,15 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
 
     source = read_model(request, pipeline, stages, dump)
     model, inputs, outputs, findings = source.model, source.inputs, source.outputs, source.findings
-    judged = precision.judged(model, request.precision)
+    request = source.request
+    judged = precision.judged(model, request.floats)
     states = resolve(request.states, inputs, outputs)
-    if request.precision == "fp32":
+    if request.settled:
+        levels = cpu_levels(request.target, request.precision)
+    elif request.precision == "fp32":
         levels = cpu_levels(request.target, judged)
     with stages("choose kernels"):
-        findings += precision.assign(model, request.precision, levels)
+        findings += precision.assign(model, request.floats, levels, request.bfloat16)
         choices = choose(model, request, levels)
         findings += choices.findings
     with stages("lower to kernels"):
@@ -118,7 +121,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
                     source.feeds,
                     bool(request.calib),
                     judged,
-                    source.plain if request.precision in ("int8", *WEIGHT_PASSES) else None,
+                    source.plain if request.settled or request.floats in ("int8", *WEIGHT_PASSES) else None,
                 )
                 manifest["receipt"] |= emulator.remarks(levels, runs)
         if request.exportable:
@@ -133,6 +136,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         "tiles": tiles,
         "precision": judged,
         "receipt": manifest["receipt"],
+        "plan": source.plan,
         "packings": [list(packing.levels) for packing in packings],
         "kernels": dict(Counter(built[0][0].rules.values())),
         "steps": len(plan.steps),

@@ -35,8 +35,11 @@ _ELEMENTWISE = UNARY | BROADCAST
 _LOOKED_THROUGH = {*STEPS, "Mul", "Div"}
 
 
-def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Finding]:
-    """Marks every layer of ``model`` with its precision, for ``linear.layer``; one finding for each.
+def assign(
+    model: ir.Model, precision: str, levels: tuple[str, ...], only: Collection[str] | None = None
+) -> list[Finding]:
+    """Marks every layer of ``model``, or those whose names are in ``only``, with its precision, for
+    ``linear.layer``; one finding for each.
 
     Without bfloat16 there is one for each weight of a few bits that no kernel takes.
     """
@@ -49,11 +52,11 @@ def assign(model: ir.Model, precision: str, levels: tuple[str, ...]) -> list[Fin
         ]
     findings = []
     for node in model.graph:
-        if is_layer(node):
-            wanted, reason = _wanted(node, levels)
-            node.metadata_props[PRECISION] = wanted
-            outcome = "declined" if wanted == FLOAT32.name else "applied"
-            findings.append(Finding("precision", node.name, outcome, reason, "float32", wanted))
+        if is_layer(node) and (only is None or node.name in only):
+            chosen, reason = wanted(node, levels)
+            node.metadata_props[PRECISION] = chosen
+            outcome = "declined" if chosen == FLOAT32.name else "applied"
+            findings.append(Finding("precision", node.name, outcome, reason, "float32", chosen))
     return findings
 
 
@@ -65,7 +68,7 @@ def judged(model: ir.Model, precision: str) -> str:
     return "int8-weights" if precision == "fp32" and quantised else precision
 
 
-def _wanted(node: ir.Node, levels: tuple[str, ...]) -> tuple[str, str]:
+def wanted(node: ir.Node, levels: tuple[str, ...]) -> tuple[str, str]:
     rows = prod(int(d) for d in node.outputs[0].shape[:-1])
     few = rows <= FEW_ROWS
     if is_last(node.outputs[0]):

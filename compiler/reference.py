@@ -9,7 +9,7 @@ times the distance of its two results is the tolerance; the receipt says so.
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -223,8 +223,9 @@ def widened(spread: float, scale: float, precision: str = "fp32") -> float:
     return min(SPREAD * spread, MAX_SPREAD[precision] * scale) if np.isfinite(spread) else 0.0
 
 
-def rounded(model: str | bytes, precision: str = "bf16") -> bytes:
-    """``model`` with the operands of every matrix product and convolution rounded to ``precision``.
+def rounded(model: str | bytes, precision: str = "bf16", only: Collection[str] | None = None) -> bytes:
+    """``model`` with the operands of every matrix product and convolution rounded to ``precision``; ``only``:
+    of those nodes.
 
     ONNX has no tf32; float16 has the same number of bits.
     """
@@ -232,7 +233,7 @@ def rounded(model: str | bytes, precision: str = "bf16") -> bytes:
     proto = onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)
     nodes = []
     for count, node in enumerate(proto.graph.node):
-        if node.op_type in PRODUCTS:
+        if node.op_type in PRODUCTS and (only is None or node.name in only):
             for i in (0, 1):
                 names = [
                     node.input[i],

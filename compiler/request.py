@@ -22,6 +22,8 @@ GPUS = ("sm_80", "sm_87", "sm_89", "sm_90")
 SPARSITY = ("auto", "require", "off")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "int8-weights", "int4-weights")
 CPU_PRECISIONS = ("fp32", "bf16", "int8", "int8-weights", "int4-weights")
+#: Those among which each layer gets one, or stays float32, where several are named with commas.
+MIXED = ("bf16", "int8")
 #: What rounds the weights where that is all of a precision.
 WEIGHT_PASSES = {"int8-weights": "quantise-weights{bits=8}", "int4-weights": "quantise-weights{bits=4}"}
 #: Levels that only artifacts of a lower precision have, those with instructions for it.
@@ -46,6 +48,10 @@ class CompileRequest:
     have ``fp16`` and ``tf32`` as well, see ``cuda/choices.py``; ``int8`` quantises layers on ``calib``, see
     ``quantize.py``; ``int8-weights`` and ``int4-weights`` round weights alone, see ``pipeline``; with
     ``calib`` see ``weight_quant.py``.
+    Several of ``MIXED``, a budget or ``patterns`` have each layer get the form that the budget allows, see
+    ``mixed``: ``max_error`` and ``max_drop`` (of ``metric``) on held-out samples of ``calib``,
+    ``target_latency`` relative to the model in float32.  ``bfloat16``: where that is settled, the layers that
+    compute in bfloat16.
     ``calib``: an npz whose arrays, by input name, replace the seeded random inputs of
     the check.  ``choices``: a JSON file of kernel choices to replay.  ``states``: inputs that an output feeds
     in the next run, input -> output, names or patterns as in ``compiler/states.py``.  ``variants``: the
@@ -62,6 +68,12 @@ class CompileRequest:
     dims: dict[str, int] = field(default_factory=dict)
     sparsity: str = "auto"
     precision: str = "fp32"
+    patterns: tuple[str, ...] = ()
+    max_error: float | None = None
+    max_drop: float | None = None
+    metric: str | None = None
+    target_latency: float | None = None
+    bfloat16: tuple[str, ...] | None = None
     calib: str | None = None
     choices: str | None = None
     states: dict[str, str] = field(default_factory=dict)
@@ -74,28 +86,48 @@ class CompileRequest:
     def __post_init__(self):
         if self.sparsity not in SPARSITY:
             raise CompileError(f"sparsity must be one of {', '.join(SPARSITY)}, found '{self.sparsity}'")
-        if self.precision not in PRECISIONS:
-            raise CompileError(f"precision must be one of {', '.join(PRECISIONS)}, found '{self.precision}'")
+        parts = self.precision.split(",")
+        if self.precision not in PRECISIONS and sorted(parts) != sorted(MIXED):
+            raise CompileError(
+                f"precision must be one of {', '.join(PRECISIONS)}, or '{','.join(MIXED)}', of which each "
+                f"layer gets one or stays fp32; found '{self.precision}'"
+            )
         if gpu_names(self.target):
             self._check_gpu()
-        elif self.precision not in CPU_PRECISIONS:
+        elif not {*parts} <= {*CPU_PRECISIONS}:
             raise CompileError(
                 f"--precision {self.precision} is for GPUs; choose of {', '.join(CPU_PRECISIONS)} "
                 f"for '{self.target}'"
             )
-        elif self.precision == "int8" and not self.calib:
+        elif "int8" in parts and not self.calib and not self.settled:
             raise CompileError(
-                "--precision int8 needs --calib DATA.npz, real inputs to quantise on; "
+                f"--precision {self.precision} needs --calib DATA.npz, real inputs to quantise on; "
                 "a model that is quantised already is compiled without it"
             )
+        if self.allocates:
+            self._check_allocation()
         if self.variants:
             self._check_variants()
 
-    def _check_gpu(self):
-        if self.precision in ("int8", *WEIGHT_PASSES):
+    def _check_allocation(self):
+        if not {*self.precision.split(",")} <= {*MIXED}:
             raise CompileError(
-                f"--precision {self.precision} is for CPUs; compile for '{self.target}' without it"
+                f"a budget or --pattern chooses among precisions: --precision {','.join(MIXED)} or one of "
+                f"them is required, found {self.precision}; `sparsec sparsify --pattern` prunes alone"
             )
+        if not self.calib:
+            raise CompileError("a budget needs --calib DATA.npz, real inputs to measure errors on")
+        for option, given in (("--variants", self.variants), ("--choices", self.choices)):
+            if given:
+                raise CompileError(f"{option} does not go with a choice of precisions for each layer")
+
+    def _check_gpu(self):
+        for option, given in (
+            (f"--precision {self.precision}", {*self.precision.split(",")} & {"int8", *WEIGHT_PASSES}),
+            ("--pattern and budgets", self.allocates),
+        ):
+            if given:
+                raise CompileError(f"{option} is for CPUs; compile for '{self.target}' without it")
 
     def _check_variants(self):
         from sparsec.passes.nm_pattern import NM  # here, so that the command line starts without onnx_ir
@@ -108,6 +140,25 @@ class CompileRequest:
             raise CompileError(f"--variants with {option}: one network is required; compile it by itself")
 
     @property
+    def settled(self) -> bool:
+        """Whether each layer has got its precision."""
+        return self.bfloat16 is not None
+
+    @property
+    def allocates(self) -> bool:
+        """Whether a form must be chosen for each layer."""
+        budget = (self.max_error, self.max_drop, self.metric, self.target_latency)
+        asked = "," in self.precision or self.patterns or any(limit is not None for limit in budget)
+        return bool(asked) and not self.settled
+
+    @property
+    def floats(self) -> str:
+        """The precision of layers that multiply floats."""
+        if self.settled:
+            return "bf16" if self.bfloat16 else "fp32"
+        return self.precision
+
+    @property
     def pipeline(self) -> str:
         """``passes``, and behind them the one that ``precision`` stands for."""
         return ",".join(filter(None, [self.passes, WEIGHT_PASSES.get(self.precision)]))
@@ -118,7 +169,11 @@ class CompileRequest:
     @classmethod
     def from_json(cls, data: dict) -> "CompileRequest":
         shapes = {name: tuple(shape) for name, shape in data.get("shapes", {}).items()}
-        return cls(**{**data, "shapes": shapes, "variants": tuple(data.get("variants", ()))})
+        lists = {key: tuple(data.get(key, ())) for key in ("variants", "patterns")}
+        settled = data.get("bfloat16")
+        return cls(
+            **{**data, **lists, "shapes": shapes, "bfloat16": None if settled is None else tuple(settled)}
+        )
 
 
 def cpu_levels(target: str, precision: str = "fp32") -> tuple[str, ...]:
@@ -133,11 +188,16 @@ def cpu_levels(target: str, precision: str = "fp32") -> tuple[str, ...]:
             raise CompileError(f"unknown target '{name}'; choose of {known}, several with commas between")
         levels += (native_level(precision),) if name == "native" else TARGETS[name]
         if name == "x86":
-            levels += LOW_PRECISION.get(precision, ())
+            levels += low_levels(precision)
     machines = list(dict.fromkeys(cpu.LEVEL_ARCHITECTURE[level] for level in levels))
     worst_first = list(cpu.LEVEL_FEATURES)
     key = lambda v: (machines.index(cpu.LEVEL_ARCHITECTURE[v]), -worst_first.index(v))  # noqa: E731
     return tuple(sorted(set(levels), key=key))
+
+
+def low_levels(precision: str) -> tuple[str, ...]:
+    """The levels that only artifacts of ``precision``, or of one of several, have."""
+    return tuple(level for part in precision.split(",") for level in LOW_PRECISION.get(part, ()))
 
 
 def gpu_names(target: str) -> tuple[str, ...]:
@@ -170,7 +230,7 @@ def runnable(levels: Iterable[str]) -> list[str]:
 
 def native_level(precision: str = "fp32") -> str:
     """The best level that this machine runs at ``precision``."""
-    own = LOW_PRECISION.get(precision, ())
+    own = low_levels(precision)
     others = {level for levels in LOW_PRECISION.values() for level in levels if level not in own}
     runs = [level for level in cpu.levels() if level not in others]
     if not runs:

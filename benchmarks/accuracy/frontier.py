@@ -53,7 +53,7 @@ def prune(folder: Path, patterns: list[str], latencies: list[float], method: str
             "method": method,
             "cosine": round(float((pruned * reference).sum(axis=1).mean()), 4),
             "predicted": round(known.space.latency(point), 4),
-            "layers": dict(Counter(map(str, known.space.patterns(point).values()))),
+            "layers": dict(Counter(map(str, known.space.chosen(point).values()))),
         }
         file.with_suffix(".json").write_text(json.dumps(row))
         print(row, flush=True)

@@ -73,7 +73,7 @@ def allocate(
     log("time the pruned model")
     after = known.seconds(made.model)
     plan = {
-        "patterns": {name: str(p) for name, p in space.patterns(point).items()},
+        "patterns": {name: str(p) for name, p in space.chosen(point).items()},
         "dense_ms": 1e3 * space.seconds,
         "predicted_ms": 1e3 * space.seconds * space.latency(point),
         "measured_ms": 1e3 * after,
@@ -113,7 +113,7 @@ def survey(
         share, error = space.latency(point), point.error**0.5
         log(f"prune to {share:.2f} of the dense latency, predicted error {error:.3f}")
         pruned = model.clone()
-        chosen = space.patterns(point)
+        chosen = space.chosen(point)
         findings, reports = prune_on(
             pruned, lambda layer: chosen.get(node_name(layer.node)), seen, request, log
         )
@@ -125,10 +125,13 @@ def survey(
 
 
 class Space:
-    """The frontier of a model, and what its points mean for the whole of it."""
+    """The frontier of a model, and what its points mean for the whole of it.
+
+    `choices`: the options of each layer, each with what it stands for and its bytes; first what was given,
+    which is called None."""
 
     def __init__(
-        self, choices: Mapping[str, Sequence[tuple[Option, Pattern | None, float]]], seconds: float, size: int
+        self, choices: Mapping[str, Sequence[tuple[Option, object, float]]], seconds: float, size: int
     ):
         self.names = list(choices)
         self.choices = list(choices.values())
@@ -138,8 +141,8 @@ class Space:
         near = {min(range(len(points)), key=lambda i, c=cost: abs(points[i].cost - c)) for cost in costs}
         self.points = [points[i] for i in sorted(near)]
 
-    def patterns(self, point: Point) -> dict[str, Pattern]:
-        """Node -> pattern, of the layers that do not stay dense."""
+    def chosen(self, point: Point) -> dict:
+        """Name -> what was chosen, of those that do not stay as they were given."""
         picked = zip(self.names, self.choices, point.picks, strict=True)
         return {name: o[i][1] for name, o, i in picked if o[i][1] is not None}
 
@@ -155,7 +158,7 @@ class Space:
 
 
 def _search(space: Space, budget: Budget, attempt: Callable) -> tuple[Point, Allocated, Judgement]:
-    gains = [p for p in space.points if space.patterns(p)]
+    gains = [p for p in space.points if space.chosen(p)]
     fitting = [
         p
         for p in gains

@@ -1,4 +1,4 @@
-"""How much the outputs of a model change when one of its layers is pruned."""
+"""How much the outputs of a model change with the weight of one of its layers."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -46,7 +46,7 @@ def changes(
     wanted = [session.run(None, {**feed, **dense}) for feed in feeds]
     total = sum(_square(y, np.zeros_like(y)) for ys in wanted for y in ys) or 1.0
     for number, (value, (name, weight)) in enumerate(stored.items(), 1):
-        log(f"run with layer {number} of {len(stored)} pruned")
+        log(f"run with layer {number} of {len(stored)} changed")
         for feed, ys in zip(feeds, wanted, strict=True):
             got = session.run(None, {**feed, **dense, value: weight})
             found[name] += sum(map(_square, got, ys)) / total

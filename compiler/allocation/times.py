@@ -5,6 +5,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -49,54 +50,70 @@ def layer_times(
     passes.run_pipeline(frozen, ())
     channels_last(frozen)
     layers = {node.name: made for node in frozen.graph if (made := products(node))}
-    here, permute = context(native_level()), LEVELS[native_level()].permute
-    known = Database().read(here)
+    permute, known = LEVELS[native_level()].permute, Database().read(context(native_level()))
     times: dict[str, dict[str, float]] = {}
     for number, (name, patterns) in enumerate(options.items(), 1):
         if name not in layers:
             continue  # it folds away before it is run
         made = {
             p: [
-                (packed_for(dataclasses.replace(spec, pattern=_stored(p)), permute), _masked(w, p))
+                (packed_for(dataclasses.replace(spec, pattern=stored(p)), permute), masked(w, p))
                 for spec, w in layers[name]
             ]
             for p in patterns
         }
-        missing = {s: w for parts in made.values() for s, w in parts if to_text(s) not in known}
-        if missing:
-            log(f"time the kernels of layer {number} of {len(options)}")
-            found = measure(missing, {spec: kernels(spec) for spec in missing}, native_level())
-            with contextlib.suppress(CompileError):  # a database that cannot be written costs the repetition
-                Database().add(here, found)
-            known.update(found)
-        rows = {p: _sums([known[to_text(spec)] for spec, _ in parts]) for p, parts in made.items()}
+        weights = dict(product for parts in made.values() for product in parts)
+        complete(
+            known,
+            weights,
+            native_level(),
+            partial(log, f"time the kernels of layer {number} of {len(options)}"),
+        )
+        rows = {p: sums([known[to_text(spec)] for spec, _ in parts]) for p, parts in made.items()}
         dense = min(row["dense"] for row in rows.values())
         # The ratio was measured by turns; the dense time of other patterns' rows was not.
         times[name] = {DENSE: dense}
-        times[name] |= {str(p): dense * _ratio(p, row) for p, row in rows.items()}
+        times[name] |= {str(p): dense * ratio(p, row) for p, row in rows.items()}
     return times
 
 
-def _sums(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def complete(
+    known: dict[str, dict[str, float]], weights: Mapping, level: str, began: Callable[[], None]
+) -> None:
+    """Adds to ``known`` the times that it lacks of ``weights``, spec -> weight; the database has them then.
+
+    ``began`` is called where something must be measured.
+    """
+    missing = {spec: weight for spec, weight in weights.items() if to_text(spec) not in known}
+    if not missing:
+        return
+    began()
+    found = measure(missing, {spec: kernels(spec) for spec in missing}, level)
+    with contextlib.suppress(CompileError):  # a database that cannot be written costs the repetition
+        Database().add(context(level), found)
+    known.update(found)
+
+
+def sums(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Seconds of all products of a layer together."""
     return {kernel: sum(row[kernel] for row in rows) for kernel in ("dense", "sparse")}
 
 
-def _ratio(pattern: Pattern, row: Mapping[str, float]) -> float:
+def ratio(pattern: Pattern, row: Mapping[str, float]) -> float:
     """Of what a compilation runs to the dense kernel; too few scattered zeros are not made use of."""
     if not isinstance(pattern, NM) and pattern.sparsity < MIN_ZEROS:
         return 1.0
     return min(1.0, row["sparse"] / row["dense"])
 
 
-def _stored(pattern: Pattern) -> layout.Pattern:
+def stored(pattern: Pattern) -> layout.Pattern:
     """As `RecogniseNM` will find it, and the kernel store it."""
     if isinstance(pattern, NM):
         return layout.Pattern(pattern.n, pattern.m, pattern.block)
     return layout.Pattern(max(1, ceil((1 - pattern.sparsity) * MAX_M)), MAX_M, pattern.block, scattered=True)
 
 
-def _masked(weight: np.ndarray, pattern: Pattern) -> np.ndarray:
+def masked(weight: np.ndarray, pattern: Pattern) -> np.ndarray:
     """``weight`` with the largest of each group kept; ``[n, k]`` or ``[O, h, w, I]``."""
     rows, inputs = weight.shape[0], weight.shape[-1]
     flat = weight.reshape(rows, -1)
@@ -117,11 +134,17 @@ def model_seconds(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], feed: 
             CompileRequest(str(source), str(artifact), target="native", shapes=dict(shapes), verify=False)
         )
         with runtime.load(artifact, threads=1) as compiled:
-            given = {port.name: np.asarray(feed[port.name]) for port in compiled.inputs}
-            compiled(given)
-            seconds, start = [], time.perf_counter()
-            while len(seconds) < 5 or time.perf_counter() - start < 1:
-                begin = time.perf_counter()
-                compiled(given)
-                seconds.append(time.perf_counter() - begin)
+            return best_seconds(
+                compiled, {port.name: np.asarray(feed[port.name]) for port in compiled.inputs}
+            )
+
+
+def best_seconds(compiled: runtime.Model, given: Mapping[str, np.ndarray]) -> float:
+    """The best time of one run on ``given``, of five and more in a second."""
+    compiled(given)
+    seconds, start = [], time.perf_counter()
+    while len(seconds) < 5 or time.perf_counter() - start < 1:
+        begin = time.perf_counter()
+        compiled(given)
+        seconds.append(time.perf_counter() - begin)
     return min(seconds)

@@ -22,8 +22,33 @@ from . import options, text, work
     show_default=True,
     help="Use sparse kernels where they are faster, insist on them, or ignore sparsity.",
 )
-@options.precision
+@options.precision(
+    options.Precision(options.PRECISIONS),
+    " bf16,int8: each layer gets one or stays fp32, within a budget; without one where error begins to "
+    "grow fast.",
+)
 @options.calib
+@click.option(
+    "--pattern",
+    "patterns",
+    type=options.Patterns(),
+    default=(),
+    help="With such a choice: layers may be pruned to one of these, too.",
+)
+@click.option(
+    "--max-error",
+    type=click.FloatRange(min=0),
+    metavar="E",
+    help="Budget: outputs change by at most E of their scale on samples of --calib that were held out.",
+)
+@options.max_drop
+@options.metric
+@click.option(
+    "--target-latency",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="R",
+    help="Budget: R times the latency in float32 on this machine.",
+)
 @click.option(
     "--state",
     "states",
@@ -33,7 +58,7 @@ from . import options, text, work
 )
 @click.option(
     "--variants",
-    type=options.Variants(),
+    type=options.Patterns(),
     default=(),
     help="Have the network in each of these patterns in the file; layers that have one are tightened.",
 )
@@ -59,6 +84,11 @@ def compile_(
     sparsity: str,
     precision: str,
     calib: Path | None,
+    patterns: tuple[str, ...],
+    max_error: float | None,
+    max_drop: float | None,
+    metric: str | None,
+    target_latency: float | None,
     states,
     variants: tuple[str, ...],
     choices: Path | None,
@@ -80,6 +110,11 @@ def compile_(
         dims=options.unique(dims, "--dim"),
         sparsity=sparsity,
         precision=precision,
+        patterns=patterns,
+        max_error=max_error,
+        max_drop=max_drop,
+        metric=metric,
+        target_latency=target_latency,
         calib=str(options.readable(calib, "calibration file")) if calib else None,
         choices=str(options.readable(choices, "choices file")) if choices else None,
         states=options.unique(states, "--state"),
@@ -106,7 +141,8 @@ def work_on(request: dict, log) -> dict:
 
 def summary(report: dict) -> list[str]:
     """The closing lines: layer groups with pattern, kernel and size, then accuracy and the file."""
-    lines = layer_table(report["layers"])
+    lines = [*plan_table(report["plan"]), ""] if report.get("plan") else []
+    lines += layer_table(report["layers"])
     asked = report["precision"]
     if asked != "fp32" and all(precision_of(layer) == "float32" for layer in report["layers"]):
         lines.append(f"no layer computes in {asked}; `sparsec explain --precision {asked}` says why")
@@ -118,6 +154,38 @@ def summary(report: dict) -> list[str]:
     size, seconds = text.size(report["size"]), text.duration(report["seconds"])
     lines.append(f"wrote    {text.visible(report['out'])}, {size}, in {seconds}")
     return lines
+
+
+def plan_table(plan: dict) -> list[str]:
+    """One line for each layer: the form that it got, its kernels' time, what that does to the outputs; then
+    the whole model beside those of one precision."""
+    rows = [
+        [
+            text.visible(layer["node"]),
+            layer["pattern"],
+            layer["precision"],
+            f"{layer['ms']:.3g} ms",
+            f"{layer['ms'] / layer['float32_ms']:.2f}",
+            f"{layer['error']:.1e}",
+        ]
+        for layer in plan["layers"]
+    ]
+    lines = text.table(["layer", "pattern", "precision", "time", "of fp32", "error alone"], rows, "<<<>>>")
+    whole = [["as chosen", plan["measured_ms"], plan["held_out"]]]
+    whole += [[f"{name} throughout", made["ms"], made] for name, made in plan["uniform"].items()]
+    rows = [
+        [
+            name,
+            f"{ms:.3g} ms",
+            f"{ms / plan['float32_ms']:.2f}",
+            f"{held['error']:.1e}",
+            f"{held['cosine']:.5f}",
+            "" if held["drop"] is None else f"{held['drop']:.4f}",
+        ]
+        for name, ms, held in whole
+    ]
+    headings = ["whole model", "time", "of fp32", "error, held out", "cosine", "drop"]
+    return [*lines, "", *text.table(headings, rows, "<>>>>>")]
 
 
 def layer_table(layers: list[dict]) -> list[str]:

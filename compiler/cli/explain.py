@@ -16,7 +16,7 @@ from . import options, text, work
 @options.passes
 @options.shapes
 @options.dims
-@options.precision
+@options.precision(click.Choice(options.PRECISIONS))
 @options.as_json
 def explain(model: Path, target: str, passes_: str, shapes, dims, precision: str, as_json: bool) -> None:
     """Say what sparsity MODEL.onnx has, layer by layer, and what it is worth on the target."""

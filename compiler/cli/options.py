@@ -21,6 +21,21 @@ class Target(click.Choice):
         return ",".join(super(Target, self).convert(part, param, ctx) for part in value.split(","))
 
 
+class Precision(click.Choice):
+    """``bf16`` or ``bf16,int8``: one precision, or those of which each layer gets one."""
+
+    mixed = "bf16,int8"
+
+    def convert(self, value, param, ctx):
+        if "," not in value:
+            return super().convert(value, param, ctx)
+        if sorted(value.split(",")) != sorted(self.mixed.split(",")):
+            self.fail(
+                f"{value!r}: of several each layer gets one, or stays fp32; write {self.mixed}", param, ctx
+            )
+        return self.mixed
+
+
 class Shape(click.ParamType):
     """``name=1x3x224x224`` -> (name, (1, 3, 224, 224)).  The name may contain ``=``; the last one counts."""
 
@@ -49,7 +64,7 @@ class Dim(click.ParamType):
         return name, int(size)
 
 
-class Variants(click.ParamType):
+class Patterns(click.ParamType):
     """``2:4,1:4`` -> ("2:4", "1:4")."""
 
     name = "N:M,N:M..."
@@ -116,15 +131,22 @@ calib = click.option(
     metavar="DATA.npz",
     help="Real inputs, one array per input name, for checks and passes.",
 )
-precision = click.option(
-    "--precision",
-    type=click.Choice(["fp32", "tf32", "fp16", "bf16", "int8", "int8-weights", "int4-weights"]),
-    default="fp32",
-    show_default=True,
-    help="Lowest precision of layers with weights; sums, normalisers and the last layer stay fp32. "
-    "tf32 and fp16: GPUs. int8: quantised on --calib. int8-weights and int4-weights: of weights alone, "
-    "of all layers, with --calib rounded for the least error of each.",
-)
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "int8-weights", "int4-weights")
+
+
+def precision(kind: click.Choice, more: str = ""):
+    """`--precision`, of one for all layers, or as `kind` says."""
+    return click.option(
+        "--precision",
+        type=kind,
+        default="fp32",
+        show_default=True,
+        help="Lowest precision of layers with weights; sums, normalisers and the last layer stay fp32. "
+        "tf32 and fp16: GPUs. int8: quantised on --calib. int8-weights and int4-weights: of weights alone, "
+        f"of all layers, with --calib rounded for the least error of each.{more}",
+    )
+
+
 mask = click.option(
     "--mask", default="", metavar="INPUT", help="Input whose zeros mark padding [attention_mask]."
 )

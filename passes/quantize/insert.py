@@ -24,7 +24,7 @@ STAYS = "float32"
 
 def quantise(
     model: ir.Model,
-    pattern: Pattern | None,
+    pattern: Pattern | Callable[[Layer], Pattern | None] | None,
     dense: Observe,
     quantised: Observe,
     settings: Settings,
@@ -35,7 +35,7 @@ def quantise(
 ) -> tuple[list[Outcome], dict[str, str]]:
     """Quantise `model` in place; the layers that were, and by name why the others were not.
 
-    `floats` are layers that stay float32, by name, and why.
+    `floats` are layers that stay float32, by name, and why. `pattern` may be a function of the layer.
     Raises PassError for a glob of `choice` that matches nothing, and where calibration data are not finite.
     """
     as_standard(model)
@@ -44,7 +44,8 @@ def quantise(
     wanted: list[tuple[Layer, Pattern | None]] = []
     reasons: dict[str, str] = {}
     for layer in candidates:
-        here = pattern.within(layer.weight.shape[0] // layer.groups) if isinstance(pattern, NM) else pattern
+        asked = pattern(layer) if callable(pattern) else pattern
+        here = asked.within(layer.weight.shape[0] // layer.groups) if isinstance(asked, NM) else asked
         reason = floats.get(node_name(layer.node)) or why_not(layer, model, choice)
         if reason is None:
             unfit = here is not None and choice.why_not(layer, here if isinstance(here, NM) else None)

@@ -25,7 +25,7 @@ from sparsec.passes.prune.walk import Clock, Observe, by_group, observe, stages
 from sparsec.passes.quantize.grid import fitted, symmetric
 from sparsec.passes.quantize.migration import Choice, Migration, choose
 from sparsec.passes.quantize.projection import JOINT, joint
-from sparsec.passes.quantize.qdq import absorb, insert_input, insert_weight, source
+from sparsec.passes.quantize.qdq import Source, absorb, insert_input, insert_weight, source
 from sparsec.passes.quantize.rounding import ROUNDINGS, Round, gpfq, on_support
 from sparsec.passes.quantize.seen import Seen, look, not_finite
 
@@ -131,6 +131,26 @@ def _by_input(places: Sequence[Place]) -> Mapping[str, list[Place]]:
     return found
 
 
+def read_on_grid(places: Sequence[Place], seen: Seen, settings: Settings) -> tuple[Choice, Source | None]:
+    """How the value that all of `places` read is quantised, and where its migration can go at no cost."""
+    layers = [place.layer for place in places]
+    value, first = layers[0].node.inputs[0], layers[0]
+    alike = len({(layer.convolves, layer.groups, layer.weight.shape[1:]) for layer in layers}) == 1
+    at = source(value, layers)
+    shiftable = not first.convolves and all(p.free_bias for p in places) and (at is None or at.shiftable)
+    weights = [grouped(layer) for layer in (layers if alike else layers[:1])]
+    choice = choose(
+        seen,
+        np.concatenate(weights, axis=1),
+        settings.ranges,
+        scalable=settings.migrate and alike and value.shape is not None,
+        shiftable=shiftable,
+        free=at is not None,
+        passed_on=first.convolves and bool({use.node for use in value.uses()} - {la.node for la in layers}),
+    )
+    return choice, at
+
+
 def _put_on_grid(
     model: ir.Model,
     places: Sequence[Place],
@@ -141,20 +161,8 @@ def _put_on_grid(
     """The places with their migrated weights, and their input. A migration that goes into a layer of
     `outcomes` changes what that layer is in float, too."""
     layers = [place.layer for place in places]
-    value, first = layers[0].node.inputs[0], layers[0]
-    alike = len({(layer.convolves, layer.groups, layer.weight.shape[1:]) for layer in layers}) == 1
-    at = source(value, layers)
-    shiftable = not first.convolves and all(p.free_bias for p in places) and (at is None or at.shiftable)
-    weights = [_grouped(layer) for layer in (layers if alike else layers[:1])]
-    choice = choose(
-        seen,
-        np.concatenate(weights, axis=1),
-        settings.ranges,
-        scalable=settings.migrate and alike and value.shape is not None,
-        shiftable=shiftable,
-        free=at is not None,
-        passed_on=first.convolves and bool({use.node for use in value.uses()} - {la.node for la in layers}),
-    )
+    value = layers[0].node.inputs[0]
+    choice, at = read_on_grid(places, seen, settings)
     left = choice.migration
     if at is not None and (left.scales or left.shifts):
         absorb(model, at, left)
@@ -171,7 +179,7 @@ def _put_on_grid(
 def _migrated(place: Place, migration: Migration) -> Place:
     """`place` with the weight and the bias that the migrated input asks for."""
     layer = place.layer
-    weight = _grouped(layer).astype(np.float64)
+    weight = grouped(layer).astype(np.float64)
     bias = place.bias + (weight @ migration.columns(migration.shift, weight).swapaxes(1, 2)).reshape(-1)
     weight = migration.weight(weight).reshape(layer.weight.shape)
     return replace(place, layer=replace(layer, weight=weight), bias=bias)
@@ -185,7 +193,7 @@ def _divided(place: Place, migration: Migration) -> Place:
     return replace(place, layer=replace(layer, weight=weight), bias=bias)
 
 
-def _grouped(layer: Layer) -> np.ndarray:
+def grouped(layer: Layer) -> np.ndarray:
     """`[groups, out, taps * in]`"""
     return layer.weight.reshape(layer.groups, layer.weight.shape[0] // layer.groups, -1)
 

@@ -51,7 +51,7 @@ def test_unstructured(model):
 
 def test_the_mask_of_the_trial_weights():
     weight = RNG.standard_normal((32, 3, 3, 8)).astype(np.float32)
-    masked = times._masked(weight, NM(2, 4, 16))
+    masked = times.masked(weight, NM(2, 4, 16))
     kept = (masked != 0).reshape(2, 16, 3, 3, 2, 4)
     assert (kept == kept[:, :1]).all() and (kept.sum(-1) == 2).all()
     assert np.array_equal(masked[masked != 0], weight[masked != 0])
