@@ -47,8 +47,8 @@ def frontier(layers: Sequence[Sequence[Option]]) -> list[Point]:
     # The cheapest option of a layer is its floor; what the grid counts is what an option costs above it.
     floors = [min(option.cost for option in options) for options in layers]
     span = sum(max(o.cost for o in options) - floor for options, floor in zip(layers, floors, strict=True))
-    size = STEPS * len(layers)
-    step = span / size if span > 0 else 1.0
+    step = span / (STEPS * len(layers)) if span > 0 else 1.0
+    size = (STEPS + 1) * len(layers)  # each cost may be rounded up: the costliest choice, too, is on the grid
     best = np.zeros(size + 1)
     taken = []
     for options, floor in zip(layers, floors, strict=True):

@@ -85,6 +85,8 @@ def test_what_a_trial_means(convolutions):
     made = {node.name: node for node in nodes}
     by_output = {name: node.op_type for node in nodes for name in node.output}
     kinds = {name: by_output.get(made[name].input[0]) for name in "acf"}
-    assert kinds["a"] == "Cast" and kinds["c"] == "DequantizeLinear" and made["f"].op_type == "NMConv"
+    assert kinds["a"] == "Cast" and kinds["c"] == "DequantizeLinear" and made["f"].op_type == "Conv"
+    weight = next(layer.weight for layer in find_layers(trial.model) if layer.node.name == "f")
+    assert np.count_nonzero(weight[:16, 0, :16]) == 16 * 8, "its zeros are found again when it is compiled"
     assert {finding.node for finding in trial.findings if finding.applied} >= {"c", "f"}
     assert not any(node.op_type == "QuantizeLinear" for node in model.graph), "the model given stays"

@@ -66,3 +66,8 @@ def test_knee():
     points = [Point((i,), 10.0 - i, 0.01 * i if i <= 6 else 0.06 + 2.0 * (i - 6)) for i in range(10)]
     assert knee(points).cost == 4.0
     assert knee(points[:1]) == points[0]
+
+
+def test_the_costliest_choice_is_there_wherever_the_grid_lies():
+    layers = [[Option("dense", cost, 0.0), Option("sparse", 0.1, 1.0)] for cost in (1.0, np.e, np.pi)]
+    assert frontier(layers)[0].picks == (0, 0, 0)
