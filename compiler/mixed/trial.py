@@ -61,7 +61,7 @@ def make(
     made, findings = model.clone(), []
     integers = {name for name, form in chosen.items() if form.precision == "int8"}
     patterns = {name: form.pattern for name, form in chosen.items() if form.pattern}
-    pruned = {name: chosen for name, chosen in patterns.items() if name not in integers}
+    pruned = {name: own for name, own in patterns.items() if name not in integers}
 
     def pattern(layer: Layer) -> Pattern | None:
         return patterns.get(node_name(layer.node))
