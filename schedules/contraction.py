@@ -37,7 +37,7 @@ from sparsec.schedules.contraction_spec import (
     strips_sum,
 )
 from sparsec.schedules.depthwise import Depthwise
-from sparsec.schedules.elements import FLOAT32, Element, element, stored_pattern
+from sparsec.schedules.elements import FLOAT32, Element, element, form, stored_pattern
 from sparsec.schedules.layout import DENSE, PANEL, Pattern
 from sparsec.schedules.layout_strips import Strips, strips_of
 from sparsec.schedules.weight_quant import QuantGemm
@@ -58,12 +58,16 @@ class Gemm:
     @property
     def kind(self) -> Element:
         """What is stored and multiplied at this precision."""
-        return element(self.precision, "strips" if self.strips else self.packed.form(self.k))
+        return element(self.precision, "strips" if self.strips else self._form)
 
     @property
     def packed(self) -> Pattern:
         """The pattern as packed."""
-        return stored_pattern(self.precision, self.pattern, self.k)
+        return stored_pattern(self.precision, self.pattern, self.k, self.permute)
+
+    @property
+    def _form(self) -> str:
+        return form(self.precision, self.packed, self.k)
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -76,8 +80,9 @@ class Gemm:
     @property
     def strips(self) -> Strips | None:
         """The form with lanes over rows, where it is the one to take."""
-        rows = math.prod(self.lead)
-        return None if self.panels_only else strips_of(self.packed, self.n, 1, self.k, rows, self.permute)
+        if self.panels_only or self.permute and self._form == "words":
+            return None
+        return strips_of(self.packed, self.n, 1, self.k, math.prod(self.lead), self.permute)
 
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each packed array."""
@@ -150,7 +155,7 @@ def packed_for(spec, permute: bool | None):
     if permute or not getattr(spec, "permute", False):
         return spec
     other = replace(spec, panels_only=True) if permute is None else replace(spec, permute=False)
-    return spec if other.strips == spec.strips else other
+    return spec if (other.strips, other.packed) == (spec.strips, spec.packed) else other
 
 
 Spec = Gemm | Conv | Depthwise | BatchMatmul | QuantGemm

@@ -15,7 +15,7 @@ from sparsec.schedules.contraction_spec import (
     reduce_axis,
     strips_sum,
 )
-from sparsec.schedules.elements import FLOAT32, Element, element, stored_pattern
+from sparsec.schedules.elements import FLOAT32, Element, element, form, stored_pattern
 from sparsec.schedules.layout import DENSE, PANEL, Pattern, panels
 from sparsec.schedules.layout_strips import Strips, strips_of
 
@@ -50,7 +50,7 @@ class Conv(Image):
     @property
     def kind(self) -> Element:
         """What is stored and multiplied at this precision."""
-        return element(self.precision, "strips" if self.strips else self.packed.form(self.depth))
+        return element(self.precision, "strips" if self.strips else self._form)
 
     @property
     def pointwise(self) -> bool:
@@ -81,12 +81,16 @@ class Conv(Image):
             if own <= block and not pattern.scattered:
                 block = padded
             pattern = replace(pattern, block=1 if padded % block else block)
-        return stored_pattern(self.precision, pattern, self.depth)
+        return stored_pattern(self.precision, pattern, self.depth, self.permute)
+
+    @property
+    def _form(self) -> str:
+        return form(self.precision, self.packed, self.depth)
 
     @property
     def strips(self) -> Strips | None:
         """The form with lanes over rows, where it is the one to take; the rows are pixels."""
-        if self.panels_only:
+        if self.panels_only or self.permute and self._form == "words":
             return None
         rows = self.batch * self.out_h * self.out_w
         return strips_of(self.packed, self._padded_out, self.k_h * self.k_w, self.depth, rows, self.permute)

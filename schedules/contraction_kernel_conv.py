@@ -29,18 +29,23 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
         inside = first + g * panels
         panel = group_index * spec.group_panels + inside
         channel = group_index * own + inside * PANEL
-        return lambda b, i: tir.seq(
-            tir.loop(
-                "tile",
-                run.count,
-                lambda t, run=run: one(
-                    panel, columns, channel, group_index, b, i, run, run.start + t * run.width
-                ),
-            )
-            for run in pixel_runs(spec, plan.most_rows(columns))
-        )
+        prepared, before = reduce.prepared(min(cpu.lanes, plan.width(columns)), panel, panels)
 
-    def one(panel, columns, channel, group_index, b, i, run: PixelRun, pixel) -> tir.Stmt:
+        def row(b, i):
+            return tir.seq(
+                tir.loop(
+                    "tile",
+                    run.count,
+                    lambda t, run=run: one(
+                        prepared, panel, columns, channel, group_index, b, i, run, run.start + t * run.width
+                    ),
+                )
+                for run in pixel_runs(spec, plan.most_rows(columns))
+            )
+
+        return before, row
+
+    def one(reduce, panel, columns, channel, group_index, b, i, run: PixelRun, pixel) -> tir.Stmt:
         width = plan.width(columns)
         tile = Tile(min(cpu.lanes, width), run.width, width, spec.kind.sums)
 
@@ -93,12 +98,11 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
         def task(t):
             block, rest = tirx.floordiv(t, tir.i64(tasks)), tirx.floormod(t, tir.i64(tasks))
             group_index, g = tir.unflatten(rest, (spec.groups, repeats))
-            make = rows_of(part, group_index, g)
+            before, make = rows_of(part, group_index, g)
             low, high = (tirx.floordiv((block + end) * rows, tir.i64(blocks)) for end in (0, 1))
             count, start = (high - low, low) if blocks > 1 else (rows, 0)
-            return tir.loop(
-                "r", count, lambda r: make(*tir.unflatten(r, (spec.batch, spec.out_h))), start=start
-            )
+            each = lambda r: make(*tir.unflatten(r, (spec.batch, spec.out_h)))  # noqa: E731
+            return tir.seq([*before, tir.loop("r", count, each, start=start)])
 
         return tir.loop("task", blocks * tasks, task, "PARALLEL" if blocks * tasks > 1 else "SERIAL")
 

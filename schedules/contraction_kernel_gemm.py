@@ -25,11 +25,13 @@ def gemm_body(
     """``Y[*lead, out]`` from ``X[*lead, depth]``; ``tap`` stands between panel and slot as packed."""
     rows = math.prod(lead)
 
-    def tiles(panel, columns: int, share: tuple) -> tir.Stmt:
+    def tiles(panel, panels: int, columns: int, share: tuple) -> tir.Stmt:
         most = plan.most_rows(columns)
-        return tile_loops(rows, most, lambda row, height: one(panel, columns, row, height), share)
+        own, before = reduce.prepared(min(cpu.lanes, plan.width(columns)), panel, panels)
+        loops = tile_loops(rows, most, lambda row, height: one(own, panel, columns, row, height), share)
+        return tir.seq([*before, loops])
 
-    def one(panel, columns: int, row, height: int) -> tir.Stmt:
+    def one(own: Reduction, panel, columns: int, row, height: int) -> tir.Stmt:
         width = plan.width(columns)
         tile = Tile(min(cpu.lanes, width), height, width, reduce.element.sums)
 
@@ -39,7 +41,7 @@ def gemm_body(
         def index(r, column):
             return [*tir.unflatten(row + r, lead), panel * PANEL + column]
 
-        reduction = reduce.over_channels(tile, panel, tap, at)
+        reduction = own.over_channels(tile, panel, tap, at)
         return tir.seq(
             [
                 *tile.allocate(),
@@ -57,7 +59,7 @@ def gemm_body(
         def task(t):
             panel = first + tirx.floormod(t, tir.i64(repeats)) * group
             block = tirx.floordiv(t, tir.i64(repeats)) if blocks > 1 else 0
-            return tiles(panel, columns, (block, blocks))
+            return tiles(panel, group, columns, (block, blocks))
 
         return tir.loop("task", blocks * repeats, task, "PARALLEL" if blocks * repeats > 1 else "SERIAL")
 

@@ -54,7 +54,7 @@ class TilePlan:
         """
         vectors = vectors_in(self.cpu, columns)
         if self.form == "lanes":
-            rows = (self.cpu.registers - 2 * vectors - 3) // vectors
+            rows = (self.cpu.registers - (1 + self.parts_held) * (vectors + 1) - self.parts_held) // vectors
         else:
             whole, parts = self.parts_held > 1, self.parts_held  # and a word, before it is taken apart
             weights_held = (self.cpu.registers - whole - parts * (1 + vectors)) // vectors

@@ -5,12 +5,13 @@ one whose weights are in the cache: hardware prefetchers stop at a page and star
 """
 
 import functools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from sparsec.schedules import tir
+from sparsec.schedules import lane_words, tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.contraction_windows import Picking, block_of
@@ -27,6 +28,7 @@ class Reduction:
     """What a contraction reads: activations ``x``, packed ``weights``, ``depth`` channels of ``pattern``.
 
     A step takes a *word* of the ``element``: one channel, or neighbours along the reduction together.
+    ``choices``: what lanes pick words by, ``[vectors, *taps, words, lanes]``, see ``prepared``.
     """
 
     cpu: Cpu
@@ -35,6 +37,33 @@ class Reduction:
     pattern: Pattern
     depth: int
     element: Element = FLOAT32
+    choices: tir.Buffer | None = None
+
+    def prepared(self, lanes: int, panel, panels: int) -> tuple["Reduction", list[tir.Stmt]]:
+        """The reduction for tiles of ``panels`` panels from ``panel`` on, and the statements to put before it.
+
+        Those take the choices of words apart, once for all rows; beside the products that would take a
+        tenth of their time.
+        """
+        if self.element.group == 1 or self.pattern.form(self.depth) != "lanes":
+            return self, []
+        stored, picking = self.weights[1], self._picking(lanes)
+        shape = tir.shape_of(stored)[1:-1]
+        choices = tir.scratch("choices", panels * PANEL // lanes, *shape, lanes, dtype="int32")
+
+        def one(at):
+            *tap, word = tir.unflatten(at, shape)
+            return tir.seq(
+                tir.vector_store(
+                    choices,
+                    picking.choices(stored, [panel + v // PANEL, *tap, word], v % PANEL),
+                    *(tir.i64(v // lanes), *tap, word, tir.i64(0)),
+                    lanes=lanes,
+                )
+                for v in range(0, panels * PANEL, lanes)
+            )
+
+        return replace(self, choices=choices), [*tir.alloc([choices]), tir.loop("w", math.prod(shape), one)]
 
     def over_channels(self, tile: Tile, panel, tap: list, at: Callable, chosen=None) -> list[tir.Stmt]:
         """Adds one tap to the rows ``chosen`` of ``tile`` (default all).
@@ -47,7 +76,7 @@ class Reduction:
         def step(slot, make: Callable, *args) -> tir.Stmt:
             return tir.seq([*self._fetch(tile, panel, tap, slot), make(slot, *args)])
 
-        def dense(slot, channels, neighbours=False):
+        def products(slot, channels, neighbours=False):
             return self._multiply_add(
                 tile,
                 lambda r, v: self.element.word(
@@ -58,42 +87,47 @@ class Reduction:
                 chosen,
             )
 
-        def picked(slot, channel):
+        def assembled(slot, channel):
             if group == 1:
-                return dense(slot, [channel(slot)])
+                return products(slot, [channel(slot)])
             names = [tirx.Var(f"c{part}", "int64") for part in range(group)]
             binds = [tirx.Bind(n, channel(slot * group + part)) for part, n in enumerate(names)]
-            return tir.seq([*binds, dense(slot, names)])
+            return tir.seq([*binds, products(slot, names)])
+
+        def dense(first, channel):
+            """The inputs from ``channel`` on, in the words from ``first`` on."""
+            whole, rest = divmod(self.depth - channel, group)
+            skip, loops = channel - first * group, []
+            if whole:
+                body = lambda k: step(k, products, [k * group + skip], True)  # noqa: E731
+                loops.append(tir.loop("k", whole, body, start=first))
+            if rest:
+                last = range(self.depth - rest, self.depth - rest + group)
+                last = [tir.i64(min(c, self.depth - 1)) for c in last]
+                loops.append(step(tir.i64(first + whole), products, last))
+            return loops
 
         def gathered(slot):
             return self._gather(tile, panel, tap, at, chosen, slot)
 
         def permuted(slot):
-            return self._lanes(tile, panel, tap, at, chosen, slot)
+            make = self._lanes if group == 1 else self._lane_words
+            return make(tile, panel, tap, at, chosen, slot)
 
         match pattern.form(self.depth):
             case "dense":
-                whole = self.depth // group
-                loops = [tir.loop("k", whole, lambda k: step(k, dense, [k * group], True))] if whole else []
-                if self.depth % group:
-                    rest = range(whole * group, (whole + 1) * group)
-                    last = [tir.i64(min(c, self.depth - 1)) for c in rest]
-                    loops.append(step(tir.i64(whole), dense, last))
-                return loops
+                return dense(0, 0)
             case "shared" if self.element.windows(pattern, self.depth):
                 return self._windows(tile, panel, (), lambda _: tap, lambda _, r, c: at(r, c))
             case "shared":
                 block = block_of(panel, pattern.block)
                 kept = lambda slot: tir.load(self.weights[1], block, *tap, slot).astype("int64")  # noqa: E731
-                return [tir.loop("k", self.element.words(stored), lambda slot: step(slot, picked, kept))]
+                return [tir.loop("k", self.element.words(stored), lambda slot: step(slot, assembled, kept))]
             case "gather":
                 return [tir.loop("k", stored, lambda slot: step(slot, gathered))]
-        slots = pattern.slots(self.depth)
-        loops = [tir.loop("k", slots, lambda slot: step(slot, permuted))]
-        if stored > slots:
-            rest, skip = stored - slots, self.depth - stored
-            loops.append(tir.loop("k", rest, lambda k: step(k, dense, [k + skip]), start=slots))
-        return loops
+        words = pattern.slots(self.depth) // group
+        loop = tir.loop("k", words, lambda slot: step(slot, permuted))
+        return [loop, *dense(words, self.depth // WINDOW * WINDOW)]
 
     def over_window(self, tile: Tile, panel, shape: tuple[int, int], at: Callable) -> list[tir.Stmt]:
         """Adds every tap of a window of ``shape``, all inside ``x``; ``at(tap, r, c)`` has its tap, too."""
@@ -179,3 +213,22 @@ class Reduction:
             chosen=chosen,
         )
         return tir.seq([*binds, product])
+
+    def _lane_words(self, tile: Tile, panel, tap: list, at: Callable, chosen, word) -> tir.Stmt:
+        lanes, picking = tile.lanes, self._picking(tile.lanes)
+        picked, binds = [], []
+        for v in tile.vectors():
+            choice = tir.vector_load(self.choices, tir.i64(v // lanes), *tap, word, tir.i64(0), lanes=lanes)
+            picked.append(tirx.Var(f"choice{v}", choice.ty))
+            binds.append(tirx.Bind(picked[-1], choice))
+        product = self._multiply_add(
+            tile,
+            lambda r, v: picking.words(self.x, functools.partial(at, r), word, picked[v // lanes]),
+            self._weight(tile, panel, tap, word),
+            lanes,
+            chosen,
+        )
+        return tir.seq([*binds, product])
+
+    def _picking(self, lanes: int) -> lane_words.Picking:
+        return lane_words.Picking(self.cpu, self.element.group, lanes, self.pattern, self.depth)

@@ -101,8 +101,13 @@ def annotated(func: tirx.PrimFunc) -> tuple[str, tir.Block] | None:
     return (str(found[0].annotations[ANNOTATION]), found[0]) if len(found) == 1 else None
 
 
-def stored_channel(pattern: Pattern, weights: list, panel, lane, taps: tuple, slot, channels: int):
-    """The input channel that a stored value, ``slot`` of a panel's lane, multiplies in a definition."""
+def stored_channel(
+    pattern: Pattern, weights: list, panel, lane, taps: tuple, slot, channels: int, group: int = 1
+):
+    """The input channel that a stored value, ``slot`` of a panel's lane, multiplies in a definition.
+
+    ``group`` values share a word.
+    """
     form = pattern.form(channels)
     if form == "dense":
         return slot
@@ -114,8 +119,10 @@ def stored_channel(pattern: Pattern, weights: list, panel, lane, taps: tuple, sl
     slots = pattern.slots(channels)
     covered = channels // WINDOW * WINDOW
     # A slot behind the windows is a dense one; its index word does not exist, so read a real one.
-    word = index[(panel, *taps, tirx.min(slot, tir.i64(slots - 1)), lane // PER_WORD)].astype("int64")
-    choice = (word >> (lane % PER_WORD * BITS)) & tir.i64(WINDOW - 1)
+    word, part = tirx.min(slot, tir.i64(slots - 1)) // group, slot % group
+    at = lane * group + part
+    choices = index[(panel, *taps, word, at // PER_WORD)].astype("int64")
+    choice = (choices >> (at % PER_WORD * BITS)) & tir.i64(WINDOW - 1)
     inside = slot // pattern.window_slots * WINDOW + choice
     if covered == channels:
         return inside
@@ -139,8 +146,10 @@ class Words:
         slot = self.word.var * self.element.group + self.axes[1].var
         if windows := self.element.windows(self.pattern, self.channels):
             return windows.channel(weights[1], (panel // (self.pattern.block // PANEL), *taps), slot)
-        channel = stored_channel(self.pattern, weights, panel, lane, taps, slot, self.channels)
-        return channel if len(weights) > 1 else tirx.min(channel, tir.i64(self.channels - 1))
+        group = self.element.group
+        channel = stored_channel(self.pattern, weights, panel, lane, taps, slot, self.channels, group)
+        stored = self.pattern.form(self.channels) == "shared"  # the positions are those of whole words
+        return channel if stored else tirx.min(channel, tir.i64(self.channels - 1))
 
     def product(self, x, values, panel, lane, taps: tuple):
         """``x``, as stored, times the current value of the packed ``values``."""

@@ -11,7 +11,7 @@ int8              uint8        quads along the reduction, int32   ``sum + x0 * w
 
 Sums are int32 of int8, else float32.  A bit pattern is a uint16, so that no pass of TVM rewrites it.  The
 last word is filled with weights of 0 and the last input channel once more.  ``quads`` has the instructions of
-int8, and how it picks the inputs that a pattern keeps.
+int8, and how it picks the inputs that a pattern keeps; ``lane_words`` how each lane picks words of its own.
 
 ``vdpbf16ps`` and ``vcvtneps2bf16`` take denormals for 0; the forms for other levels keep them.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import tvm_ffi
 from tvm import ir, tirx
 
-from sparsec.schedules import layout, math, quads, tir
+from sparsec.schedules import lane_words, layout, math, quads, tir
 from sparsec.schedules.bits import from_bfloat16, to_bfloat16
 from sparsec.schedules.layout import DENSE, Pattern
 from sparsec.schedules.quads import Windows
@@ -66,6 +66,11 @@ class Element:
         packed = ((*outer, self.words(kept), lanes), self.weight)
         if windows := self.windows(pattern, channels):
             index = [((*shape[:-1], windows.words), "int32") for shape, _ in index]
+        elif pattern.form(channels) == "lanes":
+            index = [
+                ((*outer, slots // self.group, words * self.group), "int32")
+                for (*outer, slots, words), _ in index
+            ]
         elif self.group > 1:
             index = [((*shape[:-1], self.words(shape[-1]) * self.group), dtype) for shape, dtype in index]
         return [packed, *index]
@@ -75,6 +80,8 @@ class Element:
     ) -> tuple[np.ndarray, ...]:
         """The packed arrays of ``weight [O, T, C]``, as ``layout.pack`` makes those of float32."""
         values, *index = layout.pack(pattern, weight, kept)
+        if pattern.form(weight.shape[-1]) == "lanes":
+            return self.packed(values), *(lane_words.joined(words, self.group) for words in index)
         short = -values.shape[-2] % self.group
         index = [
             np.pad(i, [(0, 0)] * (i.ndim - 1) + [(0, short)], mode="edge") if short else i for i in index
@@ -107,7 +114,10 @@ class Element:
             )
             parts = parts.swapaxes(-1, -2)
             values = parts.reshape(*parts.shape[:-3], -1, parts.shape[-1])[..., :kept, :]
-            index = [(windows.positions(i) if windows else i)[..., :kept] for i in index]
+            if pattern.form(channels) == "lanes":
+                index = [lane_words.split(words, self.group) for words in index]
+            else:
+                index = [(windows.positions(i) if windows else i)[..., :kept] for i in index]
         values = values.astype(np.float32) if self.name == "int8" else from_bfloat16(values)
         return layout.unpack(pattern, (values, *index), out, channels)
 
@@ -192,21 +202,24 @@ BFLOAT16 = Element("bfloat16", "uint16", "int32", group=2)
 BFLOAT16_WEIGHTS = Element("bfloat16 weights", "float32", "uint16")
 INT8 = Element("int8", "uint8", "int32", group=4, sums="int32")
 
-#: Precision that is asked for, and the forms of ``layout`` that have it; every other form stays float32.
-#: Words take several inputs from one list of positions; where lanes have lists of their own, weights alone
-#: are narrow, which is what counts there: few rows meet them, and memory limits.
+#: Precision that is asked for, and the forms of ``form`` that have it; every other form stays float32.
+#: Where lanes pick one input at a time, weights alone are narrow, which is what counts there: few rows meet
+#: them, and memory limits.
 PRECISIONS = {
     "float32": {},
     "bfloat16": {
         "dense": BFLOAT16,
         "shared": BFLOAT16,
+        "words": BFLOAT16,
         "lanes": BFLOAT16_WEIGHTS,
         "gather": BFLOAT16_WEIGHTS,
     },
     "bfloat16 weights": dict.fromkeys(("dense", "shared", "lanes", "gather"), BFLOAT16_WEIGHTS),
     # No other form occurs: see ``stored_pattern``.
-    "int8": dict.fromkeys(("dense", "shared", "depthwise"), INT8),
+    "int8": dict.fromkeys(("dense", "shared", "words", "depthwise"), INT8),
 }
+#: Values of a word, at the precisions that have words.
+_GROUPS = {element.name: element.group for element in (BFLOAT16, INT8)}
 
 
 def element(precision: str, form: str) -> Element:
@@ -214,14 +227,20 @@ def element(precision: str, form: str) -> Element:
     return PRECISIONS[precision].get(form, FLOAT32)
 
 
-def stored_pattern(precision: str, pattern: Pattern, channels: int) -> Pattern:
-    """The pattern as which a weight is stored: int8 is dense unless whole panels share their positions.
+def form(precision: str, pattern: Pattern, channels: int) -> str:
+    """``pattern.form``, or *words*: that of lanes which pick whole words out of a window."""
+    group, packed = _GROUPS.get(precision, 1), pattern.form(channels)
+    whole = packed == "lanes" and not pattern.scattered and pattern.window_slots % group == 0
+    return "words" if whole and group > 1 else packed
 
-    A dense word meets four products; picking inputs for every lane takes as long as those.
+
+def stored_pattern(precision: str, pattern: Pattern, channels: int, permute: bool = True) -> Pattern:
+    """The pattern as which a weight is stored: int8 is dense where nothing picks whole words.
+
+    A dense word meets four products; picking input by input takes as long as those.
     """
-    if precision != INT8.name or pattern.form(channels) == "shared" and not pattern.scattered:
-        return pattern
-    return DENSE
+    kept = form(precision, pattern, channels) in ("shared", "words" if permute else None)
+    return pattern if precision != INT8.name or kept and not pattern.scattered else DENSE
 
 
 #: LLVM's feature of a level with ``vdpbf16ps``.
@@ -323,7 +342,7 @@ def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     text += _PAIR if "sparsec_pair" in called else ""
     if DOT_FEATURE in cpu.features and any(name.startswith("sparsec_dot") for name in called):
         text += "".join(_DOT.format(lanes=n, twice=2 * n, bits=32 * n) for n in math.DOT_LANES)
-    text += quads.functions(cpu, called)
+    text += quads.functions(cpu, called) + lane_words.functions(called)
     if not text:
         return func
     body = tirx.AttrStmt(tir.i32(0), "pragma_import_llvm", ir.StringImm(text), func.body)

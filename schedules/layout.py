@@ -17,7 +17,8 @@ gather    ``[O/16, T, kept, 16]``                           ``[O/16, T, kept, 16
 ``16 * n / m`` slots; lane ``l`` of a slot reads channel ``window_start + choice``, its choice being bits
 ``4 * (l % 8)`` and up of int32 word ``l // 8``.  Choices ascend from slot to slot, so for m <= 8 the first
 half of the slots reads the first eight channels.  The ``C % 16`` channels after the last window are stored
-dense, and a weight with fewer than 16 channels is stored in the dense form.
+dense, and a weight with fewer than 16 channels is stored in the dense form.  Where values are multiplied in
+words of several (``elements``), so many slots make one, with all choices of a lane beside each other.
 *gather*: what remains.
 
 Sparse weights that meet many rows are stored in strips instead, see ``layout_strips``.
@@ -203,18 +204,29 @@ def _pack_lanes(pattern: Pattern, weight: np.ndarray, position: np.ndarray) -> t
     covered = weight.shape[2] // WINDOW * WINDOW
     chosen = position[..., :slots]
     values = np.concatenate([np.take_along_axis(weight, chosen, 2), weight[..., covered:]], axis=-1)
-    offset = _to_panels((chosen % WINDOW).astype(np.uint32))
-    offset = offset.reshape(*offset.shape[:3], WORDS, PER_WORD)
-    shift = np.arange(PER_WORD, dtype=np.uint32) * np.uint32(BITS)
-    words = np.bitwise_or.reduce(offset << shift, axis=-1)
-    return _to_panels(values), np.ascontiguousarray(words.astype(np.uint32).view(np.int32))
+    return _to_panels(values), choice_words(_to_panels(chosen % WINDOW)[..., None])
 
 
 def _lane_positions(pattern: Pattern, words: np.ndarray, out: int, channels: int) -> np.ndarray:
-    shift = np.arange(PER_WORD, dtype=np.uint32) * np.uint32(BITS)
-    offset = (words.view(np.uint32)[..., None] >> shift) & np.uint32(WINDOW - 1)
-    offset = _from_panels(offset.reshape(*words.shape[:3], PANEL), out).astype(np.int64)
+    offset = _from_panels(choices_of(words)[..., 0], out).astype(np.int64)
     start = np.arange(pattern.slots(channels)) // pattern.window_slots * WINDOW
     covered = channels // WINDOW * WINDOW
     tail = np.broadcast_to(np.arange(covered, channels), (*offset.shape[:2], channels - covered))
     return np.concatenate([offset + start, tail], axis=-1)
+
+
+def choice_words(choices: np.ndarray) -> np.ndarray:
+    """``[..., 16, group]`` choices as int32 ``[..., 2 * group]``, eight in a word, the first one lowest."""
+    split = choices.astype(np.uint32).reshape(*choices.shape[:-2], -1, PER_WORD)
+    words = np.bitwise_or.reduce(split << _shifts(), axis=-1)
+    return np.ascontiguousarray(words.astype(np.uint32)).view(np.int32)
+
+
+def choices_of(words: np.ndarray) -> np.ndarray:
+    """``choice_words``, undone."""
+    split = (np.ascontiguousarray(words).view(np.uint32)[..., None] >> _shifts()) & np.uint32(WINDOW - 1)
+    return split.reshape(*words.shape[:-1], PANEL, -1)
+
+
+def _shifts() -> np.ndarray:
+    return np.arange(PER_WORD, dtype=np.uint32) * np.uint32(BITS)

@@ -2,7 +2,7 @@
 
 ``madd(sum, x, w) = sum + x0 * w0 + x1 * w1``, of the int16 halves of ``x`` and ``w``.  x86 has an instruction
 for the two products (``vpmaddwd``).  ``pick(address, choice)`` puts four of the 16 bytes at an address into
-every lane, those that the bytes of ``choice`` name: one shuffle of x86, which alone has it.
+every lane, those that the lane's bytes of ``choice`` name: one shuffle of x86, which alone has it.
 """
 
 import tvm_ffi
@@ -13,7 +13,7 @@ from sparsec.schedules.target import Cpu
 
 _MADD, _PICK = "sparsec_madd_", "sparsec_pick_"
 #: Lanes -> x86's instructions.
-_SHUFFLES = {4: "ssse3.pshuf.b.128", 8: "avx2.pshuf.b", 16: "avx512.pshuf.b.512"}
+SHUFFLES = {4: "ssse3.pshuf.b.128", 8: "avx2.pshuf.b", 16: "avx512.pshuf.b.512"}
 _PRODUCTS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
 
 
@@ -22,8 +22,9 @@ def madd(total, x, w):
     return tirx.call_extern(f"int32x{lanes}", f"{_MADD}{lanes}", total, x, w)
 
 
-def pick(address, choice, lanes: int):
-    return tirx.call_extern(f"int32x{lanes}", f"{_PICK}{lanes}", address, tir.broadcast(choice, lanes))
+def pick(address, choice):
+    lanes = tir.lanes_of(choice)
+    return tirx.call_extern(f"int32x{lanes}", f"{_PICK}{lanes}", address, choice)
 
 
 def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
@@ -47,7 +48,7 @@ def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
             wide=f"<{2 * n} x i32>",
             bytes=f"<{4 * n} x i8>",
             madd=_PRODUCTS.get(n),
-            shuffle=_SHUFFLES.get(n),
+            shuffle=SHUFFLES.get(n),
             copies=f"<{4 * n} x i32> <" + ", ".join(f"i32 {i % 16}" for i in range(4 * n)) + ">",
             even=", ".join(f"i32 {lane}" for lane in range(0, 2 * n, 2)),
             odd=", ".join(f"i32 {lane}" for lane in range(1, 2 * n, 2)),

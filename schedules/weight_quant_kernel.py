@@ -216,7 +216,7 @@ class _Block:
         if self.quads:
             half = tirx.floordiv(start, tir.i64(2))
             places = (tirx.address_of(tir.load(x, *row, tir.i64(1), at)) for at in (half, half + lower))
-            return [pairs.pick(place, choice, self.lanes) for place in places]
+            return [pairs.pick(place, tir.broadcast(choice, self.lanes)) for place in places]
         inside = ((choice >> tir.i32(8 * (s % 4))) & tir.i32(15) for s in part.slots)
         low, high = (
             tir.load(x, *row, tir.i64(0), start + at.astype("int64")).astype("int32") for at in inside
