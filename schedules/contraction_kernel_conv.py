@@ -22,14 +22,16 @@ from sparsec.schedules.target import Cpu
 
 
 def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan: TilePlan) -> tir.Stmt:
-    own = spec.out_c // spec.groups
+    own, rows = spec.out_c // spec.groups, spec.batch * spec.out_h
 
     def rows_of(part, group_index, g):
         first, _, panels, columns = part
         inside = first + g * panels
         panel = group_index * spec.group_panels + inside
         channel = group_index * own + inside * PANEL
-        prepared, before = reduce.prepared(min(cpu.lanes, plan.width(columns)), panel, panels)
+        prepared, before = reduce.prepared(
+            rows * spec.out_w, min(cpu.lanes, plan.width(columns)), panel, panels
+        )
 
         def row(b, i):
             return tir.seq(
@@ -86,8 +88,6 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
                 *tile.finish(epilogue, index, columns),
             ]
         )
-
-    rows = spec.batch * spec.out_h
 
     def part_body(part) -> tir.Stmt:
         repeats = part[1]

@@ -27,7 +27,7 @@ def gemm_body(
 
     def tiles(panel, panels: int, columns: int, share: tuple) -> tir.Stmt:
         most = plan.most_rows(columns)
-        own, before = reduce.prepared(min(cpu.lanes, plan.width(columns)), panel, panels)
+        own, before = reduce.prepared(rows, min(cpu.lanes, plan.width(columns)), panel, panels)
         loops = tile_loops(rows, most, lambda row, height: one(own, panel, columns, row, height), share)
         return tir.seq([*before, loops])
 

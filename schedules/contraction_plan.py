@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from sparsec.schedules.contraction_tile import even_split
-from sparsec.schedules.elements import FLOAT32, Element
+from sparsec.schedules.elements import FLOAT32, INT8, Element
+from sparsec.schedules.lane_words import from_halves
 from sparsec.schedules.layout import PANEL, Pattern
 from sparsec.schedules.target import LINE, Cpu
 
@@ -16,6 +17,8 @@ CACHE_SETS, CACHE_WAYS = 64, 8
 TASKS, TASK_ROWS = 16, 48
 #: Instructions that put a word together of so many activations that lie apart; a float is a word itself.
 ASSEMBLED = {1: 0, 2: 4, 4: 10}
+#: What it takes to put a window of 16 bytes into every quarter of a vector, in multiply-adds.
+REPEATED = 0.8
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
 PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
 #: The same for a single row that permutes: memory limits it, and more panels ask it for more lines at once.
@@ -86,13 +89,15 @@ def vectors_in(cpu: Cpu, columns: int) -> int:
     return -(-columns // min(cpu.lanes, PANEL))
 
 
-def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, assembled: int = 0) -> float:
+def step_cost(
+    cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, assembled: int = 0, window: float = 0
+) -> float:
     """Half cycles of one reduction step of a tile: two multiply-adds and two loads a cycle.
 
     Weights that are ``streamed`` come from the second-level cache, half a line a cycle at best; the nearer to
     that, the less of it is hidden.  Loads that fit beside the multiply-adds still cost a little.  Words that
     are ``assembled`` from activations that lie apart take so many instructions a row, and their broadcast
-    goes through a port that multiplies.
+    goes through a port that multiplies.  ``window``: what all vectors of a row share before they permute.
     """
     vectors = vectors_in(cpu, columns)
     products = rows * vectors
@@ -103,7 +108,7 @@ def step_cost(cpu: Cpu, rows: int, columns: int, form: str, streamed: bool, asse
     held = 0.25 if cpu.lanes < PANEL and rows < vectors else 0.0
     if assembled:
         busy = max(busy, (assembled * rows + products) / 4.7) + rows / 6  # both measured
-    return busy + loads / 16 + busy * (lines / busy) ** 2 / 5 + held
+    return busy + window * rows + loads / 16 + busy * (lines / busy) ** 2 / 5 + held
 
 
 @dataclass(frozen=True)
@@ -137,13 +142,15 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
 
     whole = form != "shared" or extent.element.windows(extent.pattern, extent.depth)
     assembled = 0 if whole else ASSEMBLED[extent.element.group]
+    repeated = form == "lanes" and extent.element is INT8 and not from_halves(extent.pattern, INT8.group)
+    window = REPEATED if repeated else 0.0
 
     def cost(plan: TilePlan) -> float:
         total = 0.0
         for _, repeats, panels, columns in plan.parts(extent.count, extent.columns):
             streamed = 4 * PANEL * panels * extent.steps > cpu.l1 // 2
             for _, tiles, height in even_split(extent.rows, plan.most_rows(columns)):
-                step = step_cost(cpu, height, columns, form, streamed, assembled)
+                step = step_cost(cpu, height, columns, form, streamed, assembled, window)
                 total += repeats * tiles * (extent.steps * step + height * run)
         return total
 

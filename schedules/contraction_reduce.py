@@ -21,6 +21,8 @@ from sparsec.schedules.target import Cpu
 
 #: How many slots ahead the weights of a single row are fetched: what memory delivers during its latency.
 STREAM_AHEAD = 16
+#: Rows up to which choices are taken apart beside the products: storing them costs more.
+FEW_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Reduction:
     """What a contraction reads: activations ``x``, packed ``weights``, ``depth`` channels of ``pattern``.
 
     A step takes a *word* of the ``element``: one channel, or neighbours along the reduction together.
-    ``choices``: what lanes pick words by, ``[vectors, *taps, words, lanes]``, see ``prepared``.
+    ``choices``: what lanes pick words by, ``[vectors, *taps, words, lanes]``, where it is ``prepared``.
     """
 
     cpu: Cpu
@@ -39,13 +41,13 @@ class Reduction:
     element: Element = FLOAT32
     choices: tir.Buffer | None = None
 
-    def prepared(self, lanes: int, panel, panels: int) -> tuple["Reduction", list[tir.Stmt]]:
-        """The reduction for tiles of ``panels`` panels from ``panel`` on, and the statements to put before it.
+    def prepared(self, rows: int, lanes: int, panel, panels: int) -> tuple["Reduction", list[tir.Stmt]]:
+        """The reduction for tiles of ``panels`` panels from ``panel`` on, and what is to be done before it.
 
-        Those take the choices of words apart, once for all rows; beside the products that would take a
-        tenth of their time.
+        That is to take the choices of words apart, once for all ``rows``; beside the products of a tile it
+        would take a third of their time.
         """
-        if self.element.group == 1 or self.pattern.form(self.depth) != "lanes":
+        if rows <= FEW_ROWS or self.element.group == 1 or self.pattern.form(self.depth) != "lanes":
             return self, []
         stored, picking = self.weights[1], self._picking(lanes)
         shape = tir.shape_of(stored)[1:-1]
@@ -218,7 +220,11 @@ class Reduction:
         lanes, picking = tile.lanes, self._picking(tile.lanes)
         picked, binds = [], []
         for v in tile.vectors():
-            choice = tir.vector_load(self.choices, tir.i64(v // lanes), *tap, word, tir.i64(0), lanes=lanes)
+            if self.choices is None:
+                choice = picking.choices(self.weights[1], [panel + v // PANEL, *tap, word], v % PANEL)
+            else:
+                index = tir.i64(v // lanes), *tap, word, tir.i64(0)
+                choice = tir.vector_load(self.choices, *index, lanes=lanes)
             picked.append(tirx.Var(f"choice{v}", choice.ty))
             binds.append(tirx.Bind(picked[-1], choice))
         product = self._multiply_add(

@@ -1,7 +1,7 @@
 """Products of 16-bit integers, two in a lane of 32 bits, exact on every CPU.
 
 ``madd(sum, x, w) = sum + x0 * w0 + x1 * w1``, of the int16 halves of ``x`` and ``w``.  x86 has an instruction
-for the two products (``vpmaddwd``).  ``pick(address, choice)`` puts four of the 16 bytes at an address into
+for the two products (``vpmaddwd``).  ``pick(address, choice)`` puts four of the bytes at an address into
 every lane, those that the lane's bytes of ``choice`` name: one shuffle of x86, which alone has it.
 """
 
@@ -13,7 +13,7 @@ from sparsec.schedules.target import Cpu
 
 _MADD, _PICK = "sparsec_madd_", "sparsec_pick_"
 #: Lanes -> x86's instructions.
-SHUFFLES = {4: "ssse3.pshuf.b.128", 8: "avx2.pshuf.b", 16: "avx512.pshuf.b.512"}
+_SHUFFLES = {4: "ssse3.pshuf.b.128", 8: "avx2.pshuf.b", 16: "avx512.pshuf.b.512"}
 _PRODUCTS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
 
 
@@ -22,9 +22,10 @@ def madd(total, x, w):
     return tirx.call_extern(f"int32x{lanes}", f"{_MADD}{lanes}", total, x, w)
 
 
-def pick(address, choice):
+def pick(address, choice, window: int = 16):
+    """``window``: how many bytes there are to choose from, 8 or 16."""
     lanes = tir.lanes_of(choice)
-    return tirx.call_extern(f"int32x{lanes}", f"{_PICK}{lanes}", address, choice)
+    return tirx.call_extern(f"int32x{lanes}", f"{_PICK}{window}_{lanes}", address, choice)
 
 
 def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
@@ -40,21 +41,22 @@ def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     if not called:
         return func
     madd = _X86 if cpu.triple.startswith("x86_64") else _PLAIN
-    text = "".join(
-        (madd if name.startswith(_MADD) else _SHUFFLE).format(
+    text = ""
+    for name in sorted(called):
+        n, window = int(name.rpartition("_")[2]), 8 if name.startswith(f"{_PICK}8_") else 16
+        text += (madd if name.startswith(_MADD) else _SHUFFLE).format(
             called=name,
+            window=f"<{window} x i8>",
             words=f"<{n} x i32>",
             halves=f"<{2 * n} x i16>",
             wide=f"<{2 * n} x i32>",
             bytes=f"<{4 * n} x i8>",
             madd=_PRODUCTS.get(n),
-            shuffle=SHUFFLES.get(n),
-            copies=f"<{4 * n} x i32> <" + ", ".join(f"i32 {i % 16}" for i in range(4 * n)) + ">",
+            shuffle=_SHUFFLES.get(n),
+            copies=f"<{4 * n} x i32> <" + ", ".join(f"i32 {i % window}" for i in range(4 * n)) + ">",
             even=", ".join(f"i32 {lane}" for lane in range(0, 2 * n, 2)),
             odd=", ".join(f"i32 {lane}" for lane in range(1, 2 * n, 2)),
         )
-        for name, n in sorted((name, int(name.rpartition("_")[2])) for name in called)
-    )
     body = tirx.AttrStmt(tir.i32(0), "pragma_import_llvm", ir.StringImm(text), func.body)
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
 
@@ -88,8 +90,8 @@ define weak_odr {words} @{called}({words} %sum, {words} %x, {words} %w) alwaysin
 _SHUFFLE = """
 declare {bytes} @llvm.x86.{shuffle}({bytes}, {bytes})
 define weak_odr {words} @{called}(ptr %from, {words} %choice) alwaysinline {{
-  %window = load <16 x i8>, ptr %from, align 1
-  %every = shufflevector <16 x i8> %window, <16 x i8> poison, {copies}
+  %window = load {window}, ptr %from, align 1
+  %every = shufflevector {window} %window, {window} poison, {copies}
   %which = bitcast {words} %choice to {bytes}
   %picked = call {bytes} @llvm.x86.{shuffle}({bytes} %every, {bytes} %which)
   %all = bitcast {bytes} %picked to {words}

@@ -120,8 +120,8 @@ def test_numpy_rounds_alike():
 def test_forms_have_their_elements():
     assert Gemm((8,), 64, 64, precision="bfloat16").kind is BFLOAT16
     assert Gemm((8,), 64, 64, Pattern(2, 4, 32), precision="bfloat16").kind is BFLOAT16
-    assert Gemm((1,), 64, 64, Pattern(2, 4), precision="bfloat16").kind is BFLOAT16_WEIGHTS
-    assert Gemm((196,), 64, 64, Pattern(2, 4), precision="bfloat16").kind is FLOAT32  # strips
+    assert Gemm((1,), 64, 64, Pattern(3, 5), precision="bfloat16").kind is BFLOAT16_WEIGHTS
+    assert Gemm((196,), 64, 64, Pattern(3, 5), precision="bfloat16").kind is FLOAT32  # strips
 
 
 def test_of_float32_a_spec_says_nothing():

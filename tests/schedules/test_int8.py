@@ -104,7 +104,7 @@ def test_no_product_saturates(level):
         (Pattern(3, 4, 16), 31, 16),
         (Pattern(1, 8, 32), 67, 40),  # wider than a window
         (Pattern(2, 4, 32), 12, 32),  # smaller than a window
-        (Pattern(2, 4), 40, 33),  # for each channel: dense
+        (Pattern(1, 8), 40, 33),  # for each channel, and no whole word of a window: dense
     ],
     ids=str,
 )
