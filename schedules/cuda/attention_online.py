@@ -170,7 +170,7 @@ class Online(Kernel):
         logical = [*self.batch, self.first + row, tir.i64(0)]
         # No key at all leaves a sum of nothing, which makes NaN of softmax.
         share = tirx.Select(total > ZERO, total, tir.f32(float("nan")))
-        given = evaluate(self.spec.guard[1], share, lambda which: self.operand(which, logical))
+        given = evaluate(self.spec.guard[1], share, {"operand": lambda which: self.operand(which, logical)})
         return tirx.Select(given, ZERO, ONE / total)
 
 

@@ -141,7 +141,7 @@ class Kernel:
                 key = first + i * SIDE
                 row = tirx.min(self.first + self.row + r * DOWN, tir.i64(spec.m - 1))
                 logical = [*self.batch, row, tirx.min(key, tir.i64(spec.n - 1))]
-                value = evaluate(spec.score, s, lambda which: self.operand(which, logical))
+                value = evaluate(spec.score, s, {"operand": lambda which: self.operand(which, logical)})
                 if spec.n % tile.keys:
                     value = tirx.Select(key < spec.n, value, LOW)
                 return self.score_is(r, i, value)

@@ -154,7 +154,9 @@ class _TileRow(Row):
         logical = [*self.kernel.batch, row, tir.i64(0)]
 
         def store(x, at):
-            share = evaluate(spec.guard, value(x, at), lambda which: self.kernel.operand(which, logical))
+            share = evaluate(
+                spec.guard, value(x, at), {"operand": lambda which: self.kernel.operand(which, logical)}
+            )
             return self.kernel.put(self.row, at, share)
 
         return self._each(store)
