@@ -8,6 +8,7 @@ everything else that reads it can widen it in passing; so a residual is rounded 
 
 from collections.abc import Collection, Mapping, Sequence, Set
 from math import prod
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -97,12 +98,16 @@ def is_last(value: ir.Value) -> bool:
 
 
 def narrow(
-    model: ir.Model, kernels: Mapping[str, str], makers: Collection[str] = (), attended: Sequence[Found] = ()
+    model: ir.Model,
+    kernels: Mapping[str, str],
+    makers: Collection[str] = (),
+    attended: Sequence[Found] = (),
+    results: Collection[ir.Value] = (),
 ) -> frozenset[ir.Value]:
     """The values that are kept with 16 bits, with ``kernels`` as chosen for the layers.
 
-    ``makers``: other operators whose kernels can round what they write.  ``attended``: attentions whose
-    kernels can read them, where layers do.
+    ``makers``: other operators whose kernels can round what they write, and ``results`` of further ones.
+    ``attended``: attentions whose kernels can read them, where layers do.
     """
     takers = _takers(model, kernels)
     candidates = [
@@ -112,23 +117,43 @@ def narrow(
         for value in node.outputs
         if value.dtype == ir.DataType.FLOAT
     ]
+    candidates += results
     attended = attended if takers else []
     while True:
         found = frozenset(value for value in candidates if _narrow(value, takers, attended))
         whole = [each for each in attended if found.issuperset(each.multiplied)]
         if len(whole) == len(attended):
-            return found
+            return found | _views(model, found, takers, attended)
         attended = whole  # one that does not get all three narrow takes none
 
 
+def _views(
+    model: ir.Model, found: Set[ir.Value], takers: set[ir.Node], attended: Sequence[Found]
+) -> frozenset[ir.Value]:
+    """The values that are others of ``found`` in another shape, and are read as they are."""
+    views: set[ir.Value] = set()
+    for node in model.graph:
+        if node.op_type in VIEWS and (node.inputs[0] in found or node.inputs[0] in views):
+            views.update(value for value in node.outputs if _narrow(value, takers, attended))
+    return frozenset(views)
+
+
 def told(
-    model: ir.Model, kernels: Mapping[str, str], attended: Sequence[Found], values: Set[ir.Value]
+    model: ir.Model,
+    kernels: Mapping[str, str],
+    attended: Sequence[Found],
+    values: Set[ir.Value],
+    half: str = BFLOAT16.name,
+    unfit: Mapping[ir.Node, str | None] = MappingProxyType({}),
 ) -> list[Finding]:
-    """Whether each attention reads bfloat16, where layers do; ``values`` are what ``narrow`` found."""
+    """Whether each attention reads 16 bits, where layers do; ``values`` are what ``narrow`` found.
+
+    ``unfit``: why the kernel of an attention, by its last product, cannot.
+    """
     takers, findings = _takers(model, kernels), []
     for each in attended if takers else ():
         wide = [value for value in each.multiplied if value not in values]
-        outcome, after = ("declined", FLOAT32.name) if wide else ("applied", BFLOAT16.name)
+        outcome, after = ("declined", FLOAT32.name) if wide else ("applied", half)
         reason = "attention whose queries, keys and values are kept so"
         if wide:
             causes = (v for v in wide if not _rounds(v.producer()) or not _narrow(v, takers, [each]))
@@ -136,6 +161,8 @@ def told(
             reason = f"attention: something that needs more reads '{value.name}', too"
             if not _rounds(value.producer()):
                 reason = f"attention: no layer makes '{value.name}'"
+            if unfit.get(each.products[1]):
+                reason = f"attention: {unfit[each.products[1]]}"
         findings.append(Finding("precision", each.products[1].name, outcome, reason, FLOAT32.name, after))
     return findings
 

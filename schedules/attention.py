@@ -13,13 +13,14 @@ second one times a factor.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 
 from tvm import te, tirx
 
-from sparsec.schedules import elements, math, quantise, rows, softmax, sparsemax, tir
+from sparsec.schedules import math, quantise, rows, softmax, sparsemax, tir
 from sparsec.schedules.batch_matmul import stored
+from sparsec.schedules.halves import BFLOAT16, HALVES
 
 SPEC = "sparsec.attention"
 NORMALISERS = ("softmax", "sparsemax")
@@ -55,6 +56,11 @@ class Strided:
     strides: tuple[int, ...]
     dtype: str = "float32"
 
+    @property
+    def bytes(self) -> int:
+        """Of an element."""
+        return 2 if self.dtype == "uint16" else 4
+
     def at(self, index) -> tir.Expr:
         place = tir.i64(self.offset)
         for i, stride in zip(index, self.strides, strict=True):
@@ -68,11 +74,12 @@ class Attention:
     """``m`` queries and ``n`` keys of ``d`` values each, ``e`` values to each key, for each of ``batch``.
 
     ``q``, ``k`` and ``v`` say where element ``[*batch, row, column]`` lies: float32, or as uint16 the bits of
-    bfloat16, and then a kernel may round P, too, or uint8, and then ``guard`` gives the integers that P is.
-    The result is float32, stored with its axes in ``y_order``, as in ``BatchMatmul``.  ``score`` and
-    ``guard`` are expressions: "S" for the value, a number, ``("operand", i)`` for ``operands[i]`` at
-    ``[*batch, i, j]``, ``("number", i)`` for that one of so many ``numbers``, or ``(op, *arguments)`` with
-    ``op`` of ``SCORE_OPS``.  An operand of ``guard`` is the same for all keys: its last stride is 0.
+    ``half``, and then a kernel may round P, too, or uint8, and then ``guard`` gives the integers that P is.
+    The result, float32 or of ``half``, as ``y_dtype`` says, is stored with its axes in ``y_order``, as in
+    ``BatchMatmul``.  ``score`` and ``guard`` are expressions: "S" for the value, a number,
+    ``("operand", i)`` for ``operands[i]`` at ``[*batch, i, j]``, ``("number", i)`` for that one of so many
+    ``numbers``, or ``(op, *arguments)`` with ``op`` of ``SCORE_OPS``.  An operand of ``guard`` is the same
+    for all keys: its last stride is 0.
     """
 
     batch: tuple[int, ...]
@@ -89,6 +96,8 @@ class Attention:
     operands: tuple[Strided, ...] = ()
     y_order: tuple[int, ...] = ()
     numbers: int = 0
+    half: str = BFLOAT16.name
+    y_dtype: str = "float32"
 
     def __post_init__(self):
         if self.normaliser not in NORMALISERS:
@@ -119,6 +128,20 @@ class Attention:
     def y_shape(self) -> tuple[int, ...]:
         return stored((*self.batch, self.m, self.e), self.y_order)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether queries, keys and values are of 16 bits."""
+        return self.q.dtype == "uint16"
+
+    def narrowed(self, half: str) -> "Attention":
+        """The same of queries, keys and values that lie there as bits of ``half``."""
+        places = {name: replace(getattr(self, name), dtype="uint16") for name in ("q", "k", "v")}
+        return replace(self, **places, half=half)
+
+    def stored(self, value: tir.Expr) -> tir.Expr:
+        """A float32 of the result as it lies in memory."""
+        return value if self.y_dtype == "float32" else HALVES[self.half].narrowed(value)
+
     def y_index(self, batch, i, c) -> list:
         return stored([*batch, i, c], self.y_order)
 
@@ -144,7 +167,7 @@ class Attention:
             stored = flat[name](places[name].at(index))
             if name in ZERO and self.bytes:
                 return stored.astype("int32") - number(ZERO[name]).astype("int32")
-            return elements.widened(stored) if places[name].dtype == "uint16" else stored
+            return HALVES[self.half].widened(stored) if places[name].dtype == "uint16" else stored
 
         def number(which):
             return flat["numbers"](tir.i64(which))
@@ -175,10 +198,12 @@ class Attention:
             return te.sum((p.astype("int32") if self.bytes else p) * element("v", *batch, j, c), axis=[j])
 
         extents = [tir.i64(extent) for extent in self.y_shape]
-        y = te.compute(extents, value, "attended")
+        y = attended = te.compute(extents, value, "attended")
         if self.bytes:
-            total = y
-            y = te.compute(extents, lambda *i: total(*i).astype("float32") * number(FACTOR), "scaled")
+            y = te.compute(extents, lambda *i: attended(*i).astype("float32") * number(FACTOR), "scaled")
+        if self.y_dtype != "float32":
+            wide = y
+            y = te.compute(extents, lambda *i: self.stored(wide(*i)), "rounded")
         return rows.definition("attention", [*flat.values(), y], {SPEC: json.dumps(asdict(self))})
 
 

@@ -24,6 +24,7 @@ from sparsec.schedules.batch_matmul_kernel import MANY_BATCHES, column_parts
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile_plans
 from sparsec.schedules.contraction_tile import Tile, pieces, tile_loops
+from sparsec.schedules.halves import BFLOAT16
 from sparsec.schedules.layout import DENSE, PANEL, panels
 from sparsec.schedules.target import Cpu
 
@@ -36,6 +37,8 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     spec = spec_of(func)
     if spec is None or 0 in (*spec.y_shape, spec.n, spec.d):
         return None
+    if spec.y_dtype != "float32" or spec.narrow and spec.half != BFLOAT16.name:
+        return None  # GPUs' own: a CPU only checks them
     q, k, v, *operands, y = func.params
     numbers = operands.pop() if spec.numbers else None
     lanes = min(cpu.lanes, PANEL)

@@ -18,10 +18,10 @@ import numpy as np
 
 if __package__:
     from .driver import Device, DriverError
-    from .problems import TOLERANCE, expected, inputs, work
+    from .problems import expected, inputs, tolerance, work
 else:
     from driver import Device, DriverError
-    from problems import TOLERANCE, expected, inputs, work
+    from problems import expected, inputs, tolerance, work
 
 #: Enough launches between two events that the queue never runs dry.
 _REPEATS = 20
@@ -72,13 +72,13 @@ def _one(device: Device, problem: dict, made, check_only: bool) -> dict:
     device.synchronize()
     got = device.download(memory[-1], result.copy()).reshape(-1, result.shape[-1])[sample]
     error = float(np.abs(got - want).max() / np.abs(want).max())
-    found = {"error": error, "right": error <= TOLERANCE}
+    found = {"error": error, "right": error <= tolerance(problem)}
     if not check_only:
         found["seconds"] = device.seconds(launch, _REPEATS)
     return found
 
 
-_SHOWN = ("heads", "m", "k", "n", "sparse", "pattern", "shape", "normaliser")
+_SHOWN = ("heads", "m", "k", "n", "sparse", "pattern", "shape", "normaliser", "half")
 
 
 def _line(row: dict) -> str:

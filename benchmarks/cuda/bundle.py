@@ -89,9 +89,11 @@ def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.
     for op, definition in (("softmax", softmax.softmax), ("sparsemax", sparsemax.sparsemax)):
         for shape in ((12, 512, 512), (32, 32000)):
             found.append(({"op": op, "shape": shape}, definition(shape)))
-    for (heads, m, n), normaliser in itertools.product(ATTENTION, ("softmax", "sparsemax")):
+    for (heads, m, n), normaliser, half in itertools.product(
+        ATTENTION, ("softmax", "sparsemax"), (None, "float16")
+    ):
         problem = {"op": "attention", "heads": heads, "m": m, "n": n, "d": 64, "normaliser": normaliser}
-        found.append((problem, attention(heads, m, n, normaliser).prim_func()))
+        found.append((problem | {"half": half}, attention(heads, m, n, normaliser, half=half).prim_func()))
     return found
 
 

@@ -90,14 +90,17 @@ def _vectors():
             yield Case(f"f32_vector_{_kind(pattern)}__{rows}", spec.prim_func, ("FFMA", COPIES, "LDG.E.128"))
 
 
-def attention(heads: int, m: int, n: int, normaliser: str, size: int = 64) -> Attention:
-    """``m`` queries on ``n`` keys, of heads that lie one after another."""
+def attention(
+    heads: int, m: int, n: int, normaliser: str, size: int = 64, half: str | None = None
+) -> Attention:
+    """``m`` queries on ``n`` keys, of heads that lie one after another, of ``half`` if not of float32."""
 
     def rows(count: int) -> Strided:
         return Strided(heads * count * size, 0, (count * size, size, 1))
 
     score = ("Mul", "S", size**-0.5)
-    return Attention((heads,), m, n, size, size, rows(m), rows(n), rows(n), normaliser, score)
+    spec = Attention((heads,), m, n, size, size, rows(m), rows(n), rows(n), normaliser, score)
+    return spec.narrowed(half) if half else spec
 
 
 def _attention():
@@ -116,6 +119,19 @@ def _attention():
         attention(12, 512, 512, "softmax", 128).prim_func,
         ("FFMA", COPIES),
     )
+    for m, n, normaliser, size in (
+        (2048, 2048, "softmax", 64),
+        (512, 512, "softmax", 64),
+        (1, 512, "softmax", 64),
+        (512, 512, "softmax", 128),
+        (512, 512, "sparsemax", 64),
+        (512, 2048, "sparsemax", 64),
+    ):
+        name = f"f16_attention_{normaliser}__{m}x{n}" + (f"_{size}_values" if size != 64 else "")
+        spec = attention(12, m, n, normaliser, size, "float16")
+        yield Case(name, spec.prim_func, (PRODUCTS, MATRICES, COPIES, "SHFL"))
+    spec = attention(12, 512, 512, "softmax", half="bfloat16")
+    yield Case("bf16_attention_softmax__512x512", spec.prim_func, (PRODUCTS, MATRICES, COPIES))
 
 
 def _rows():

@@ -57,7 +57,8 @@ def _rows(problem: dict) -> dict[str, float]:
 
 def _attention(problem: dict) -> dict[str, float]:
     heads, m, n, d = (problem[name] for name in ("heads", "m", "n", "d"))
-    q, k, v = (torch.randn(1, heads, rows, d, device="cuda") for rows in (m, n, n))
+    dtype = getattr(torch, problem["half"] or "float32")
+    q, k, v = (torch.randn(1, heads, rows, d, device="cuda", dtype=dtype) for rows in (m, n, n))
     if problem["normaliser"] == "softmax":
         return {"torch_sdpa": _timed(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v))}
     return {"torch_eager": _timed(lambda: _sparsemax(q @ k.transpose(-1, -2) * d**-0.5) @ v)}

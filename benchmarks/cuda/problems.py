@@ -11,6 +11,8 @@ from sparsec.schedules.layout import Pattern, pack
 _SAMPLES = 16
 #: What the rounding of float32 may do to a sum of products, relative to the largest result.
 TOLERANCE = 1e-5
+#: What the rounding of shares to float16 may do.
+ROUNDED_TOLERANCE = 2e-3
 
 
 def inputs(problem: dict) -> tuple[list[np.ndarray], tuple[int, ...], np.ndarray]:
@@ -66,6 +68,8 @@ def _rows(problem: dict, rng):
 def _attention(problem: dict, rng):
     heads, m, n, d = (problem[name] for name in ("heads", "m", "n", "d"))
     arrays = [rng.standard_normal((heads, rows, d), np.float32) for rows in (m, n, n)]
+    if problem["half"]:
+        arrays = [a.astype(np.float16) for a in arrays]
     return arrays, (heads, m, d), None
 
 
@@ -75,6 +79,11 @@ def _attended(problem: dict, q, k, v) -> tuple[np.ndarray, np.ndarray]:
     normalise = _NORMALISERS[problem["normaliser"]]
     shares = [normalise(q[i // m, i % m] @ k[i // m].T * d**-0.5) @ v[i // m] for i in some]
     return some, np.stack(shares)
+
+
+def tolerance(problem: dict) -> float:
+    """The error of a right kernel at most, relative to the largest result."""
+    return ROUNDED_TOLERANCE if problem.get("half") else TOLERANCE
 
 
 def work(problem: dict) -> int:

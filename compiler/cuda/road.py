@@ -26,11 +26,13 @@ from sparsec.compiler.planner import Weights, make_plan
 from sparsec.compiler.request import CompileRequest, gpu_names, native_level
 from sparsec.compiler.states import resolve
 from sparsec.compiler.to_relax import Importer
+from sparsec.compiler.to_relax.attention import attentions
 from sparsec.passes import weight_quant
 from sparsec.runtime import cpu
 from sparsec.runtime.errors import TargetError
 from sparsec.runtime.manifest import KERNELS, WEIGHTS
 from sparsec.schedules.cuda import Gpu
+from sparsec.schedules.cuda.attention_kernel import why_not_narrow
 from sparsec.schedules.target import LEVELS
 
 NARROW_MAKERS = ("LayerNormalization",)
@@ -57,10 +59,12 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         choices = choose(source.model, request)
         findings = source.findings + choices.findings
     with stages("lower to kernels"):
-        narrow = precision.narrow(source.model, choices.kernels, NARROW_MAKERS)
-        importer = Importer(
-            source.model, choices.kernels, permute=None, narrow=narrow, half=half(request.precision)
-        )
+        attended, kept = attentions(source.model), half(request.precision)
+        unfit = {x.products[1]: why_not_narrow(x.spec.narrowed(kept), Gpu(names)) for x in attended}
+        readers, results = [x for x in attended if not unfit[x.products[1]]], [x.written for x in attended]
+        narrow = precision.narrow(source.model, choices.kernels, NARROW_MAKERS, readers, results)
+        findings += precision.told(source.model, choices.kernels, attended, narrow, kept, unfit)
+        importer = Importer(source.model, choices.kernels, permute=None, narrow=narrow, half=kept)
         lowered = lower(importer.run())
         labels, layers = importer.labels, importer.layers
         del importer

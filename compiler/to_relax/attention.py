@@ -42,6 +42,12 @@ class Found:
         """Those that hold Q, K and V."""
         return self.sources[:3]
 
+    @property
+    def written(self) -> ir.Value:
+        """What the kernel writes: the product, or what the Transpose behind it makes of it."""
+        result = self.products[1].outputs[0]
+        return next(iter(result.uses())).node.outputs[0] if self.spec.y_order else result
+
 
 def attentions(model: ir.Model) -> list[Found]:
     """Every attention of ``model`` that gets the kernel."""
@@ -55,16 +61,20 @@ def attend(importer, node: ir.Node):
     if found is None:
         return None
     spec, expressions = found.spec, [importer.expression(source) for source in found.sources]
-    bits = importer.narrow.half.name == "bfloat16"
-    if bits and importer.narrow.values.issuperset(found.multiplied):
-        expressions[:3] = [importer.narrow.bits[x] for x in expressions[:3]]
-        spec = replace(spec, **{n: replace(getattr(spec, n), dtype="uint16") for n in "qkv"})
+    narrow = importer.narrow
+    if narrow.values.issuperset(found.multiplied):
+        expressions[:3] = [narrow.bits[x] for x in expressions[:3]]
+        spec = spec.narrowed(narrow.half.name)
+    if found.written in narrow.values:
+        spec = replace(spec, half=narrow.half.name, y_dtype="uint16")
     args = [
         importer.bb.emit(relax.op.reshape(x, [prod(shape_of(source))]))
         for x, source in zip(expressions, found.sources, strict=True)
     ]
     args += [relax.const(found.numbers)] if spec.numbers else []
-    result = importer.kernel("attention", spec.prim_func(), args, list(spec.y_shape))
+    result = importer.kernel("attention", spec.prim_func(), args, list(spec.y_shape), spec.y_dtype)
+    if spec.y_dtype != "float32":
+        result = narrow.wide(result)
     if not spec.y_order:
         return result
     importer.stored[node.outputs[0]] = result, spec.y_order

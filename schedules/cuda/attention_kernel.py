@@ -1,4 +1,4 @@
-"""Attention on a GPU in one kernel: a block of threads has some queries against all keys, in float32.
+"""Attention on a GPU in one kernel: a block of threads has some queries against all keys.
 
 Softmax needs no whole row.  A round has some keys: their scores are taken to the largest score so far, what
 was summed before is made smaller by as much, and nothing is divided before the end (Milakov and Gimelshein,
@@ -13,13 +13,20 @@ they leave.
 from tvm import tirx
 
 from sparsec.schedules import tir
-from sparsec.schedules.attention import spec_of
-from sparsec.schedules.cuda import ptx
+from sparsec.schedules.attention import Attention, spec_of
+from sparsec.schedules.cuda import attention_tensor_tile, ptx
 from sparsec.schedules.cuda.attention_online import Online
 from sparsec.schedules.cuda.attention_split import Split
+from sparsec.schedules.cuda.attention_tensor import TensorOnline, TensorSpilled, TensorSplit, TensorWhole
+from sparsec.schedules.cuda.attention_tensor_tile import TensorShape
 from sparsec.schedules.cuda.attention_tile import Shape, own_rounds, rounds, tile_for
 from sparsec.schedules.cuda.attention_whole import Spilled, Whole
 from sparsec.schedules.cuda.target import Gpu
+
+#: Softmax, by one block for each tile of queries and by several; then whole rows, the first that there is
+#: room for.
+KINDS = Online, Split, (Whole, Spilled)
+TENSOR_KINDS = TensorOnline, TensorSplit, (TensorWhole, TensorSpilled)
 
 
 def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
@@ -27,20 +34,43 @@ def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
     spec = spec_of(func)
     if spec is None or 0 in (*spec.y_shape, spec.n, spec.d):
         return None
-    if any(place.dtype != "float32" for place in (spec.q, spec.k, spec.v)):
+    made = _kernel(spec, gpu)
+    if made is None:
         return None
-    shape = Shape.of(spec)
-    online = spec.normaliser == "softmax" and (spec.guard == "S" or _rowwise(spec.guard))
-    kinds = (Online,) if online else (Whole, Spilled)
-    tiles = ((kind, tile_for(spec, shape, gpu.shared, kind.kind)) for kind in kinds)
-    kind, tile = next(((kind, tile) for kind, tile in tiles if tile), (None, None))
-    if tile is None:
-        return None
-    if online and own_rounds(spec, tile) < rounds(spec, tile):
-        kind = Split
+    kind, shape, tile = made
     body = kind(spec, shape, tile, list(func.params)).body()
     made = ptx.narrow(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs))
     return made.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
+
+
+def why_not_narrow(spec: Attention, gpu: Gpu) -> str | None:
+    """Why there is no kernel for these operands of 16 bits, or None."""
+    apart = attention_tensor_tile.not_in_pairs(spec)
+    if apart:
+        return f"its {apart} do not lie in pairs of neighbours"
+    return None if _kernel(spec, gpu) else "no tile has room for its heads"
+
+
+def _kernel(spec: Attention, gpu: Gpu):
+    """The class of the kernel with its shape and tile, or None."""
+    if spec.bytes or spec.narrow and attention_tensor_tile.not_in_pairs(spec):
+        return None
+    online, split, others = TENSOR_KINDS if spec.narrow else KINDS
+    shape = (TensorShape if spec.narrow else Shape).of(spec)
+    for kind in (online,) if _forgets(spec) else others:
+        if spec.narrow:
+            tile = attention_tensor_tile.tile_for(spec, shape, gpu, kind.kind)
+        else:
+            tile = tile_for(spec, shape, gpu.shared, kind.kind)
+        if tile:
+            shared = kind is online and own_rounds(spec, tile) < rounds(spec, tile)
+            return split if shared else kind, shape, tile
+    return None
+
+
+def _forgets(spec: Attention) -> bool:
+    """Whether scores can be forgotten after each round of keys."""
+    return spec.normaliser == "softmax" and (spec.guard == "S" or _rowwise(spec.guard))
 
 
 def _rowwise(guard) -> bool:

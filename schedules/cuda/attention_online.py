@@ -8,7 +8,7 @@ from sparsec.schedules import tir
 from sparsec.schedules.attention import Attention, evaluate
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.attention_parts import LOW, ONE, ZERO, Kernel
-from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, Shape, Tile
+from sparsec.schedules.cuda.attention_tile import Shape, Tile
 
 
 class Online(Kernel):
@@ -46,10 +46,8 @@ class Online(Kernel):
         return [self.factor(turn) for turn in range(self.tile.warps_k)]
 
     def steps(self) -> list[tir.Stmt]:
-        words = self.words
-        self.own_scores = words.scores + (
-            (self.warp * (self.tile.height * DOWN) + self.row % (self.tile.height * DOWN)) * words.score_line
-        )
+        words, rows = self.words, self.tile.height * self.tile.down
+        self.own_scores = words.scores + (self.warp * rows + self.row % rows) * words.score_line
 
         def step(i):
             t = self.start + i
@@ -70,33 +68,47 @@ class Online(Kernel):
             )
 
         return [
-            self.each_row(lambda r: tirx.BufferStore(self.tops, LOW, [r])),
-            ptx.zero(self.totals),
+            *self.start_rows(),
             self.fetch_queries(),
             self.fetch_keys(self.start, words.keys),
             ptx.commit(),
             tir.loop("step", self.own, step),
         ]
 
+    def start_rows(self) -> list[tir.Stmt]:
+        return [
+            self.each_row(lambda r: tirx.BufferStore(self.tops, LOW, [r])),
+            ptx.zero(self.totals),
+        ]
+
+    def below(self, score: tir.Expr, top: tir.Expr) -> tir.Expr:
+        """The exponential of what ``score`` is above ``top``, which is nothing or less."""
+        return tirx.exp(score - finite(top))
+
+    def keep_share(self, r, i, share: tir.Expr) -> tir.Stmt:
+        """Puts an exponential where ``attend`` reads it."""
+        tile = self.tile
+        at = self.own_scores + r * (tile.down * self.words.score_line) + self.key_at(i)
+        return ptx.put_shared(self.shared, at, share)
+
     def exponentials(self, r) -> tir.Stmt:
-        """Puts the exponentials of a query's scores into shared memory, and all sums on the new top."""
+        """Takes the exponentials of a query's scores, and all sums to the new top."""
         top, factor, total = self.number(0), self.number(1), tir.load(self.totals, r)
 
         def raise_top(_, s):
             return self.number_is(0, _larger(top, s))
 
         def use(i, s):
-            at = self.own_scores + r * (DOWN * self.words.score_line) + i * SIDE + self.side
             return tir.seq(
                 [
-                    self.score_is(r, i, tirx.exp(s - _finite(top))),
+                    self.score_is(r, i, self.below(s, top)),
                     tirx.BufferStore(self.totals, total + s, [r]),
-                    ptx.put_shared(self.shared, at, self.counted(s)),
+                    self.keep_share(r, i, self.counted(s)),
                 ]
             )
 
-        def shrink(c):
-            at = r * self.shape.columns + c
+        def shrink(c, v):
+            at = self.sum_at(r, c, v)
             return tirx.BufferStore(self.sums, tir.load(self.sums, at) * factor, [at])
 
         before = tir.load(self.tops, r)
@@ -104,15 +116,21 @@ class Online(Kernel):
             [
                 self.number_is(0, before),
                 self.each_score(r, raise_top),
-                *_across(self.numbers, tir.i64(0), _larger),
-                self.number_is(1, tirx.exp(before - _finite(top))),
+                *self.across(self.numbers, tir.i64(0), _larger),
+                self.number_is(1, self.below(before, top)),
                 self.number_is(1, self.counted(factor)),
                 tirx.BufferStore(self.tops, top, [r]),
                 tirx.BufferStore(self.totals, total * factor, [r]),
                 self.each_score(r, use),
-                ptx.unrolled("c", self.shape.columns, shrink),
+                ptx.unrolled_nest((self.shape.parts, self.shape.vector), shrink),
             ]
         )
+
+    def across(self, buffer: tir.Buffer, at, join: Callable) -> list[tir.Stmt]:
+        """Joins ``buffer[at]`` of the lanes side by side, for all of them."""
+        value = tir.load(buffer, at)
+        steps = (by for by in (4, 2, 1) if by < self.tile.side)
+        return [tirx.BufferStore(buffer, join(value, ptx.shuffle_xor(value, by)), [at]) for by in steps]
 
     def counted(self, value: tir.Expr) -> tir.Expr:
         """What becomes of NaN in the sums: with a guard they must last till it is asked."""
@@ -123,16 +141,16 @@ class Online(Kernel):
     def finish_rows(self, own) -> list[tir.Stmt]:
         def one(r):
             def put(word, buffer):
-                return ptx.put_shared(self.shared, word + own + r * DOWN, tir.load(buffer, r))
+                return ptx.put_shared(self.staged, word + own + r * self.tile.down, tir.load(buffer, r))
 
             both = tir.seq([put(self.words.tops, self.tops), put(self.words.totals, self.totals)])
-            return tir.seq([*_across(self.totals, r, lambda a, b: a + b), ptx.when(self.side < 1, both)])
+            return tir.seq([*self.across(self.totals, r, lambda a, b: a + b), ptx.when(self.side < 1, both)])
 
         return [self.each_row(one)]
 
     def weigh(self, row) -> list[tir.Stmt]:
         def of_row(word):
-            return lambda turn: tir.load(self.shared, word + turn * self.tile.queries + row)
+            return lambda turn: tir.load(self.staged, word + turn * self.tile.queries + row)
 
         joined = self.join(self.tile.warps_k, of_row(self.words.tops), of_row(self.words.totals))
         return [*joined, *self.divide(row, self.tile.warps_k)]
@@ -143,7 +161,7 @@ class Online(Kernel):
 
         def one(part):
             return [
-                self.factor_is(part, tirx.exp(top_of(part) - _finite(top))),
+                self.factor_is(part, self.below(top_of(part), top)),
                 self.factor_is(part, self.counted(self.factor(part))),
                 self.number_is(1, total + total_of(part) * self.factor(part)),
             ]
@@ -170,11 +188,11 @@ class Online(Kernel):
         logical = [*self.batch, self.first + row, tir.i64(0)]
         # No key at all leaves a sum of nothing, which makes NaN of softmax.
         share = tirx.Select(total > ZERO, total, tir.f32(float("nan")))
-        given = evaluate(self.spec.guard[1], share, {"operand": lambda which: self.operand(which, logical)})
+        given = evaluate(self.spec.guard[1], share, self.leaves(logical))
         return tirx.Select(given, ZERO, ONE / total)
 
 
-def _finite(top: tir.Expr) -> tir.Expr:
+def finite(top: tir.Expr) -> tir.Expr:
     """What scores are taken to: nothing but -inf so far is taken to 0, for -inf - -inf is NaN."""
     return tirx.Select(top <= LOW, ZERO, top)
 
@@ -182,9 +200,3 @@ def _finite(top: tir.Expr) -> tir.Expr:
 def _larger(a: tir.Expr, b: tir.Expr) -> tir.Expr:
     """One instruction, which forgets a NaN: the exponentials have it still, and so has their sum."""
     return tirx.call_pure_extern("float32", "fmaxf", a, b)
-
-
-def _across(buffer: tir.Buffer, at, join: Callable) -> list[tir.Stmt]:
-    """Joins ``buffer[at]`` of the lanes side by side, for all of them."""
-    value = tir.load(buffer, at)
-    return [tirx.BufferStore(buffer, join(value, ptx.shuffle_xor(value, by)), [at]) for by in (4, 2, 1)]

@@ -7,7 +7,7 @@ from tvm import tirx
 from sparsec.schedules import tir
 from sparsec.schedules.attention import Attention, Strided, evaluate
 from sparsec.schedules.cuda import ptx
-from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, Shape, Tile, Words, blocks, rounds
+from sparsec.schedules.cuda.attention_tile import Shape, Tile, blocks, rounds, run_bytes
 from sparsec.schedules.cuda.results import deal, every
 from sparsec.schedules.cuda.target import WARP
 
@@ -22,13 +22,17 @@ class Kernel:
     def __init__(self, spec: Attention, shape: Shape, tile: Tile, params: list[tir.Buffer]):
         self.spec, self.shape, self.tile = spec, shape, tile
         self.q, self.k, self.v, *self.operands, self.y = params
-        self.words = Words.of(spec, shape, tile, self.kind)
+        self.words = tile.words(spec, shape, self.kind)
         self.rounds = rounds(spec, tile)
-        self.shared = ptx.shared(self.words.total, "float32")
-        self.left = ptx.registers("left", tile.height * 4, "float32")
-        self.right = ptx.registers("right", max(4, shape.vector), "float32")
-        self.scores = ptx.registers("scores", tile.height * tile.width, "float32")
-        self.sums = ptx.registers("sums", tile.height * shape.columns, "float32")
+        self.scores = ptx.registers("scores", tile.held * tile.width, "float32")
+        self.sums = ptx.registers("sums", tile.held * shape.columns, "float32")
+        self.reserve()
+
+    def reserve(self) -> None:
+        """Shared memory, as it is copied to and as words of float32, and registers of operands."""
+        self.shared = self.staged = ptx.shared(self.words.total, "float32")
+        self.left = ptx.registers("left", self.tile.height * 4, "float32")
+        self.right = ptx.registers("right", max(4, self.shape.vector), "float32")
 
     def body(self) -> tir.Stmt:
         return ptx.grid((blocks(self.spec, self.tile),), self.tile.threads, self.block)
@@ -36,13 +40,13 @@ class Kernel:
     def block(self, index, thread) -> tir.Stmt:
         self.thread_is(thread)
         made = self.queries_of(index)
-        return tir.seq([*tir.alloc(self.buffers()), made])
+        return tir.seq([*self.declared(), made])
 
     def thread_is(self, thread) -> None:
         tile, lane = self.tile, thread % WARP
         self.thread, self.warp = thread, thread // WARP
-        self.turn, self.side = self.warp % tile.warps_k, lane % SIDE
-        self.row = self.warp // tile.warps_k * (tile.height * DOWN) + lane // SIDE
+        self.turn, self.side = self.warp % tile.warps_k, lane % tile.side
+        self.row = self.warp // tile.warps_k * (tile.height * tile.down) + lane // tile.side
 
     def queries_of(self, index) -> tir.Stmt:
         """All that is to be done for the ``index``-th tile of queries."""
@@ -51,6 +55,10 @@ class Kernel:
         self.batch = tir.unflatten(self.unit, self.spec.batch)
         steps = self.steps()
         return tir.seq([ptx.zero(self.sums), *steps, *self.finish()])
+
+    def declared(self) -> list[tir.Stmt]:
+        """All of these, once the statements have been made."""
+        return tir.alloc(self.buffers())
 
     def buffers(self) -> list[tir.Buffer]:
         return [self.shared, self.left, self.right, self.scores, self.sums]
@@ -63,12 +71,24 @@ class Kernel:
         """``body(i, s)`` for the thread's keys, ``s`` being the score of query ``r`` and key ``i``."""
 
         def one(i):
-            return body(i, tir.load(self.scores, r * self.tile.width + i))
+            return body(i, tir.load(self.scores, self.score_at(r, i)))
 
         return ptx.unrolled("i", self.tile.width, one)
 
+    def score_at(self, r, i):
+        """Which register has the score of the thread's query ``r`` and its key ``i``."""
+        return r * self.tile.width + i
+
     def score_is(self, r, i, value) -> tir.Stmt:
-        return tirx.BufferStore(self.scores, value, [r * self.tile.width + i])
+        return tirx.BufferStore(self.scores, value, [self.score_at(r, i)])
+
+    def sum_at(self, r, c, v):
+        """Which register has value ``v`` of the thread's vector ``c`` for its query ``r``."""
+        return r * self.shape.columns + c * self.shape.vector + v
+
+    def key_at(self, i):
+        """Which of the warp's keys of a round is the thread's key ``i``."""
+        return i * self.tile.side + self.side
 
     # ---- copies -----------------------------------------------------------------------------------------
 
@@ -83,7 +103,7 @@ class Kernel:
 
     def fetch_values(self, step, word) -> tir.Stmt:
         spec, shape, keys = self.spec, self.shape, self.tile.keys
-        columns = (spec.e, shape.e_line, shape.e_line)
+        columns = (spec.e, shape.e, shape.e_line)
         return self._fetch(self.v, spec.v, step * keys, spec.n, keys, columns, word)
 
     def _fetch(self, source, place: Strided, first, most: int, count: int, columns, word) -> tir.Stmt:
@@ -92,7 +112,8 @@ class Kernel:
         ``columns``: how many there are, how many are wanted, and the words of a row.
         """
         there, wanted, line = columns
-        vector = 4 if _in_vectors(place, there) else 1
+        size = run_bytes(place, there)
+        vector = size // place.bytes
         runs = wanted // vector
         turned = place.strides[-2] == 1
 
@@ -104,7 +125,8 @@ class Kernel:
             )
             at = [tirx.min(first + row, tir.i64(most - 1)), tirx.min(column, tir.i64(there - vector))]
             index = [place.at([*self.batch, *at])]
-            return ptx.copy_async(self.shared, word + row * line + column, source, index, valid, 4 * vector)
+            to = word + row * line + run * (size // 4)
+            return ptx.copy_async(self.shared, to, source, index, valid, size)
 
         return deal(count * runs, self.tile.threads, self.thread, piece)
 
@@ -112,46 +134,57 @@ class Kernel:
 
     def score(self, step, word) -> tir.Stmt:
         """``scores`` of the thread's queries and the keys of a round, which begin at ``word``."""
-        tile, shape, spec = self.tile, self.shape, self.spec
+        tile, shape = self.tile, self.shape
         keys = word + (self.turn * tile.own_keys + self.side) * shape.d_line
 
         def some(part):
             def one(i):
                 def multiply(r, x):
                     product = tir.load(self.left, r * 4 + x) * tir.load(self.right, x)
-                    return self.score_is(r, i, tir.load(self.scores, r * tile.width + i) + product)
+                    return self.score_is(r, i, tir.load(self.scores, self.score_at(r, i)) + product)
 
                 return tir.seq(
                     [
-                        self._load(self.right, 0, keys + i * (SIDE * shape.d_line) + part * 4),
+                        self._load(self.right, 0, keys + i * (tile.side * shape.d_line) + part * 4),
                         ptx.unrolled_nest((tile.height, 4), multiply),
                     ]
                 )
 
             queries = [
-                self._load(self.left, r * 4, (self.row + r * DOWN) * shape.d_line + part * 4)
+                self._load(self.left, r * 4, (self.row + r * tile.down) * shape.d_line + part * 4)
                 for r in range(tile.height)
             ]
             return tir.seq([*queries, ptx.unrolled("i", tile.width, one)])
 
-        first = step * tile.keys + self.turn * tile.own_keys + self.side
+        return tir.seq([ptx.zero(self.scores), tir.loop("d", shape.d // 4, some), self.finish_scores(step)])
+
+    def score_tree(self):
+        """The expression of what scores are compared by."""
+        return self.spec.score
+
+    def finish_scores(self, step) -> tir.Stmt:
+        """What the graph does to the products of a round; -inf where no key is."""
+        tile, spec = self.tile, self.spec
+        first = step * tile.keys + self.turn * tile.own_keys
 
         def finished(r):
             def one(i, s):
-                key = first + i * SIDE
-                row = tirx.min(self.first + self.row + r * DOWN, tir.i64(spec.m - 1))
+                key = first + self.key_at(i)
+                row = tirx.min(self.first + self.row + r * tile.down, tir.i64(spec.m - 1))
                 logical = [*self.batch, row, tirx.min(key, tir.i64(spec.n - 1))]
-                value = evaluate(spec.score, s, {"operand": lambda which: self.operand(which, logical)})
+                value = evaluate(self.score_tree(), s, self.leaves(logical))
                 if spec.n % tile.keys:
                     value = tirx.Select(key < spec.n, value, LOW)
                 return self.score_is(r, i, value)
 
             return self.each_score(r, one)
 
-        return tir.seq([ptx.zero(self.scores), tir.loop("d", shape.d // 4, some), self.each_row(finished)])
+        return self.each_row(finished)
 
-    def operand(self, which: int, logical: list) -> tir.Expr:
-        return tir.load(self.operands[which], self.spec.operands[which].at(logical))
+    def leaves(self, logical: list) -> dict:
+        """What expressions are made of, as ``evaluate`` takes it."""
+        places = self.spec.operands
+        return {"operand": lambda which: tir.load(self.operands[which], places[which].at(logical))}
 
     def attend(self, scores, word) -> tir.Stmt:
         """Adds to ``sums`` the values of a round, from ``word`` on, times the scores from ``scores`` on."""
@@ -162,11 +195,11 @@ class Kernel:
             def one(x):
                 def vector(c):
                     def multiply(r, v):
-                        at = r * shape.columns + c * shape.vector + v
+                        at = self.sum_at(r, c, v)
                         product = tir.load(self.left, r * 4 + x) * tir.load(self.right, v)
                         return tirx.BufferStore(self.sums, tir.load(self.sums, at) + product, [at])
 
-                    at = values + (part * 4 + x) * shape.e_line + c * (SIDE * shape.vector)
+                    at = values + (part * 4 + x) * shape.e_line + c * (tile.side * shape.vector)
                     return tir.seq(
                         [
                             self._load(self.right, 0, at, shape.vector),
@@ -177,7 +210,7 @@ class Kernel:
                 return ptx.unrolled("c", shape.parts, vector)
 
             shares = [
-                self._load(self.left, r * 4, scores + r * (DOWN * self.words.score_line) + part * 4)
+                self._load(self.left, r * 4, scores + r * (tile.down * self.words.score_line) + part * 4)
                 for r in range(tile.height)
             ]
             return tir.seq([*shares, ptx.unrolled("x", 4, one)])
@@ -198,11 +231,11 @@ class Kernel:
         own = self.turn * tile.queries + self.row
 
         def keep(r, c):
-            at = (own + r * DOWN) * words.sum_line + (c * SIDE + self.side) * shape.vector
+            at = (own + r * tile.down) * words.sum_line + (c * tile.side + self.side) * shape.vector
 
             def lane(v):
-                value = tir.load(self.sums, r * shape.columns + c * shape.vector + v)
-                return tirx.BufferStore(self.shared, value, [at + v])
+                value = tir.load(self.sums, self.sum_at(r, c, v))
+                return tirx.BufferStore(self.staged, value, [at + v])
 
             return tir.vector_loop(shape.vector, lane)
 
@@ -217,7 +250,7 @@ class Kernel:
             def lane(v):
                 at = row * words.sum_line + column + v
                 parts = [
-                    tir.load(self.shared, turn * tile.queries * words.sum_line + at) * weight
+                    tir.load(self.staged, turn * tile.queries * words.sum_line + at) * weight
                     for turn, weight in enumerate(self.weights())
                 ]
                 return self.store(query, column + v, sum(parts[1:], parts[0]))
@@ -234,7 +267,7 @@ class Kernel:
         ]
 
     def store(self, query, column, value) -> tir.Stmt:
-        return tirx.BufferStore(self.y, value, self.spec.y_index(self.batch, query, column))
+        return tirx.BufferStore(self.y, self.spec.stored(value), self.spec.y_index(self.batch, query, column))
 
     def finish_rows(self, own) -> list[tir.Stmt]:
         """What else the warps leave of their rows, the first of which is ``own`` of all warps' rows."""
@@ -247,8 +280,3 @@ class Kernel:
     def weights(self) -> list:
         """What the sums of the warps are multiplied by in the end."""
         return [ONE] * self.tile.warps_k
-
-
-def _in_vectors(place: Strided, columns: int) -> bool:
-    """Whether rows lie in runs of 16 bytes."""
-    return place.strides[-1] == 1 and not any(n % 4 for n in (place.offset, columns, *place.strides[:-1]))

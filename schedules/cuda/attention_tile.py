@@ -1,8 +1,10 @@
 """How attention is cut for a GPU: tiles of queries and keys, and what lies in shared memory."""
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from sparsec.schedules.attention import Attention
+from sparsec.schedules.attention import Attention, Strided
 
 #: Threads of a warp below and beside each other: rows of queries, and keys or values.
 DOWN, SIDE = 4, 8
@@ -26,18 +28,26 @@ class Tile:
     warps_k: int
     width: int
 
+    down: ClassVar[int] = DOWN
+    side: ClassVar[int] = SIDE
+
     @property
     def queries(self) -> int:
-        return self.height * DOWN * self.warps_q
+        return self.height * self.down * self.warps_q
 
     @property
     def own_keys(self) -> int:
         """Keys of a warp in one round."""
-        return SIDE * self.width
+        return self.side * self.width
 
     @property
     def keys(self) -> int:
         return self.own_keys * self.warps_k
+
+    @property
+    def held(self) -> int:
+        """Queries of a thread that there are registers for."""
+        return self.height
 
     @property
     def warps(self) -> int:
@@ -46,6 +56,9 @@ class Tile:
     @property
     def threads(self) -> int:
         return 32 * self.warps
+
+    def words(self, spec: Attention, shape: "Shape", kind: str) -> "Words":
+        return Words.of(spec, shape, self, kind)
 
 
 #: Scores that are forgotten at once, by the most queries that a tile is for; the first that fits is taken.
@@ -88,8 +101,12 @@ class Shape:
     parts: int
 
     @property
-    def e_line(self) -> int:
+    def e(self) -> int:
         return SIDE * self.vector * self.parts
+
+    @property
+    def e_line(self) -> int:
+        return self.e
 
     @property
     def columns(self) -> int:
@@ -121,6 +138,10 @@ class Words:
     tops: int
     totals: int
     total: int
+
+    @property
+    def stage(self) -> int:
+        return self.values - self.keys
 
     @staticmethod
     def of(spec: Attention, shape: Shape, tile: Tile, kind: str) -> "Words":
@@ -168,8 +189,15 @@ def tile_for(spec: Attention, shape: Shape, shared: int, kind: str) -> Tile | No
         return (
             sums <= _MOST_SUMS
             and sums + tile.height * tile.width <= _MOST
-            and Words.of(spec, shape, tile, kind).total * 4 <= shared
+            and tile.words(spec, shape, kind).total * 4 <= shared
         )
 
     wide = (tile for most, tile in TILES[kind] if spec.m <= most)
     return next(filter(fits, wide), None)
+
+
+def run_bytes(place: Strided, columns: int) -> int:
+    """Bytes by which rows of so many ``columns`` can be copied: at most 16, at least an element's."""
+    if place.strides[-1] != 1:
+        return place.bytes
+    return place.bytes * math.gcd(16 // place.bytes, place.offset, columns, *place.strides[:-1])

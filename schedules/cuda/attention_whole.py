@@ -28,13 +28,14 @@ class Whole(Kernel):
 
     def steps(self) -> list[tir.Stmt]:
         tile, words = self.tile, self.words
-        stage = words.values - words.keys
+        stage = words.stage
 
         def score(t, at):
-            first = t * tile.keys + self.turn * tile.own_keys + self.side
+            first = t * tile.keys + self.turn * tile.own_keys
 
             def keep(r):
-                return self.each_score(r, lambda i, s: self.put(self.row + r * DOWN, first + i * SIDE, s))
+                row = self.row + r * tile.down
+                return self.each_score(r, lambda i, s: self.put(row, first + self.key_at(i), s))
 
             return tir.seq([self.score(t, words.keys + at * stage), self.each_row(keep)])
 
@@ -63,10 +64,10 @@ class Whole(Kernel):
 
     def at(self, row, key) -> tir.Expr:
         """What is kept of a row of the tile."""
-        return tir.load(self.shared, self.words.scores + row * self.words.score_line + key)
+        return tir.load(self.staged, self.words.scores + row * self.words.score_line + key)
 
     def put(self, row, key, value) -> tir.Stmt:
-        return ptx.put_shared(self.shared, self.words.scores + row * self.words.score_line + key, value)
+        return ptx.put_shared(self.staged, self.words.scores + row * self.words.score_line + key, value)
 
     def fetch_shares(self, t, stage) -> list[tir.Stmt]:
         """Brings what values are multiplied by in a round to shared memory, if it is not there."""
@@ -97,7 +98,7 @@ class Spilled(Whole):
                 return tir.seq([ptx.barrier(), self.queries_of(turn * resident + index)])
 
             loop = tir.loop("tile", (count - 1 - index) // resident + 1, one)
-            return tir.seq([*tir.alloc(self.buffers()), loop])
+            return tir.seq([*self.declared(), loop])
 
         return tir.seq([*tir.alloc([self.spill]), ptx.grid((resident,), tile.threads, block)])
 
@@ -129,7 +130,7 @@ class _TileRow(Row):
 
     def __init__(self, kernel: Whole, extent: int):
         super().__init__(extent, SIDE, 4, kept=False)
-        self.kernel, self.thread = kernel, kernel.side
+        self.kernel, self.thread = kernel, kernel.thread % SIDE
 
     def body(self) -> tir.Stmt:
         """All rows of the block, dealt out to its warps."""
@@ -154,9 +155,7 @@ class _TileRow(Row):
         logical = [*self.kernel.batch, row, tir.i64(0)]
 
         def store(x, at):
-            share = evaluate(
-                spec.guard, value(x, at), {"operand": lambda which: self.kernel.operand(which, logical)}
-            )
+            share = evaluate(spec.guard, value(x, at), self.kernel.leaves(logical))
             return self.kernel.put(self.row, at, share)
 
         return self._each(store)

@@ -35,6 +35,23 @@ __device__ __forceinline__ float sparsec_from_float16(unsigned short bits) {
     return x;
 }
 
+// For shares that are rounded to 16 bits: 2^x to 22 bits, and two floats as neighbours in a word.
+__device__ __forceinline__ float sparsec_share_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ unsigned sparsec_pair_bfloat16(float low, float high) {
+    unsigned bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+__device__ __forceinline__ unsigned sparsec_pair_float16(float low, float high) {
+    unsigned bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
 // As in math_constants.h.
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)

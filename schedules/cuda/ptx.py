@@ -121,8 +121,11 @@ def wait(groups_left: int) -> tir.Stmt:
     return tirx.Evaluate(T.ptx["cp.async.wait_group"](groups_left))
 
 
-def pipeline(rounds: int, stages: int, fetch: Callable, work: Callable) -> list[tir.Stmt]:
-    """``work(step, stage)`` for every round; ``fetch`` of the same copies ``stages - 1`` rounds before."""
+def pipeline(rounds, stages: int, fetch: Callable, work: Callable) -> list[tir.Stmt]:
+    """``work(step, stage)`` for every round; ``fetch`` of the same copies ``stages - 1`` rounds before.
+
+    ``rounds`` is a number, or an expression.
+    """
     ahead = stages - 1
 
     def group(copies: tir.Stmt) -> tir.Stmt:
@@ -141,18 +144,20 @@ def pipeline(rounds: int, stages: int, fetch: Callable, work: Callable) -> list[
             ]
         )
 
-    return [
-        *(group(fetch(tir.i64(step), tir.i64(step))) for step in range(min(ahead, rounds))),
-        *(commit() for _ in range(rounds, ahead)),
-        tir.loop("step", rounds, one),
-    ]
+    def before(step: int) -> tir.Stmt:
+        if isinstance(rounds, int):
+            return group(fetch(tir.i64(step), tir.i64(step))) if step < rounds else commit()
+        return group(when(step < rounds, fetch(tir.i64(step), tir.i64(step))))
+
+    return [*map(before, range(ahead)), tir.loop("step", rounds, one)]
 
 
-def load_matrices(to: tir.Buffer, first, source: tir.Buffer, word) -> tir.Stmt:
+def load_matrices(to: tir.Buffer, first, source: tir.Buffer, word, transposed: bool = False) -> tir.Stmt:
     """Four 8 x 8 matrices of 16-bit elements to ``to[first]`` and on; ``word`` is the row of this lane."""
     lanes = [tir.load(to, first + tir.i64(i)) for i in range(4)]
     address = tirx.address_of(tir.load(source, word))
-    return tirx.Evaluate(T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"](*lanes, address))
+    name = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' if transposed else ''}.shared.b16"
+    return tirx.Evaluate(T.ptx[name](*lanes, address))
 
 
 def round_tf32(registers: tir.Buffer, at) -> tir.Stmt:

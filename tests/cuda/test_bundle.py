@@ -26,7 +26,9 @@ def small():
     some = bundle.problems(sizes=(16,), projections=((64, 64),))
     chosen = {(p["op"], p.get("sparse"), p.get("pattern")): (p, f) for p, f in reversed(some) if "k" in p}
     problem = {"op": "attention", "heads": 2, "m": 5, "n": 70, "d": 64, "normaliser": "sparsemax"}
-    chosen["attention"] = problem, attention(2, 5, 70, "sparsemax").prim_func()
+    for half in (None, "float16"):
+        func = attention(2, 5, 70, "sparsemax", half=half).prim_func()
+        chosen["attention", half] = problem | {"half": half}, func
     return bundle.generate(list(chosen.values()), "sm_80")
 
 

@@ -199,6 +199,13 @@ extern "C" __global__ void __launch_bounds__(32) product_tf32(uint32_t* a, uint3
   mmatf(d[0], d[1], d[2], d[3], a[g * 8 + t], a[g * 8 + 64 + t], a[g * 8 + t + 4], a[g * 8 + 64 + t + 4], b[t * 8 + g], b[t * 8 + 32 + g]);
   for (int i = 0; i < 4; ++i) y[(i / 2 * 8 + g) * 8 + t * 2 + i % 2] = d[i];
 }
+// Of each two floats x: both as halves and as bfloat16 in a word, the first one below; 2^x of each.
+extern "C" __global__ void conversions(float* x, uint32_t* bits, float* powers) {
+  int at = threadIdx.x * 2;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits[at]) : "f"(x[at + 1]), "f"(x[at]));
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits[at + 1]) : "f"(x[at + 1]), "f"(x[at]));
+  for (int i = 0; i < 2; ++i) asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(powers[at + i]) : "f"(x[at + i]));
+}
 // y [16, 8] = a [16, 32] b [8, 32] transposed; values [16, 16] of a, and a word for each lane.
 extern "C" __global__ void __launch_bounds__(32) product_sparse(uint32_t* values, uint32_t* words, uint32_t* b, float* y) {
   int g = threadIdx.x / 4, t = threadIdx.x % 4;

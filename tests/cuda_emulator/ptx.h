@@ -45,6 +45,18 @@ inline void ptx_st_shared_f32(uint32_t address, float value) { emu::store_shared
 
 inline void ptx_cvt_rn_bf16_f32(uint16_t& to, float from) { to = emu::AsBfloat::round(from); }
 inline void ptx_cvt_rn_f16_f32(uint16_t& to, float from) { to = emu::AsHalf::round(from); }
+// Two numbers in a word, the first one in its upper half.
+inline void ptx_cvt_rn_bf16x2_f32(uint32_t& to, float high, float low) {
+    to = uint32_t(emu::AsBfloat::round(high)) << 16 | emu::AsBfloat::round(low);
+}
+inline void ptx_cvt_rn_f16x2_f32(uint32_t& to, float high, float low) {
+    to = uint32_t(emu::AsHalf::round(high)) << 16 | emu::AsHalf::round(low);
+}
+// The device is within 2^-22; results below the smallest normal number are 0.
+inline void ptx_ex2_approx_ftz_f32(float& to, float x) {
+    to = exp2f(x);
+    if (std::fpclassify(to) == FP_SUBNORMAL) to = 0;
+}
 inline void ptx_cvt_f32_f16(float& to, uint16_t from) { to = emu::AsHalf::widen(from); }
 // To nearest, ties away from zero; a NaN stays one.
 inline void ptx_cvt_rna_tf32_f32(uint32_t& to, float from) {

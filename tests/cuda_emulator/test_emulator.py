@@ -112,6 +112,18 @@ def test_tf32_looks_at_ten_bits_of_mantissa(plain):
     assert np.abs(y - a.astype(np.float64) @ b).max() > 1e-5
 
 
+def test_floats_become_pairs_and_powers(plain):
+    """The first of two is the upper half; powers too small for normal numbers are 0."""
+    x = np.array([[1.0, -2.5], [2.0**-24, 65519.0], [np.inf, np.nan], [-127.0, 0.5]], np.float32)
+    bits, powers = (np.zeros((4, k), d) for k, d in ((2, np.uint32), (2, np.float32)))
+    plain.launch("conversions", (1,), (4,), [x, bits, powers])
+    halves = x.astype(np.float16).view(np.uint16).astype(np.uint32)
+    assert (bits[:, 0] == (halves[:, 1] << 16 | halves[:, 0])).all()
+    assert bits[0, 1] == 0xC0203F80 and bits[1, 1] == 0x47803380
+    np.testing.assert_allclose(powers[[0, 1, 3], [1, 0, 1]], [2.0**-2.5, 1, 2.0**0.5], rtol=2.0**-21)
+    assert powers[3, 0] == 0 and np.isinf(powers[2, 0]) and np.isnan(powers[2, 1])
+
+
 def sparse_operands():
     """A 2:4 matrix [16, 32]; its values, and its metadata as the PTX ISA hands it out to lanes."""
     keep = np.array([RNG.choice(4, 2, replace=False) for _ in range(16 * 8)])

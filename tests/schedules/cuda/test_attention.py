@@ -103,7 +103,8 @@ def test_scores_masks_and_rows_without_a_key(run_emulated, monkeypatch, guard, n
     if n == 290:
         monkeypatch.setattr(attention_tile, "_LEAST_ROUNDS", 1)
         monkeypatch.setattr(attention_whole, "_RESIDENT", 1)
-        monkeypatch.setattr(attention_kernel, "Whole", attention_whole.Spilled)
+        rows = (attention_whole.Spilled,)
+        monkeypatch.setattr(attention_kernel, "KINDS", (*attention_kernel.KINDS[:2], rows))
     score = ("Where", ("operand", 1), ("Add", ("Div", "S", 2.0), ("operand", 0)), float("-inf"))
     masks = (
         Strided(n, 0, (0, 0, 1)),
