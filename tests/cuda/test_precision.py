@@ -12,6 +12,7 @@ import pytest
 
 import zoo
 from sparsec.compiler import reference
+from sparsec.compiler.cuda.choices import NUMBERS
 from sparsec.compiler.request import GPUS
 from sparsec.runtime import load
 
@@ -65,6 +66,12 @@ def test_small_networks(name, precision, passes, driver, compile_for_gpu, ort_ru
     layers = compiled.report["layers"]
     short = [layer for layer in layers if layer.get("precision", "float32") != "float32"]
     assert short and compiled.report["kernels"]["tensor_gemm"] > 0
+    if "transformer" in name:
+        assert (
+            compiled.source.count(f"sparsec_pair_{NUMBERS[precision]}(") > 1
+        )  # attention's, after the prelude's
+        (found,) = {f["after"] for f in compiled.report["findings"] if "attention" in f["reason"]}
+        assert found == NUMBERS[precision]
     if passes:
         assert {layer["kernel"] for layer in short if layer["pattern"] != "dense"} == {"sparse"}
         assert "mma.sp::ordered_metadata" in compiled.source
