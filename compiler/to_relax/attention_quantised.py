@@ -84,7 +84,7 @@ class Numbers:
             return tree
         op, *args = tree
         if op == "Integers":
-            return self._steps(args[0], args[1], factor)
+            return self._steps(args[0], args[1])
         if op == "Pair":
             return ("Mul", self._steps(args[0], args[1], factor), self._number(args[1].scale))
         scaled = op in ("Mul", "Div") and isinstance(args[0], tuple) and isinstance(args[1], float)
@@ -95,11 +95,12 @@ class Numbers:
             return ("Mul", self._steps(inner, rounded, factor), self._number(scale))
         return (op, *(self.expanded(arg, factor) for arg in args))
 
-    def _steps(self, inner, rounded: Pair, factor):
+    def _steps(self, inner, rounded: Pair, factor: float = 1):
         """The integers of a pair, less their zero point."""
         scale, inverse, least, largest, *_ = rounded.grid
-        if inner == "S" and self._integers and factor != 1:
-            # As ONNX Runtime's QLinearMatMul has it: one factor takes sums of integers to steps.
+        if inner == "S" and self._integers:
+            # Sums of integers become steps by one factor, as ONNX Runtime's QLinearMatMul has it, and P by
+            # the reciprocal: it is a quotient already, rounded.
             limits = (self._number(bound) for bound in (least / scale, largest / scale))
             steps = ("Mul", "S", self._number(np.float32(factor) / rounded.made.scale))
             return ("Nearest", ("Within", steps, *limits))

@@ -58,6 +58,7 @@ CONVERTERS = {
     (OURS, "JumpRelu"): pointwise.threshold,
     (OURS, "ClippedSoftThreshold"): pointwise.threshold,
     (OURS, "ClippedShiftedRelu"): pointwise.threshold,
+    ("", "Div"): pointwise.divide,
     ("", "Relu"): pointwise.relu,
     (OURS, "MaxPoolNHWC"): pooling.max_pool,
     (OURS, "MaxPoolNWC"): pooling.max_pool,

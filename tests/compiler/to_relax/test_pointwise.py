@@ -25,6 +25,27 @@ X.reshape(-1)[:12] = [
 SCALAR = np.float32(0.5)
 CHANNEL = np.linspace(0, 1, 17, dtype=np.float32).reshape(17, 1, 1)
 
+
+def test_gelu_has_no_division(run_graph, ort_run):
+    """Of quotients by a constant those that Erf alone reads become products."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20]> g (float[3, 35] x) => (float[3, 35] y, float[3, 35] z) {
+            root = Constant<value_float = 1.4142135> ()
+            d = Div(x, root)
+            y = Erf(d)
+            e = Div(x, root)
+            f = Erf(e)
+            z = Add(e, f)
+        }"""
+    )
+    x = RNG.standard_normal((3, 35)).astype(np.float32)
+    x[0, :4] = np.nan, np.inf, -np.inf, 1e-45
+    found, expected = run_graph(proto, {"x": x}), ort_run(proto.SerializeToString(), {"x": x})
+    for name, want in expected.items():
+        np.testing.assert_allclose(found.outputs[name], want, rtol=1e-6, atol=1e-7)
+    assert sum("divide" in step.symbol for step in found.plan.steps) == 1
+
+
 # What people write, and the operator that it is recognised as.
 WRITTEN = {
     "SoftThreshold": "y = Shrink <lambd = 0.5, bias = 0.5> (x)",
