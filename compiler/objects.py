@@ -22,6 +22,9 @@ STACK_LIMIT = 16 * 1024
 _CONFIG = {"tirx.disable_storage_rewrite": True}
 """A vector loop ends with a vector that overlaps the one before, so no buffer may take an input's place."""
 
+_WITHOUT = ["s_tir.CompactBufferAllocation"]
+"""A kernel's buffers have the size that it wants; to find that out takes half the time of a build."""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -74,7 +77,7 @@ def _build(kernels: tvm.IRModule, cpu: Cpu) -> Built:
     workspace: list[int] = []
     name = f"sparsec.{cpu.name}"
     tirx.register_tir_pipeline(name, lambda: _pipeline(workspace))
-    with tvm.transform.PassContext(opt_level=3, config=_CONFIG):
+    with tvm.transform.PassContext(opt_level=3, config=_CONFIG, disabled_pass=_WITHOUT):
         library = tirx.build(scheduled, target=cpu.tvm_target(), pipeline=name)
     return Built(library, max(workspace, default=0), rules)
 
