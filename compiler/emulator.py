@@ -20,8 +20,9 @@ from sparsec.runtime.cpu import LEVEL_ARCHITECTURE, architecture
 
 NAMES = {"armv7": "arm"}
 """What QEMU calls an architecture, where that differs from the manifest's spelling."""
-CPUS = {"rv64gcv": "rv64,v=true,vlen=128"}
-"""The CPU to emulate for a level where QEMU's default lacks its features; with the shortest vectors."""
+CPUS = {"neon": "cortex-a53", "rv64gcv": "rv64,v=true,vlen=128"}
+"""The CPU to emulate for a level where QEMU's default has more features or lacks some; with the shortest
+vectors."""
 
 
 def emulator(level: str) -> list[str] | None:

@@ -26,7 +26,7 @@ from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.elements import BFLOAT16, FLOAT32
 
 #: Levels on which a product of bfloat16 is no slower than one of float32; elsewhere it is only half as large.
-PRODUCTS = ("v4bf16", "v4")
+PRODUCTS = ("v4bf16", "v4", "neonbf16")
 #: Rows up to which a layer is limited by reading its weights.
 FEW_ROWS = 4
 #: Between the last layer and an output: what does not look away from its rounding.

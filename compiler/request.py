@@ -13,6 +13,9 @@ TARGETS = {
     "x86:v3": ("v3",),
     "x86:v4": ("v4",),
     "arm": ("neon",),
+    "arm:dot": ("neondot",),
+    "arm:i8mm": ("neoni8mm",),
+    "arm:bf16": ("neonbf16",),
     "armv7": ("armv7",),
     "riscv64": ("rv64gc",),
     "riscv64:rvv": ("rv64gcv",),
@@ -28,10 +31,11 @@ MIXED = ("bf16", "int8")
 WEIGHT_PASSES = {"int8-weights": "quantise-weights{bits=8}", "int4-weights": "quantise-weights{bits=4}"}
 #: Levels that only artifacts of a lower precision have, those with instructions for it.
 LOW_PRECISION = {
-    "bf16": ("v4bf16",),
-    "int8": ("v4vnni", "v3vnni"),
-    **dict.fromkeys(WEIGHT_PASSES, ("v4vnni", "v3vnni")),
+    "bf16": ("v4bf16", "neonbf16"),
+    **dict.fromkeys(("int8", *WEIGHT_PASSES), ("v4vnni", "v3vnni", "neoni8mm", "neondot")),
 }
+#: Targets to which they are added, those of everything that an architecture's CPUs may have.
+GENERAL = ("x86", "arm")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class CompileRequest:
     """One compilation.
 
     ``target``: ``x86`` (levels v3 and v4 in one file), ``x86:v2``, ``x86:v3``, ``x86:v4``, ``arm`` (aarch64
-    with NEON), ``armv7`` (32-bit with NEON), ``riscv64`` (scalar), ``riscv64:rvv`` (vectors), ``native`` (the
+    with NEON), ``arm:dot``, ``arm:i8mm`` and ``arm:bf16`` (with products of int8, of int8 by uint8, of
+    bfloat16), ``armv7`` (32-bit with NEON), ``riscv64`` (scalar), ``riscv64:rvv`` (vectors), ``native`` (the
     best level of this machine), or several of them with commas between, in one file; ``cuda`` is the GPU
     architectures ``GPUS`` in one file, ``cuda:sm_87`` one of them.  ``passes``: the
     pipeline's text.  ``shapes``: input name to full shape, ``dims``: symbolic dim to size.  ``sparsity``:
@@ -179,7 +184,7 @@ class CompileRequest:
 def cpu_levels(target: str, precision: str = "fp32") -> tuple[str, ...]:
     """The CPU levels of ``target``, each once: by architecture as they are named, then best first.
 
-    A ``precision`` below fp32 adds the levels that have instructions for it to ``x86`` and to ``native``.
+    A ``precision`` below fp32 adds the levels that have instructions for it to ``GENERAL`` and ``native``.
     """
     levels: list[str] = []
     for name in target.split(","):
@@ -187,8 +192,9 @@ def cpu_levels(target: str, precision: str = "fp32") -> tuple[str, ...]:
             known = ", ".join([*TARGETS, "native"])
             raise CompileError(f"unknown target '{name}'; choose of {known}, several with commas between")
         levels += (native_level(precision),) if name == "native" else TARGETS[name]
-        if name == "x86":
-            levels += low_levels(precision)
+        if name in GENERAL:
+            machine = cpu.LEVEL_ARCHITECTURE[TARGETS[name][0]]
+            levels += (v for v in low_levels(precision) if cpu.LEVEL_ARCHITECTURE[v] == machine)
     machines = list(dict.fromkeys(cpu.LEVEL_ARCHITECTURE[level] for level in levels))
     worst_first = list(cpu.LEVEL_FEATURES)
     key = lambda v: (machines.index(cpu.LEVEL_ARCHITECTURE[v]), -worst_first.index(v))  # noqa: E731

@@ -3,7 +3,8 @@
 The names are LLVM's, and the x86 levels are those of the x86-64 psABI (section "Micro-Architecture
 Levels"); ``v3vnni``, ``v4vnni`` and ``v4bf16`` are v3 and v4 with products of narrow numbers.  ``neon`` is
 Armv8-A with Advanced SIMD and ``rv64gc`` the scalar profile of the RISC-V distributions, which every Linux of
-their architecture has, so they need no feature by name; ``armv7`` is a 32-bit Arm core with fused
+their architecture has, so they need no feature by name; ``neondot``, ``neoni8mm`` and ``neonbf16`` are neon
+with products of narrow numbers (Armv8.2, Armv8.6); ``armv7`` is a 32-bit Arm core with fused
 multiply-add in NEON (Cortex-A7, A15 and later), ``rv64gcv`` has RISC-V's vector extension 1.0.
 Linux lists a feature only when the kernel also saves its registers, so nothing more has to be asked.
 """
@@ -30,6 +31,9 @@ LEVEL_FEATURES = {
     "v4vnni": V4_VNNI,
     "v4bf16": V4_BF16,
     "neon": (),
+    "neondot": ("dotprod",),
+    "neoni8mm": ("dotprod", "i8mm"),
+    "neonbf16": ("dotprod", "i8mm", "bf16"),
     "armv7": ("neon", "vfp4"),
     "rv64gc": (),
     "rv64gcv": ("v",),
@@ -43,6 +47,9 @@ LEVEL_ARCHITECTURE = {
     "v4vnni": "x86_64",
     "v4bf16": "x86_64",
     "neon": "aarch64",
+    "neondot": "aarch64",
+    "neoni8mm": "aarch64",
+    "neonbf16": "aarch64",
     "armv7": "armv7",
     "rv64gc": "riscv64",
     "rv64gcv": "riscv64",
@@ -61,9 +68,14 @@ _LINUX = {
     "avxvnni": "avx_vnni",
 }
 KNOWN_FEATURES = frozenset(V4) | {"avx512bf16", "avx512vnni", "avxvnni"}
-_AT_HWCAP = 16
-# architecture -> LLVM's name -> bit of AT_HWCAP, for those whose features the kernel hands to every process
-_HWCAP = {"armv7": {"neon": 12, "vfp4": 16}, "riscv64": {"v": ord("v") - ord("a")}}
+_AT_HWCAP, _AT_HWCAP2 = 16, 26
+# architecture -> LLVM's name -> bits and the one of them, for those whose features the kernel hands to every
+# process
+_HWCAP = {
+    "aarch64": {"dotprod": (_AT_HWCAP, 20), "i8mm": (_AT_HWCAP2, 13), "bf16": (_AT_HWCAP2, 14)},
+    "armv7": {"neon": (_AT_HWCAP, 12), "vfp4": (_AT_HWCAP, 16)},
+    "riscv64": {"v": (_AT_HWCAP, ord("v") - ord("a"))},
+}
 
 
 def architecture() -> str:
@@ -89,8 +101,8 @@ def features() -> frozenset[str]:
     if architecture() != "x86_64":
         auxiliary = ctypes.CDLL(None).getauxval
         auxiliary.argtypes, auxiliary.restype = [ctypes.c_ulong], ctypes.c_ulong
-        offered = auxiliary(_AT_HWCAP)
-        return frozenset(f for f, bit in _HWCAP.get(architecture(), {}).items() if offered >> bit & 1)
+        known = _HWCAP.get(architecture(), {}).items()
+        return frozenset(f for f, (bits, bit) in known if auxiliary(bits) >> bit & 1)
     try:
         with open("/proc/cpuinfo", "rb", buffering=0) as file:
             head = file.read(16384).decode("ascii", "replace")  # the first processor is enough

@@ -24,7 +24,7 @@ from sparsec.schedules import elements, quads, tir
 from sparsec.schedules.attention import Attention
 from sparsec.schedules.batch_matmul_kernel import SQUARE, transpose
 from sparsec.schedules.contraction_tile import pieces
-from sparsec.schedules.elements import BFLOAT16, DOT_FEATURE, FLOAT32, INT8, Element
+from sparsec.schedules.elements import BFLOAT16, FLOAT32, INT8, Element
 from sparsec.schedules.layout import PANEL, panels
 from sparsec.schedules.target import Cpu
 
@@ -53,7 +53,7 @@ class Form:
     def words(self) -> bool:
         if self.bytes:
             return quads.in_registers(self.cpu, self.cpu.lanes)
-        return self.narrow and DOT_FEATURE in self.cpu.features
+        return self.narrow and elements.pair_products(self.cpu)
 
     @property
     def bytes(self) -> bool:

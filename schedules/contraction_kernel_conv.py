@@ -82,7 +82,7 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
         return tir.seq(
             [
                 *tile.allocate(),
-                *tile.zero(),
+                *reduce.begin(tile),
                 *tile.prefetch(cpu, epilogue, index, columns),
                 taps,
                 *tile.finish(epilogue, index, columns),

@@ -45,7 +45,7 @@ def gemm_body(
         return tir.seq(
             [
                 *tile.allocate(),
-                *tile.zero(),
+                *own.begin(tile),
                 *tile.prefetch(cpu, epilogue, index, columns),
                 *reduction,
                 *tile.finish(epilogue, index, columns),

@@ -19,6 +19,8 @@ TASKS, TASK_ROWS = 16, 48
 ASSEMBLED = {1: 0, 2: 4, 4: 10}
 #: What it takes to put a window of 16 bytes into every quarter of a vector, in multiply-adds.
 REPEATED = 0.8
+#: What it takes to look up a word with others, and to change its signs.
+LOOKED_UP = 0.5
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
 PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
 #: The same for a single row that permutes: memory limits it, and more panels ask it for more lines at once.
@@ -32,7 +34,8 @@ NARROW = 8
 class TilePlan:
     """A tile spans ``panels``; its rows lie ``stride`` activations apart; ``single``: taps of one channel.
 
-    ``parts_held``: registers that a vector of weights fills once it is taken apart.
+    ``parts_held``: registers that a vector of weights fills once it is taken apart; ``rows_held``: whether
+    one holds the next activations of each row.
     """
 
     cpu: Cpu
@@ -41,6 +44,7 @@ class TilePlan:
     stride: int
     single: bool = False
     parts_held: int = 1
+    rows_held: bool = False
 
     def width(self, columns: int) -> int:
         """Columns that a tile of ``columns`` accumulates, in whole vectors."""
@@ -60,7 +64,7 @@ class TilePlan:
             rows = (self.cpu.registers - (1 + self.parts_held) * (vectors + 1) - self.parts_held) // vectors
         else:
             whole, parts = self.parts_held > 1, self.parts_held  # and a word, before it is taken apart
-            weights_held = (self.cpu.registers - whole - parts * (1 + vectors)) // vectors
+            weights_held = (self.cpu.registers - whole - parts * (1 + vectors)) // (vectors + self.rows_held)
             broadcasts_held = (self.cpu.registers - whole - parts) // (vectors + parts)
             rows = broadcasts_held if self.single else max(weights_held, min(broadcasts_held, vectors))
         sets = (
@@ -97,7 +101,7 @@ def step_cost(
     Weights that are ``streamed`` come from the second-level cache, half a line a cycle at best; the nearer to
     that, the less of it is hidden.  Loads that fit beside the multiply-adds still cost a little.  Words that
     are ``assembled`` from activations that lie apart take so many instructions a row, and their broadcast
-    goes through a port that multiplies.  ``window``: what all vectors of a row share before they permute.
+    goes through a port that multiplies.  ``window``: what all vectors of a row share, in multiply-adds.
     """
     vectors = vectors_in(cpu, columns)
     products = rows * vectors
@@ -142,8 +146,9 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
 
     whole = form != "shared" or extent.element.windows(extent.pattern, extent.depth)
     assembled = 0 if whole else ASSEMBLED[extent.element.group]
+    rows_held = extent.element.together(cpu) > 1 and bool(whole)
     repeated = form == "lanes" and extent.element is INT8 and not from_halves(extent.pattern, INT8.group)
-    window = REPEATED if repeated else 0.0
+    window = REPEATED if repeated else LOOKED_UP if rows_held and form == "shared" else 0.0
 
     def cost(plan: TilePlan) -> float:
         total = 0.0
@@ -161,7 +166,8 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
             continue
         if panels > max(1, extent.count) or vectors_in(cpu, panels * PANEL) * 2 > cpu.registers:
             continue
-        plans.append(TilePlan(cpu, form, panels, extent.stride, single, extent.element.parts(cpu)))
+        parts = extent.element.parts(cpu)
+        plans.append(TilePlan(cpu, form, panels, extent.stride, single, parts, rows_held))
     return sorted(((cost(plan), plan) for plan in plans), key=lambda found: found[0])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from sparsec.schedules import lane_words, tir
+from sparsec.schedules import lane_words, quads, tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.contraction_windows import Picking, block_of
@@ -30,7 +30,8 @@ class Reduction:
     """What a contraction reads: activations ``x``, packed ``weights``, ``depth`` channels of ``pattern``.
 
     A step takes a *word* of the ``element``: one channel, or neighbours along the reduction together.
-    ``choices``: what lanes pick words by, ``[vectors, *taps, words, lanes]``, where it is ``prepared``.
+    ``choices``: what lanes pick words by, ``[vectors, *taps, words, lanes]``, and ``start``: what sums begin
+    with, if not with 0, ``[channels]``, where it is ``prepared``.
     """
 
     cpu: Cpu
@@ -40,13 +41,17 @@ class Reduction:
     depth: int
     element: Element = FLOAT32
     choices: tir.Buffer | None = None
+    start: tir.Buffer | None = None
 
     def prepared(self, rows: int, lanes: int, panel, panels: int) -> tuple["Reduction", list[tir.Stmt]]:
         """The reduction for tiles of ``panels`` panels from ``panel`` on, and what is to be done before it.
 
         That is to take the choices of words apart, once for all ``rows``; beside the products of a tile it
-        would take a third of their time.
+        would take a third of their time.  Or to add up the weights, where products of signed bytes leave out
+        a multiple of them.
         """
+        if self.element.sums == "int32" and quads.signed(self.cpu):
+            return self._started(lanes, panel, panels * PANEL)
         if rows <= FEW_ROWS or self.element.group == 1 or self.pattern.form(self.depth) != "lanes":
             return self, []
         stored, picking = self.weights[1], self._picking(lanes)
@@ -67,6 +72,30 @@ class Reduction:
 
         return replace(self, choices=choices), [*tir.alloc([choices]), tir.loop("w", math.prod(shape), one)]
 
+    def _started(self, lanes: int, panel, columns: int) -> tuple["Reduction", list[tir.Stmt]]:
+        words, tile = tir.shape_of(self.weights[0])[1:-1], Tile(lanes, 1, columns, self.element.sums)
+        start = tir.scratch("start", columns, dtype=self.element.sums)
+        up = tir.broadcast(tir.i32(quads.SIGNED_BITS), lanes)
+
+        def add(at) -> tir.Stmt:
+            *tap, slot = tir.unflatten(at, words)
+            product = lambda total, _, w: quads.weight_sum(self.cpu, total, w)  # noqa: E731
+            weight = self._weight(tile, panel, tap, slot)
+            return tile.multiply_add(lambda r, v: tir.i32(0), weight, columns, product=product)
+
+        def scale(v: int) -> tir.Stmt:
+            total = tir.vector_load(tile.acc[0], tir.i64(v), lanes=lanes)
+            return tir.vector_store(start, total << up, tir.i64(v), lanes=lanes)
+
+        sums = [*tile.allocate(), *tile.zero(), tir.loop("w", math.prod(words), add)]
+        return replace(self, start=start), [*tir.alloc([start]), *sums, *map(scale, tile.vectors())]
+
+    def begin(self, tile: Tile) -> list[tir.Stmt]:
+        """Sets the sums of ``tile`` to what they begin with."""
+        if self.start is None:
+            return tile.zero()
+        return tile.restore(self.start, lambda r, c: [c], tile.columns)
+
     def over_channels(self, tile: Tile, panel, tap: list, at: Callable, chosen=None) -> list[tir.Stmt]:
         """Adds one tap to the rows ``chosen`` of ``tile`` (default all).
 
@@ -74,6 +103,7 @@ class Reduction:
         ``at(r, c)`` the coordinates in ``x`` of row ``r`` and input channel ``c``.
         """
         pattern, stored, group = self.pattern, self.pattern.kept(self.depth), self.element.group
+        together = self.element.together(self.cpu)
 
         def step(slot, make: Callable, *args) -> tir.Stmt:
             return tir.seq([*self._fetch(tile, panel, tap, slot), make(slot, *args)])
@@ -99,10 +129,19 @@ class Reduction:
         def dense(first, channel):
             """The inputs from ``channel`` on, in the words from ``first`` on."""
             whole, rest = divmod(self.depth - channel, group)
-            skip, loops = channel - first * group, []
-            if whole:
+            skip, loops, done = channel - first * group, [], 0
+            if whole >= together > 1:
+                done = whole // together * together
+
+                def vector(k) -> tir.Stmt:
+                    slot = first + k * together
+                    load = lambda r: self.element.words_at(self.x, at(r, slot * group + skip))  # noqa: E731
+                    return self._of_lanes(tile, panel, tap, slot, load, together, chosen)
+
+                loops.append(tir.loop("k", done // together, vector))
+            if whole > done:
                 body = lambda k: step(k, products, [k * group + skip], True)  # noqa: E731
-                loops.append(tir.loop("k", whole, body, start=first))
+                loops.append(tir.loop("k", whole - done, body, start=first + done))
             if rest:
                 last = range(self.depth - rest, self.depth - rest + group)
                 last = [tir.i64(min(c, self.depth - 1)) for c in last]
@@ -171,6 +210,22 @@ class Reduction:
         product = functools.partial(self.element.multiply_add, self.cpu)
         return tile.multiply_add(x, w, span, chosen, product)
 
+    def _of_lanes(
+        self, tile: Tile, panel, tap: list, slot, load: Callable, count: int, chosen=None
+    ) -> tir.Stmt:
+        """Adds ``count`` words from ``slot`` on, which ``load(r)`` brings in the lanes of a vector."""
+        stmts, rows = [], {}
+        for r in range(tile.rows) if chosen is None else chosen:
+            value = load(r)
+            rows[r] = tirx.Var(f"x{r}", value.ty)
+            stmts.append(tirx.Bind(rows[r], value))
+        for lane in range(count):
+            product = functools.partial(self.element.multiply_lane, lane)
+            weight = self._weight(tile, panel, tap, slot + lane)
+            stmts += self._fetch(tile, panel, tap, slot + lane)
+            stmts.append(tile.multiply_add(lambda r, _: rows[r], weight, tile.columns, chosen, product))
+        return tir.seq(stmts)
+
     def _windows(
         self, tile: Tile, panel, shape: tuple[int, ...], tap: Callable, at: Callable
     ) -> list[tir.Stmt]:
@@ -182,8 +237,12 @@ class Reduction:
             product = self._multiply_add(tile, lambda r, _: value(r), weight, tile.columns, None)
             return tir.seq([*self._fetch(tile, panel, where, word), product])
 
+        def of_lanes(where: list, word, value: Callable, count: int) -> tir.Stmt:
+            return self._of_lanes(tile, panel, where, word, value, count)
+
         block = block_of(panel, self.pattern.block)
-        picking = Picking(windows, tile, self.x, self.weights[1], block, shape, tap, at, step)
+        lanes = of_lanes if self.element.together(self.cpu) > 1 else None
+        picking = Picking(windows, tile, self.x, self.weights[1], block, shape, tap, at, step, lanes)
         return picking.body(functools.partial(windows.loads, self.cpu, tile.lanes))
 
     def _gather(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot) -> tir.Stmt:

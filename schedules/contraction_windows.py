@@ -2,7 +2,7 @@
 
 Words are picked into memory, a vector of them at once, and multiplied from there like dense ones: a broadcast
 from memory costs nothing beside the products, one that is a shuffle would.  A vector is picked while the one
-before it is multiplied.
+before it is multiplied.  Where products take a word from a lane, vectors stay in registers.
 """
 
 import itertools
@@ -23,7 +23,8 @@ class Picking:
     """What a tile adds of all taps of ``shape``.
 
     ``tap(t)`` are the coordinates of tap ``t``, ``at(tap, r, c)`` those of a row's input in ``x``.
-    ``step(tap, word, value)`` adds word ``word`` of the weights times ``value(r)``.
+    ``step(tap, word, value)`` adds word ``word`` of the weights times ``value(r)``; ``of_lanes(tap, word,
+    value, count)``, where there is such, so many from ``word`` on times the lanes of ``value(r)``.
     """
 
     windows: Windows
@@ -35,6 +36,7 @@ class Picking:
     tap: Callable
     at: Callable
     step: Callable
+    of_lanes: Callable | None = None
 
     def body(self, loads_of: Callable) -> list[tir.Stmt]:
         """Every word of every tap; ``loads_of(word)``: the loads of a vector of words from there on, or 0."""
@@ -42,12 +44,33 @@ class Picking:
         while loads := loads_of(done):
             span = self.windows.span(self.tile.lanes, loads)
             count = (self.windows.whole - done) // span
-            stmts += _Vectors(self, done, count, loads).body()
+            if self.of_lanes:
+                stmts.append(self.lanes(done, count, loads))
+            else:
+                stmts += _Vectors(self, done, count, loads).body()
             done += count * span
         if rest := self.windows.words - done:
             one = lambda t: tir.loop("k", rest, lambda k: self.single(self.tap(t), k), start=done)  # noqa: E731
             stmts.append(tir.loop("t", math.prod(self.shape), one))
         return stmts
+
+    def lanes(self, first: int, count: int, loads: int) -> tir.Stmt:
+        """``count`` vectors of words of each tap from word ``first`` on, in registers."""
+        windows, lanes = self.windows, self.tile.lanes
+        span = windows.span(lanes, loads)
+
+        def vector(t, v):
+            tap, word = self.tap(t), first + v * span
+            choices = windows.choices_at(self.choices, [self.block, *tap, word], lanes, loads)
+            name = tirx.Var("choices", choices.ty)
+
+            def picked(r):
+                return windows.picked(self.x, self.at(tap, r, windows.start(word)), name, lanes, loads)
+
+            return tir.seq([tirx.Bind(name, choices), self.of_lanes(tap, word, picked, span)])
+
+        taps = math.prod(self.shape)
+        return tir.loop("t", taps, lambda t: tir.loop("v", count, lambda v: vector(t, v)))
 
     def single(self, tap: list, word) -> tir.Stmt:
         choice, start = tirx.Var("choice", "int32"), self.windows.start(word)

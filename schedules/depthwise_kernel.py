@@ -19,7 +19,7 @@ def depthwise_body(cpu: Cpu, spec: Depthwise, x: tir.Buffer, w: tir.Buffer, epil
     multiplier = spec.out_c // spec.in_c
     # Half the registers accumulate; the rest holds a kernel row and the pixels that slide past it.
     runs = pixel_runs(spec, max(2, min(cpu.registers // 2, UNROLLED // spec.k_w)))
-    product = functools.partial(spec.kind.multiply_add, cpu)
+    product = functools.partial(spec.kind.multiply_add, cpu, each=True)
 
     def one(b, i, run: PixelRun, pixel, channel, lanes: int) -> tir.Stmt:
         tile = Tile(lanes, run.width, lanes, spec.kind.sums)

@@ -13,16 +13,17 @@ Sums are int32 of int8, else float32.  A bit pattern is a uint16, so that no pas
 last word is filled with weights of 0 and the last input channel once more.  ``quads`` has the instructions of
 int8, and how it picks the inputs that a pattern keeps; ``lane_words`` how each lane picks words of its own.
 
-``vdpbf16ps`` and ``vcvtneps2bf16`` take denormals for 0; the forms for other levels keep them.
+``vdpbf16ps``, ``vcvtneps2bf16`` and ``bfdot`` take denormals for 0; the forms for other levels keep them.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import tvm_ffi
 from tvm import ir, tirx
 
-from sparsec.schedules import lane_words, layout, math, quads, tir
+from sparsec.schedules import lane_words, layout, math, neon, quads, tir
 from sparsec.schedules.bits import from_bfloat16, to_bfloat16
 from sparsec.schedules.layout import DENSE, Pattern
 from sparsec.schedules.quads import Windows
@@ -152,7 +153,7 @@ class Element:
         """Registers that a vector of packed weights fills while it is multiplied."""
         if self.name == "int8":
             return quads.parts(cpu)
-        return 1 if DOT_FEATURE in cpu.features else self.group
+        return 1 if pair_products(cpu) else self.group
 
     def word(self, cpu: Cpu, x: tir.Buffer, places: list[list], neighbours: bool, first: bool = False):
         """The word of activations at ``places``, which ``neighbours`` in memory or not.
@@ -183,14 +184,32 @@ class Element:
         """What ``multiply_add`` takes of weights as loaded."""
         return widened(loaded, tir.lanes_of(loaded)) if self.weight == "uint16" else loaded
 
-    def multiply_add(self, cpu: Cpu, total, x, w):
-        """``total`` and the products of one word."""
+    def together(self, cpu: Cpu) -> int:
+        """Words of a row that are loaded at once, for products that take one of their lanes; else 1."""
+        dots = quads.dots(cpu) if self.name == "int8" else self.group > 1 and pair_products(cpu)
+        return neon.LANES if dots and neon.dots(cpu) else 1
+
+    def words_at(self, x: tir.Buffer, place: list):
+        """So many words of neighbours."""
+        address = tirx.address_of(tirx.BufferLoad(x, place))
+        return tirx.call_extern(f"int32x{neon.LANES}", f"sparsec_words_{self.bits}", address)
+
+    def multiply_lane(self, lane: int, total, words, w):
+        """``total`` and the products of one of the words that were loaded or looked up together."""
+        name = "quad" if self.name == "int8" else "dot"
+        return tirx.call_extern(total.ty, f"sparsec_{name}_{neon.LANES}_{lane}", total, words, w)
+
+    def multiply_add(self, cpu: Cpu, total, x, w, each: bool = False):
+        """``total`` and the products of one word.
+
+        ``x`` is the same in all lanes, unless lanes have activations ``each`` of their own.
+        """
         if self.group == 1:
             return total + x * w
         if self.name == "int8":
-            return quads.multiply_add(cpu, total, x, w)
+            return quads.multiply_add(cpu, total, x, w, each)
         lanes = tir.lanes_of(total)
-        if DOT_FEATURE in cpu.features:
+        if pair_products(cpu):
             return tirx.call_extern(f"float32x{lanes}", f"sparsec_dot_{lanes}", total, x, w)
         for half in (_low, _high):
             total = total + half(x, lanes) * half(w, lanes)
@@ -243,8 +262,9 @@ def stored_pattern(precision: str, pattern: Pattern, channels: int, permute: boo
     return pattern if precision != INT8.name or kept and not pattern.scattered else DENSE
 
 
-#: LLVM's feature of a level with ``vdpbf16ps``.
-DOT_FEATURE = "+avx512bf16"
+def pair_products(cpu: Cpu) -> bool:
+    """Whether one instruction adds two products of bfloat16 to a sum, and one rounds: ``math.DOT_LANES``."""
+    return cpu.name in math.DOT_LANES
 
 
 def widened(stored, lanes: int = 1):
@@ -283,6 +303,9 @@ def to_int8(values: np.ndarray) -> np.ndarray:
 
 
 # LLVM's side ------------------------------------------------------------------------------------------
+
+#: LLVM's feature of the x86 level with ``vdpbf16ps``.
+_DOT_FEATURE = "+avx512bf16"
 
 _WORD = """
 define weak_odr i32 @sparsec_word_{bits}(ptr %from) alwaysinline {{
@@ -331,7 +354,7 @@ def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
         if name.endswith("call_extern"):
             called.add(call.args[0].value)
         elif name.endswith("to_bfloat16"):
-            called.add("sparsec_dot")
+            called.update(f"sparsec_narrow_{lanes}" for lanes in math.DOT_LANES.get(cpu.name, ()))
 
     tvm_ffi.structural_walk(func.body, (ir.Call, visit))
     text = "".join(
@@ -340,9 +363,9 @@ def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
         if f"sparsec_word_{e.bits}" in called
     )
     text += _PAIR if "sparsec_pair" in called else ""
-    if DOT_FEATURE in cpu.features and any(name.startswith("sparsec_dot") for name in called):
-        text += "".join(_DOT.format(lanes=n, twice=2 * n, bits=32 * n) for n in math.DOT_LANES)
-    text += quads.functions(cpu, called) + lane_words.functions(called)
+    if _DOT_FEATURE in cpu.features and any(re.match("sparsec_(dot|narrow)", name) for name in called):
+        text += "".join(_DOT.format(lanes=n, twice=2 * n, bits=32 * n) for n in math.DOT_LANES[cpu.name])
+    text += quads.functions(cpu, called) + lane_words.functions(called) + neon.functions(cpu, called)
     if not text:
         return func
     body = tirx.AttrStmt(tir.i32(0), "pragma_import_llvm", ir.StringImm(text), func.body)

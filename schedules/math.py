@@ -170,9 +170,9 @@ def _from_float16_rule(call):
     return tirx.reinterpret(half, bits).astype(call.ty)
 
 
-def _narrow_rule(call):
+def _narrow_rule(known: tuple[int, ...], call):
     lanes = tir.lanes_of(call)
-    if lanes not in DOT_LANES:
+    if lanes not in known:
         return _bfloat16_rule(call)
     return tirx.call_extern(call.ty, f"sparsec_narrow_{lanes}", call.args[0])
 
@@ -218,8 +218,8 @@ _RULES = {
 }
 
 _PREFIX = "sparsec."
-#: Lanes for which ``elements`` has the bfloat16 instructions of a level.
-DOT_LANES = (16, 8)
+#: Levels with instructions of bfloat16, and the lanes for which ``elements`` has them.
+DOT_LANES = {"v4bf16": (16, 8), "neonbf16": (16, 8, 4)}
 _OWN_RULES = {
     "maximum": functools.partial(_extremum_rule, lambda a, b: a > b),
     "minimum": functools.partial(_extremum_rule, lambda a, b: a < b),
@@ -255,7 +255,9 @@ _LEVEL_RULES |= {
     for (level, name), rule in _LEVEL_RULES.items()
     if level == cpu.base
 }
-_LEVEL_RULES["v4bf16", "to_bfloat16"] = _narrow_rule
+_LEVEL_RULES |= {
+    (level, "to_bfloat16"): functools.partial(_narrow_rule, lanes) for level, lanes in DOT_LANES.items()
+}
 
 _LEVEL = 120  # above every rule that TVM registers itself
 _PURE = 1  # tirx::CallEffectKind::kPure

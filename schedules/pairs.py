@@ -2,7 +2,7 @@
 
 ``madd(sum, x, w) = sum + x0 * w0 + x1 * w1``, of the int16 halves of ``x`` and ``w``.  x86 has an instruction
 for the two products (``vpmaddwd``).  ``pick(address, choice)`` puts four of the bytes at an address into
-every lane, those that the lane's bytes of ``choice`` name: one shuffle of x86, which alone has it.
+every lane, those that the lane's bytes of ``choice`` name: one shuffle of x86, one lookup of aarch64.
 """
 
 import tvm_ffi
@@ -13,7 +13,7 @@ from sparsec.schedules.target import Cpu
 
 _MADD, _PICK = "sparsec_madd_", "sparsec_pick_"
 #: Lanes -> x86's instructions.
-_SHUFFLES = {4: "ssse3.pshuf.b.128", 8: "avx2.pshuf.b", 16: "avx512.pshuf.b.512"}
+_SHUFFLES = {4: "x86.ssse3.pshuf.b.128", 8: "x86.avx2.pshuf.b", 16: "x86.avx512.pshuf.b.512"}
 _PRODUCTS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
 
 
@@ -40,7 +40,8 @@ def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
     tvm_ffi.structural_walk(func.body, (ir.Call, visit))
     if not called:
         return func
-    madd = _X86 if cpu.triple.startswith("x86_64") else _PLAIN
+    x86 = cpu.triple.startswith("x86_64")
+    madd = _X86 if x86 else _PLAIN
     text = ""
     for name in sorted(called):
         n, window = int(name.rpartition("_")[2]), 8 if name.startswith(f"{_PICK}8_") else 16
@@ -52,7 +53,7 @@ def imported(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc:
             wide=f"<{2 * n} x i32>",
             bytes=f"<{4 * n} x i8>",
             madd=_PRODUCTS.get(n),
-            shuffle=_SHUFFLES.get(n),
+            shuffle=_SHUFFLES.get(n) if x86 else "aarch64.neon.tbl1.v16i8",
             copies=f"<{4 * n} x i32> <" + ", ".join(f"i32 {i % window}" for i in range(4 * n)) + ">",
             even=", ".join(f"i32 {lane}" for lane in range(0, 2 * n, 2)),
             odd=", ".join(f"i32 {lane}" for lane in range(1, 2 * n, 2)),
@@ -88,12 +89,12 @@ define weak_odr {words} @{called}({words} %sum, {words} %x, {words} %w) alwaysin
 """
 
 _SHUFFLE = """
-declare {bytes} @llvm.x86.{shuffle}({bytes}, {bytes})
+declare {bytes} @llvm.{shuffle}({bytes}, {bytes})
 define weak_odr {words} @{called}(ptr %from, {words} %choice) alwaysinline {{
   %window = load {window}, ptr %from, align 1
   %every = shufflevector {window} %window, {window} poison, {copies}
   %which = bitcast {words} %choice to {bytes}
-  %picked = call {bytes} @llvm.x86.{shuffle}({bytes} %every, {bytes} %which)
+  %picked = call {bytes} @llvm.{shuffle}({bytes} %every, {bytes} %which)
   %all = bitcast {bytes} %picked to {words}
   ret {words} %all
 }}

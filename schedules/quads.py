@@ -2,7 +2,9 @@
 
 ``vpdpbusd`` (AVX512-VNNI, AVX-VNNI) adds the four products to a sum.  Without it, x86 widens even and odd
 bytes to 16 bits and multiplies pairs (``vpmaddwd``); ``vpmaddubsw`` would saturate for weights of 8 bits.
-Other CPUs multiply one byte after the other.
+aarch64 has ``sudot`` (i8mm) for it; ``sdot`` (dotprod) multiplies signed bytes, so activations lose 128, and
+sums begin with 128 times the sum of their weights (``weight_sum``).  Other CPUs multiply one byte after the
+other.
 
 Of a weight whose pattern panels share, 16 neighbouring inputs, a *window*, give whole words where the
 pattern is 2:4, 1:4, 2:8, 4:16 or the like.  A byte shuffle of the window picks them; so what is stored of the
@@ -17,11 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
-from sparsec.schedules import tir
+from sparsec.schedules import neon, tir
 from sparsec.schedules.layout import WINDOW, Pattern
 from sparsec.schedules.target import Cpu
 
 GROUP, BYTE = 4, 8
+#: ``signed`` products lack 2 to this power times the other factor.
+SIGNED_BITS = BYTE - 1
 #: LLVM's features of levels with ``vpdpbusd``.
 VNNI = ("+avx512vnni", "+avxvnni")
 
@@ -35,17 +39,30 @@ def part(word, which, lanes: int = 1):
     return (word << tir.broadcast(up, lanes)) >> tir.broadcast(tir.i32(32 - BYTE), lanes)
 
 
+def dots(cpu: Cpu) -> bool:
+    """Whether one instruction adds four products to a sum."""
+    return neon.dots(cpu) or bool(set(VNNI) & set(cpu.features))
+
+
+def signed(cpu: Cpu) -> bool:
+    """Whether what is multiplied of activations is 128 less than they are."""
+    return neon.signed(cpu)
+
+
 def parts(cpu: Cpu) -> int:
     """Registers that a vector of weights fills while it is multiplied."""
-    if set(VNNI) & set(cpu.features):
+    if dots(cpu):
         return 1
     return 2 if _x86(cpu) else GROUP
 
 
-def multiply_add(cpu: Cpu, total, x, w):
-    """``total`` and the four products of each lane; ``x`` holds activations, ``w`` weights."""
+def multiply_add(cpu: Cpu, total, x, w, each: bool = False):
+    """``total`` and the four products of each lane; ``x`` holds activations, ``w`` weights.
+
+    ``x`` is the same in all lanes, unless lanes have activations ``each`` of their own.
+    """
     lanes = tir.lanes_of(total)
-    if in_registers(cpu, lanes):
+    if _x86_vectors(cpu, lanes) or _of_lanes(cpu, lanes) and not each:
         return tirx.call_extern(f"int32x{lanes}", f"sparsec_quad_{lanes}", total, x, w)
     low = tir.broadcast(tir.i32(0xFF), lanes)
     for which in range(GROUP):
@@ -54,13 +71,37 @@ def multiply_add(cpu: Cpu, total, x, w):
     return total
 
 
+def weight_sum(cpu: Cpu, total, w):
+    """``total`` and the sum of the weights of each lane."""
+    ones = tir.i32(0x01010101 ^ signs() if signed(cpu) else 0x01010101)
+    return multiply_add(cpu, total, tir.broadcast(ones, tir.lanes_of(total)), w)
+
+
+def multiply_weights(cpu: Cpu, total, w, x):
+    """``total`` and the products of weights of uint8, less 128 where ``signed``, with int8 activations.
+
+    For CPUs with ``dots``; ``x`` is the same in all lanes.
+    """
+    lanes = tir.lanes_of(total)
+    name = f"sparsec_quad_{lanes}" if _x86(cpu) else f"sparsec_bytes_{lanes}"
+    return tirx.call_extern(f"int32x{lanes}", name, total, w, x)
+
+
+def in_registers(cpu: Cpu, lanes: int) -> bool:
+    """Whether the level has instructions for the products of a vector of words, as they are."""
+    return _x86_vectors(cpu, lanes) or _of_lanes(cpu, lanes) and not signed(cpu)
+
+
 def _x86(cpu: Cpu) -> bool:
     return cpu.triple.startswith("x86_64")
 
 
-def in_registers(cpu: Cpu, lanes: int) -> bool:
-    """Whether the level has instructions for the products of a vector of words."""
+def _x86_vectors(cpu: Cpu, lanes: int) -> bool:
     return _x86(cpu) and lanes <= cpu.lanes and lanes in _LANES
+
+
+def _of_lanes(cpu: Cpu, lanes: int) -> bool:
+    return neon.dots(cpu) and lanes == neon.LANES
 
 
 def signs(values: int = GROUP) -> int:
@@ -117,9 +158,10 @@ class Windows:
 
     def loads(self, cpu: Cpu, lanes: int, word: int) -> int:
         """Vectors of inputs that fill the most of a vector of words from ``word`` on."""
-        if not in_registers(cpu, lanes):
-            return 0
-        return min(GROUP // self.per_window, (self.whole - word) // self.span(lanes, 1))
+        most = GROUP if _x86_vectors(cpu, lanes) else 0
+        if cpu.triple.startswith("aarch64") and lanes == neon.LANES:
+            most = neon.TABLE
+        return min(most, GROUP // self.per_window, (self.whole - word) // self.span(lanes, 1))
 
     def span(self, lanes: int, loads: int) -> int:
         """Words that so many vectors of inputs give."""
@@ -202,18 +244,21 @@ _LANES = {
 
 def functions(cpu: Cpu, called: Set[str]) -> str:
     """LLVM's text of those functions of this file that are ``called``."""
-    product = _DOT if set(VNNI) & set(cpu.features) else _HALVES
+    product = _DOT if dots(cpu) else _HALVES
     text, shuffles = "", set()
     for name in sorted(called):
         kind, *numbers = name.removeprefix("sparsec_").split("_")
-        if kind == "quad":
+        if kind == "quad" and _x86(cpu):
             (n,) = map(int, numbers)
             text += product.format(n=n, twice=2 * n, bytes=4 * n, bits=32 * n, **_LANES[n])
         elif kind in ("choices", "picked"):
             per_window, loads, lanes = map(int, numbers)
             windows = Windows(0, WINDOW, per_window)
-            text += (_choices if kind == "choices" else _picked)(name, windows, loads, lanes)
-            shuffles.add(lanes)
+            if kind == "choices":
+                text += _choices(name, windows, loads, lanes, 0 if _x86(cpu) else WINDOW)
+            elif _x86(cpu):
+                text += _picked(name, windows, loads, lanes)
+                shuffles.add(lanes)
     for n in sorted(shuffles):
         text += f"declare <{4 * n} x i8> {_shuffle(n)}(<{4 * n} x i8>, <{4 * n} x i8>)\n"
     return text
@@ -223,17 +268,20 @@ def _shuffle(n: int) -> str:
     return f"@llvm.x86.{_LANES[n]['pshufb']}"
 
 
-def _choices(name: str, windows: Windows, loads: int, n: int) -> str:
-    words, lanes = windows.span(n, loads), ["poison"] * n
+def _choices(name: str, windows: Windows, loads: int, n: int, apart: int) -> str:
+    """Vectors of inputs are ``apart`` in what bytes are looked up in; 0 if they are looked up one by one."""
+    words, lanes, starts = windows.span(n, loads), ["poison"] * n, ["0"] * n
     for at in _places(windows, loads, n):
         word, lane = windows.place(n, *at)
         lanes[lane] = str(word)
-    order = ", ".join(f"i32 {lane}" for lane in lanes)
+        starts[lane] = str(0x01010101 * apart * at[1])
+    order, starts = (", ".join(f"i32 {value}" for value in values) for values in (lanes, starts))
     return f"""
 define weak_odr <{n} x i32> @{name}(ptr %from) alwaysinline {{
   %words = load <{words} x i32>, ptr %from, align 4
   %lanes = shufflevector <{words} x i32> %words, <{words} x i32> poison, <{n} x i32> <{order}>
-  ret <{n} x i32> %lanes
+  %places = or <{n} x i32> %lanes, <{starts}>
+  ret <{n} x i32> %places
 }}
 """
 

@@ -56,18 +56,30 @@ X86_LEVELS = {
     "v4bf16": replace(_V4, name="v4bf16", base="v4", features=("+avx512vnni", "+avx512bf16")),
 }
 
+# Armv8-A has no more than Advanced SIMD; the second-level cache is that of a small core's cluster.
+_NEON = Cpu(
+    "neon",
+    "generic",
+    lanes=4,
+    registers=32,
+    l2=256 * 1024,
+    triple="aarch64-unknown-linux-gnu",
+    features=("+neon",),
+)
+_NEON_DOT = replace(_NEON, name="neondot", base="neon", features=("+neon", "+dotprod"))
+_NEON_I8MM = replace(_NEON_DOT, name="neoni8mm", features=(*_NEON_DOT.features, "+i8mm"))
+
+AARCH64_LEVELS = {
+    "neon": _NEON,
+    "neondot": _NEON_DOT,
+    "neoni8mm": _NEON_I8MM,
+    # Armv8.6-A brings both: every CPU that multiplies bfloat16 multiplies int8 by uint8 as well.
+    "neonbf16": replace(_NEON_I8MM, name="neonbf16", features=(*_NEON_I8MM.features, "+bf16")),
+}
+
 LEVELS = {
     **X86_LEVELS,
-    # Armv8-A has no more than Advanced SIMD; the second-level cache is that of a small core's cluster.
-    "neon": Cpu(
-        "neon",
-        "generic",
-        lanes=4,
-        registers=32,
-        l2=256 * 1024,
-        triple="aarch64-unknown-linux-gnu",
-        features=("+neon",),
-    ),
+    **AARCH64_LEVELS,
     # NEON of 32-bit Arm takes subnormal numbers for zero, whatever one asks for.  It has 16 registers, of
     # which LLVM wants one more than a tile does: it loads the weights of a step ahead of its products.  For
     # the small cores that it knows by name it would not fuse multiply and add.

@@ -91,7 +91,9 @@ class _Block:
         self.lanes = min(cpu.lanes, spec.width)
         self.tile = Tile(self.lanes, height, spec.width)
         self.words = spec.per_group // PER_WORD[spec.bits]
-        self.quads = bool(set(quads.VNNI) & set(cpu.features))
+        self.quads = quads.dots(cpu)
+        #: By how much less what is multiplied of weights is, where only signed bytes are: 4 bits are signed.
+        self.less = 1 << quads.SIGNED_BITS if quads.signed(cpu) and spec.bits == 8 else 0
         # Vectors whose integer sums are in registers together, beside what is taken apart and broadcast.
         vectors = spec.width // self.lanes
         fit = max(1, (cpu.registers - 6) // (height * (1 + self.quads)))
@@ -151,7 +153,7 @@ class _Block:
 
         def multiply_add(total, x, w):
             # Of four products the first operand is the one without a sign.
-            return quads.multiply_add(self.cpu, total, w, x) if self.quads else pairs.madd(total, x, w)
+            return quads.multiply_weights(self.cpu, total, w, x) if self.quads else pairs.madd(total, x, w)
 
         def bind(name, value):
             stmts.append(tirx.Bind(variable := tirx.Var(name, value.ty), value))
@@ -175,7 +177,8 @@ class _Block:
                     for buffer, value in zip(row[l], x[r], strict=True):
                         stmts.append(self._store(buffer, multiply_add(self._load(buffer), value, ones)))
                 for i in columns:
-                    w = bind("q", part.of(packed[i], bits, self.lanes))
+                    w = part.of(packed[i], bits, self.lanes)
+                    w = bind("q", w ^ tir.broadcast(tir.i32(quads.signs()), self.lanes) if self.less else w)
                     for r in range(self.height):
                         for buffer, value in zip(sums[r][i], x[r], strict=True):
                             stmts.append(self._store(buffer, multiply_add(self._load(buffer), value, w)))
@@ -242,8 +245,9 @@ class _Block:
                 total = self._total(sums[r][i])
                 if self.spec.zeros:
                     zero = tir.vector_load(buffers["Z"], *at, lanes=lanes).astype(f"int32x{lanes}")
+                    zero = zero - tir.broadcast(tir.i32(self.less), lanes) if self.less else zero
                 else:
-                    zero = tir.broadcast(tir.i32(OFFSET[self.spec.bits]), lanes)
+                    zero = tir.broadcast(tir.i32(OFFSET[self.spec.bits] - self.less), lanes)
                 if counted:
                     every = self._total(
                         next(row for row, (_, at) in zip(counted[r], lists, strict=True) if i in at)

@@ -8,7 +8,20 @@ import click
 from .failure import Failure
 
 #: Those of sparsec.compiler.request.
-TARGETS = ("x86", "x86:v2", "x86:v3", "x86:v4", "arm", "armv7", "riscv64", "riscv64:rvv", "native")
+TARGETS = (
+    "x86",
+    "x86:v2",
+    "x86:v3",
+    "x86:v4",
+    "arm",
+    "arm:dot",
+    "arm:i8mm",
+    "arm:bf16",
+    "armv7",
+    "riscv64",
+    "riscv64:rvv",
+    "native",
+)
 TARGETS += ("cuda", "cuda:sm_80", "cuda:sm_87", "cuda:sm_89", "cuda:sm_90")
 
 

@@ -20,12 +20,14 @@ EMULATED = {
     "armv7": ("arm", "libc6-armhf-cross", "/usr/arm-linux-gnueabihf"),
     "riscv64": ("riscv64", "libc6-riscv64-cross", "/usr/riscv64-linux-gnu"),
 }
-ALL = "arm,armv7,riscv64,riscv64:rvv,x86,x86:v2"
+ALL = "arm,arm:dot,arm:i8mm,arm:bf16,armv7,riscv64,riscv64:rvv,x86,x86:v2"
 CASES = [
     ("x86_64", "Nehalem", "v2"),
     ("x86_64", "Haswell", "v3"),
     ("x86_64", "qemu64", "this CPU lacks popcnt, sse4.1, sse4.2, ssse3, which level v2 needs"),
     ("aarch64", "cortex-a53", "neon"),
+    ("aarch64", "cortex-a76", "neondot"),
+    ("aarch64", "max", "neonbf16"),
     ("armv7", "cortex-a7", "armv7"),
     ("armv7", "cortex-a8", "this CPU lacks vfp4, which level armv7 needs; compile for a lower level"),
     ("riscv64", "rv64", "rv64gc"),
@@ -96,6 +98,10 @@ def test_the_library_that_is_taken(fat, program, tmp_path, machine, model, said)
     ("machine", "offered", "level"),
     [
         ("aarch64", (), "neon"),
+        ("aarch64", ("bf16",), "neon"),
+        ("aarch64", ("dotprod",), "neondot"),
+        ("aarch64", ("dotprod", "i8mm"), "neoni8mm"),
+        ("aarch64", ("dotprod", "i8mm", "bf16"), "neonbf16"),
         ("armv7", ("neon", "vfp4"), "armv7"),
         ("riscv64", (), "rv64gc"),
         ("riscv64", ("v",), "rv64gcv"),

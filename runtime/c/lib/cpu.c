@@ -72,21 +72,25 @@ bool cpu_has(span name) {
 // What the kernel hands to every process; it names only what it also saves.
 static const struct {
     const char *name;
-    int bit; // of AT_HWCAP
+    int bits, bit; // which ones of the auxiliary vector
 } features[] = {
-#if defined(__arm__)
-    {"neon", 12},
-    {"vfp4", 16},
+#if defined(__aarch64__)
+    {"dotprod", AT_HWCAP, 20},
+    {"i8mm", AT_HWCAP2, 13},
+    {"bf16", AT_HWCAP2, 14},
+#elif defined(__arm__)
+    {"neon", AT_HWCAP, 12},
+    {"vfp4", AT_HWCAP, 16},
 #elif defined(__riscv)
-    {"v", 'v' - 'a'},
+    {"v", AT_HWCAP, 'v' - 'a'},
 #endif
-    {"", 0},
+    {"", AT_HWCAP, 0},
 };
 
 bool cpu_has(span name) {
     for (size_t i = 0; name.size && i < sizeof features / sizeof *features; i++)
         if (strlen(features[i].name) == name.size && !memcmp(features[i].name, name.data, name.size))
-            return getauxval(AT_HWCAP) >> features[i].bit & 1;
+            return getauxval(features[i].bits) >> features[i].bit & 1;
     return name.size == 0;
 }
 
