@@ -27,8 +27,9 @@ from sparsec.schedules.weight_quant import OFFSET, PER_WORD, QuantGemm
 #: What memory delivers during its latency, and more: prefetches of hardware stop at a page.
 AHEAD = 2048
 LINE_BYTES = 64
-#: Rows of a tile; more would not save much, since weights are taken apart in a few instructions.
-ROWS = 4
+#: Rows of a tile: with two, the sums of a whole block are in registers together. With more, a block has two
+#: parts, whose loops over a short group compilers unroll and mix, and then nothing stays in registers.
+ROWS = 2
 
 
 def quant_body(cpu: Cpu, spec: QuantGemm, operands: dict[str, tir.Buffer], epilogue: Epilogue) -> tir.Stmt:

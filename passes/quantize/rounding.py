@@ -30,6 +30,8 @@ FEW = 1e-3
 """Share of the weights that a sweep must move for there to be another one."""
 SUPPORTS = 64
 """Different supports up to which each is rounded by itself."""
+ROWS = 4096
+"""Rows that are rounded at a time: of a vocabulary's, all would take memory many times over."""
 
 Round = Callable[[Problem, Grid, np.ndarray], np.ndarray]
 
@@ -122,8 +124,8 @@ def on_support(
     if len(kinds) > SUPPORTS:
         return round_(problem, grid, support)
     quantised, scale = np.zeros_like(start), np.broadcast_to(grid.scale, start.shape)
-    for kind in range(len(kinds)):
-        rows = np.flatnonzero(which.ravel() == kind)
+    same = (np.flatnonzero(which.ravel() == kind) for kind in range(len(kinds)))
+    for rows in (part[first : first + ROWS] for part in same for first in range(0, len(part), ROWS)):
         stays = np.flatnonzero(support[rows[0]])
         at = np.ix_(rows, stays)
         part = replace(problem, target=start[at], gram=problem.gram[np.ix_(stays, stays)])

@@ -9,6 +9,7 @@ import pytest
 from sparsec.passes.nm_pattern import NM
 from sparsec.passes.prune import prune
 from sparsec.passes.prune.moments import Problem
+from sparsec.passes.quantize import rounding
 from sparsec.passes.quantize.grid import Grid, fitted
 from sparsec.passes.quantize.rounding import ROUNDINGS, gpfq, on_support
 
@@ -117,6 +118,14 @@ def test_rounding_on_the_pattern_beats_pruning_and_then_rounding(problem):
     joint = on_support(made, pruned.weight, grid, pruned.mask, ROUNDINGS["descent"])
     floor = made.error(pruned.weight)
     assert error(made, grid, joint) - floor < 0.8 * (error(made, grid, plain) - floor)
+
+
+def test_rows_a_few_at_a_time_give_the_same(problem, monkeypatch):
+    made = problem(31, 33, seed=4)
+    grid, support = coarse(31, -7, 7), np.ones((31, 33), bool)
+    whole = on_support(made, made.target, grid, support, ROUNDINGS["obs"])
+    monkeypatch.setattr(rounding, "ROWS", 7)
+    np.testing.assert_array_equal(on_support(made, made.target, grid, support, ROUNDINGS["obs"]), whole)
 
 
 def test_supports_of_their_own_are_smaller_problems(small):
