@@ -38,6 +38,7 @@ def page(found: dict) -> str:
             *digits(found),
             *resnet8(found),
             *int8(found),
+            *activations(found),
             *weights(found),
         ]
     )
@@ -200,6 +201,24 @@ def int8(found: dict) -> list[str]:
             answers = f"{100 * r['right']:.1f} ({100 * r['dense']:.1f})"
         name = NETWORKS.get(r["network"], r["network"])
         lines.append(f"| {name} | {r['pattern']} | {r['way']} | {cosine} | {answers} | {r['layers']} |")
+    return [*lines, ""]
+
+
+def activations(found: dict) -> list[str]:
+    rows = found.get("activations", [])
+    if not rows:
+        return []
+    lines = ["## Other grids for activations", ""]
+    lines += paragraph(
+        f"all-MiniLM-L6-v2 in int8 with {rows[0]['texts']} texts, simulated in ONNX Runtime: mean and least "
+        "cosine of the embeddings of 500 others. Inputs of layers are rounded *per tensor*, which is what "
+        "sparsec does, *per token* with a range for each row, or not at all (*float*); the others round the "
+        "probabilities behind softmax, too, which sparsec leaves in float32: in steps of 1/255, to powers of "
+        "two in 4 bits, to powers of the root of two in 5."
+    )
+    lines += table(["activations", "cosine", "least"])
+    for r in sorted(rows, key=lambda r: -r["cosine"]):
+        lines.append(f"| {r['way']} | {r['cosine']:.4f} | {r['least']:.4f} |")
     return [*lines, ""]
 
 
