@@ -49,13 +49,13 @@ def texts() -> list[str]:
     return list(np.random.default_rng(0).permutation(list(found)))
 
 
-def tokens(sentences: list[str]) -> dict[str, np.ndarray]:
-    """input_ids and attention_mask, padded to the longest."""
+def tokens(sentences: list[str], length: int | None = None) -> dict[str, np.ndarray]:
+    """input_ids and attention_mask, padded to `length` or to the longest."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
     tokenizer.enable_truncation(TOKENS)
-    tokenizer.enable_padding()
+    tokenizer.enable_padding(length=length)
     encoded = tokenizer.encode_batch([str(sentence) for sentence in sentences])
     rows = ([e.ids for e in encoded], [e.attention_mask for e in encoded])
     return {name: np.array(row, np.int64) for name, row in zip(INPUTS, rows, strict=True)}

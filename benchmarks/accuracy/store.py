@@ -13,6 +13,7 @@ KEYS = {
     "digits": ("network", "pattern", "method"),
     "int8": ("network", "pattern", "way"),
     "activations": ("network", "way"),
+    "mixed": ("network", "budget"),
     "weights": ("network", "pattern", "bits", "way"),
 }
 

@@ -18,7 +18,7 @@ from sparsec.compiler.errors import CompileError
 from sparsec.compiler.mixed.errors import form_errors
 from sparsec.compiler.mixed.forms import FLOAT32, PLAIN, Form, Unit, find_units
 from sparsec.compiler.mixed.seconds import form_seconds
-from sparsec.compiler.mixed.trial import Trial, compiled, make
+from sparsec.compiler.mixed.trial import Trial, compiled, make, taken_back
 from sparsec.compiler.prune import mask_input
 from sparsec.compiler.request import CompileRequest, cpu_levels, native_level, runnable
 from sparsec.passes.nm_choice import Choice
@@ -66,10 +66,10 @@ class Survey:
         mask = mask_input(model, "")
         self.pruning = Pruning(METHOD, mask=mask)
         self.quantising = Settings(tuple(RANGES), ROUNDING, mask=mask)
-        self.wanted = outputs(model, self.unseen)
         self._trials: dict[tuple, Trial] = {}
         self._candidates: dict[tuple, Candidate] = {}
         log("time the model in float32")
+        self.wanted = None  # until the model in float32 has said it
         self.plain = self.candidate({})
         self._layers(levels[0])
         precisions = {p: self._throughout(Form(p)) for p in request.precision.split(",")}
@@ -140,8 +140,12 @@ class Survey:
         return self._trials[key]
 
     def judged(self, chosen: Chosen) -> Judgement:
-        """How far ONNX Runtime finds the outputs of `chosen` on held-out data."""
-        model = ir.from_proto(onnx.load_from_string(self.trial(chosen).meant))
+        """How far ONNX Runtime finds the outputs of `chosen` on held-out data; without patterns the integers
+        are those of the model that has no other layers."""
+        pruned = any(form.pattern for form in chosen.values())
+        integers = self.uniform["int8"].trial if "int8" in self.uniform and not pruned else None
+        trial = taken_back(integers, chosen) if integers else self.trial(chosen)
+        model = ir.from_proto(onnx.load_from_string(trial.meant))
         judgement = judge(self.wanted, outputs(model, self.unseen), self.metric)
         self.log(f"{counted(chosen)}: on held-out data {judgement}")
         return judgement
@@ -151,6 +155,7 @@ class Survey:
         if key not in self._candidates:
             trial = self.trial(chosen)
             seconds, found = compiled(trial, self.target, self.request.sparsity, self.unseen)
+            self.wanted = self.wanted or found
             judgement = judge(self.wanted, found, self.metric)
             self._candidates[key] = Candidate(chosen, trial, seconds, judgement)
             self.log(f"{counted(chosen)}: {1e3 * seconds:.3g} ms, {judgement}")

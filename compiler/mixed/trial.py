@@ -23,20 +23,30 @@ from sparsec.passes.prune.grouping import group
 from sparsec.passes.prune.walk import Settings as Pruning
 from sparsec.passes.quantize import Settings
 from sparsec.passes.quantize import insert as quantize
+from sparsec.passes.quantize.walk import Outcome
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """`model` has int8 layers as QDQ; the layers named `bfloat16` are to take their operands in bfloat16.
+    """`model` has the layers `chosen` for int8 as QDQ; `bfloat16` are to take their operands in bfloat16.
 
-    `precision`: the ones below float32 that layers have, as a `CompileRequest` spells them."""
+    `outcomes`: the int8 layers as quantising left them."""
 
     model: ir.Model
-    precision: str
-    bfloat16: tuple[str, ...]
-    findings: list[Finding]
+    chosen: Mapping[str, Form]
+    findings: Sequence[Finding] = ()
+    outcomes: Sequence[Outcome] = ()
+
+    @property
+    def precision(self) -> str:
+        """Those below float32 that layers have, as a `CompileRequest` spells them."""
+        return ",".join(sorted({form.precision for form in self.chosen.values()} - {FLOAT32})) or FLOAT32
+
+    @property
+    def bfloat16(self) -> tuple[str, ...]:
+        return tuple(name for name, form in self.chosen.items() if form.precision == "bf16")
 
     @property
     def meant(self) -> bytes:
@@ -58,7 +68,7 @@ def make(
     Patterns of floats come first, then integers, with their patterns, on the inputs that this gives; both are
     fitted to what the dense model computes.
     """
-    made, findings = model.clone(), []
+    made, findings, outcomes = model.clone(), [], ()
     integers = {name for name, form in chosen.items() if form.precision == "int8"}
     patterns = {name: form.pattern for name, form in chosen.items() if form.pattern}
     pruned = {name: own for name, own in patterns.items() if name not in integers}
@@ -84,9 +94,16 @@ def make(
             outcomes, refused = quantize.quantise(made, pattern, *runs, quantising, EVERY, log, floats=floats)
             refused = {name: reason for name, reason in refused.items() if name in integers}
             findings += quantize.findings(outcomes, refused, {})
-    used = sorted({form.precision for form in chosen.values()} - {FLOAT32})
-    bfloat16 = tuple(name for name, form in chosen.items() if form.precision == "bf16")
-    return Trial(made, ",".join(used) or FLOAT32, bfloat16, findings)
+    return Trial(made, chosen, findings, outcomes)
+
+
+def taken_back(integers: Trial, chosen: Mapping[str, Form]) -> Trial:
+    """`chosen`, which has no pattern, out of a trial with more layers in int8: at once, though those that stay
+    were fitted on inputs that are now nearer to the given ones."""
+    made = integers.model.clone()
+    stay = {name for name, form in chosen.items() if form.precision == "int8"}
+    quantize.revert(made, [o for o in integers.outcomes if o.report["node"] not in stay])
+    return Trial(made, chosen)
 
 
 def compiled(
