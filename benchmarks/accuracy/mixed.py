@@ -3,9 +3,10 @@
     python -m benchmarks.accuracy.mixed minilm [--errors 0.005 0.02 ...] [--texts 64]
     python -m benchmarks.accuracy.mixed resnet8 MODEL.onnx [--errors ...]
 
-`minilm`: all-MiniLM-L6-v2 on the texts of `minilm`, one of 64 tokens at a time; `resnet8`: MLPerf Tiny's network
-on the crops of `resnet8`.  Errors and times are those of the compiled model on this machine, on one thread; a
-quarter of the data is held out, and judges.  Results are added to ``benchmarks/results/accuracy.json``.
+`minilm`: all-MiniLM-L6-v2 on the texts of `minilm`, one of 64 tokens at a time; `resnet8`: the network of
+MLPerf Tiny on the crops of `resnet8`.  Errors and times are those of the compiled model on this machine, on
+one thread; a quarter of the data is held out, and judges.  Results are added to
+``benchmarks/results/accuracy.json``.
 """
 
 import argparse

@@ -98,8 +98,8 @@ def make(
 
 
 def taken_back(integers: Trial, chosen: Mapping[str, Form]) -> Trial:
-    """`chosen`, which has no pattern, out of a trial with more layers in int8: at once, though those that stay
-    were fitted on inputs that are now nearer to the given ones."""
+    """`chosen`, which has no pattern, out of a trial with more layers in int8: at once, though those that
+    stay were fitted on inputs that are now nearer to the given ones."""
     made = integers.model.clone()
     stay = {name for name, form in chosen.items() if form.precision == "int8"}
     quantize.revert(made, [o for o in integers.outcomes if o.report["node"] not in stay])
