@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from sparsec.passes.base import PassError
-from sparsec.passes.ops import integer, low_rank, nm, sparsemax, threshold, weight_quant
+from sparsec.passes.ops import entmax, integer, low_rank, nm, sparsemax, threshold, weight_quant
 from sparsec.passes.ops.base import DOMAIN, MIN_OPSET, VERSION, Attribute, OpDef, install
 
-_FAMILIES = (threshold, sparsemax, nm, low_rank, weight_quant, integer)
+_FAMILIES = (threshold, sparsemax, entmax, nm, low_rank, weight_quant, integer)
 OPS: dict[str, OpDef] = {op.name: op for family in _FAMILIES for op in family.OPS}
 
 
