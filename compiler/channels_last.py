@@ -47,7 +47,7 @@ REDUCE = frozenset(
     """.split()  # noqa: SIM905
 )
 QUANTISE = frozenset(("QuantizeLinear", "DequantizeLinear"))
-WITH_AXIS = frozenset(["Softmax", "LogSoftmax", "Hardmax", "Sparsemax", "Concat"])
+WITH_AXIS = frozenset(["Softmax", "LogSoftmax", "Hardmax", "Sparsemax", "Entmax", "Concat"])
 WITH_PATTERN = frozenset(("NMConv", "NMConvTranspose", "NMConvInteger"))
 GLOBAL_POOL = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 

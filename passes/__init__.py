@@ -14,6 +14,7 @@ import onnx_ir as ir
 from sparsec.passes import spec
 from sparsec.passes.base import PassError, SparsecPass, SparsecResult
 from sparsec.passes.dead_channels import RemoveDeadChannels
+from sparsec.passes.entmax import RecogniseEntmax
 from sparsec.passes.findings import Finding
 from sparsec.passes.integer import RecogniseInteger
 from sparsec.passes.low_rank import RecogniseLowRank
@@ -21,7 +22,7 @@ from sparsec.passes.nm_prune import PruneNM
 from sparsec.passes.nm_recognise import RecogniseNM
 from sparsec.passes.nm_regroup import RegroupChannels
 from sparsec.passes.sparsemax import RecogniseSparsemax
-from sparsec.passes.sparsemax_insert import InsertSparsemax
+from sparsec.passes.sparsemax_insert import InsertEntmax, InsertSparsemax
 from sparsec.passes.threshold import RecogniseThreshold
 from sparsec.passes.threshold_insert import InsertThreshold
 from sparsec.passes.weight_quant import QuantiseWeights
@@ -29,6 +30,7 @@ from sparsec.passes.weight_quant import QuantiseWeights
 # In the order in which they run: always, each exact, before any inserter.
 RECOGNISERS: tuple[type[SparsecPass], ...] = (
     RecogniseInteger,
+    RecogniseEntmax,
     RecogniseSparsemax,
     RecogniseThreshold,
     RemoveDeadChannels,
@@ -38,12 +40,18 @@ RECOGNISERS: tuple[type[SparsecPass], ...] = (
 )
 
 # In the order in which they are listed to the user; they run in the order of the pipeline text.
-INSERTERS: tuple[type[SparsecPass], ...] = (PruneNM, InsertSparsemax, InsertThreshold, QuantiseWeights)
+INSERTERS: tuple[type[SparsecPass], ...] = (
+    PruneNM,
+    InsertSparsemax,
+    InsertEntmax,
+    InsertThreshold,
+    QuantiseWeights,
+)
 
 
-# Recognisers that must see a model before ingest refuses what only the recognised form spares: entmax's
-# top-k form of sparsemax holds a recomputation whose shapes depend on data.
-EARLY: tuple[type[SparsecPass], ...] = (RecogniseSparsemax,)
+# Recognisers that must see a model before ingest refuses what only the recognised form spares: the entmax
+# package's top-k forms hold a recomputation whose shapes depend on data.
+EARLY: tuple[type[SparsecPass], ...] = (RecogniseEntmax, RecogniseSparsemax)
 _EARLIER = "sparsec.findings"
 
 

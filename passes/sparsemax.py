@@ -14,11 +14,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from sparsec.passes import partial_sort
 from sparsec.passes.base import SparsecPass
 from sparsec.passes.findings import Finding
 from sparsec.passes.graph import (
-    FLOATS,
-    attribute,
     is_op,
     node_name,
     nodes,
@@ -27,10 +26,14 @@ from sparsec.passes.graph import (
     producer,
     replace_with_op,
 )
-from sparsec.passes.sparsemax_forms import Miss, Stage, scalar, tau_stage, through
+from sparsec.passes.sparsemax_forms import (
+    NO_SHIFT,
+    Miss,
+    before_shift,
+    require_whole,
+    tau_stage,
+)
 from sparsec.passes.threshold_forms import clamp
-
-NO_SHIFT = "the maximum is subtracted first here, so the last digits may differ"
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,12 @@ class RecogniseSparsemax(SparsecPass):
 
 
 def _sorts_for(step: ir.Node) -> bool:
-    """Whether ``z - tau`` looks like the family: tau comes from running sums over a sorted z."""
+    """Whether ``z - tau`` looks like it: tau from running sums over a sorted z, without entmax's root."""
     z, tau = step.inputs
     if tau is None:
         return False
     kinds = {n.op_type for n in nodes_between(z, step)}
-    return {"TopK", "CumSum"} <= kinds
+    return {"TopK", "CumSum"} <= kinds and "Sqrt" not in kinds
 
 
 def _match(node: ir.Node, z: ir.Value, tau: ir.Value) -> tuple[ir.Value, int, set[str]]:
@@ -81,123 +84,16 @@ def _match(node: ir.Node, z: ir.Value, tau: ir.Value) -> tuple[ir.Value, int, se
     bounds = clamp(node.outputs[0])
     if not bounds.low_is_zero or bounds.high is not None:
         raise Miss("the result is not max(z - tau, 0)")
-    stage = _with_recomputation(z, tau) if producer(tau, "ScatterND") else tau_stage(tau)
+    stage = partial_sort.stage_of(z, tau, tau_stage, "sparsemax") or tau_stage(tau)
     if stage is None:
         raise Miss(_why_other(z, node))
-    if stage.z is not z:
-        raise Miss("tau is computed from another tensor than it is subtracted from")
-    if stage.k < stage.n:
-        raise Miss(
-            f"sorts only the {stage.k} largest of {stage.n} and never recomputes, which is not sparsemax"
-            f" for a slice with a support of more than {stage.k}"
-        )
-    if stage.k > stage.n:
-        raise Miss(f"the k of TopK is {stage.k}, the axis has {stage.n}")
-    if z.dtype not in FLOATS:
-        raise Miss(
-            f"the input is {'of unknown type' if z.dtype is None else z.dtype.name}; a float type is required"
-        )
-    x = _before_shift(z, stage)
+    require_whole(stage, z, "sparsemax")
+    x = before_shift(z, stage)
     return (z, stage.axis, stage.notes | {NO_SHIFT}) if x is None else (x, stage.axis, stage.notes)
 
 
 def _why_other(z: ir.Value, node: ir.Node) -> str:
     kinds = {n.op_type for n in nodes_between(z, node)}
     if "GatherND" in kinds:
-        return "recomputes exactly one slice, as in the example traced; the graph fails for any other number"
-    if kinds & {"Sqrt", "Pow"}:
-        return "this is entmax with alpha 1.5, not sparsemax (alpha 2); it stays as it is"
+        return partial_sort.ONE_SLICE
     return "sorts and sums, but tau is not (sum of the support - 1) / size of the support"
-
-
-def _before_shift(z: ir.Value, stage: Stage) -> ir.Value | None:
-    """x where z is x less its maximum along the same axis."""
-    shift = producer(z, "Sub")
-    top = producer(shift.inputs[1], "ReduceMax") if shift is not None else None
-    if top is None or top.inputs[0] is not shift.inputs[0] or not top.attributes.get_int("keepdims", 1):
-        return None
-    axis = scalar(top.inputs[1]) if len(top.inputs) > 1 else None
-    return shift.inputs[0] if axis is not None and axis % stage.rank - stage.rank == stage.axis else None
-
-
-def _with_recomputation(z: ir.Value, tau: ir.Value) -> Stage | None:
-    """entmax's ``k=``: tau of the k largest, and of all where the support fills k, put in by ScatterND."""
-    scatter = producer(tau, "ScatterND")
-    first = tau_stage(scatter.inputs[0])
-    if first is None:
-        return None
-    if first.z is not z:
-        raise Miss("tau is computed from another tensor than it is subtracted from")
-    if first.axis != -1:
-        raise Miss(
-            f"a partial sort along axis {first.axis}; recomputation is understood along the last axis only"
-        )
-    updates = scatter.inputs[2]
-    cut = producer(updates, "Slice")  # the exporter takes the first len(indices) of len(indices) updates
-    if cut is not None and scalar(cut.inputs[1]) == 0:
-        updates = cut.inputs[0]
-    second_tau = through(updates, "Reshape", "Squeeze")
-    picked = _picked(second_tau, z)
-    exactly = (
-        picked is not None
-        and _is_full(picked.inputs[1], first)
-        and _is_full(scatter.inputs[1], first)
-        and attribute(picked, "batch_dims", 0) == 0
-        and attribute(scatter, "reduction", "none") == "none"
-    )
-    if not exactly:
-        raise Miss("recomputes, but not exactly the slices whose support fills k")
-    # The number of picked slices is known only at run time; what does not depend on it is proved for two.
-    rows = picked.outputs[0]
-    top = _topk_over(second_tau, rows)
-    for count in (2, 3):
-        shapes = {rows: (count, first.n)}
-        if top is not None:
-            k = scalar(top.inputs[1], shapes)
-            shapes[top.outputs[0]] = (count, int(k) if k is not None else first.n)
-        if producer(second_tau, "ScatterND"):
-            raise Miss("recomputes more than once; only a second, full sort is understood")
-        second = tau_stage(second_tau, shapes)
-        if second is None or second.z is not rows or second.axis != -1:
-            raise Miss("recomputes, but not sparsemax of the picked slices")
-        if second.k < second.n:
-            raise Miss(
-                f"sorts the {first.k} and then the {second.k} largest of {first.n}, which is not sparsemax"
-                f" for a slice with a support of more than {second.k}"
-            )
-    notes = first.notes | second.notes
-    return Stage(z, first.rank, -1, first.n, first.n, first.sorted, first.shape, first.size, notes)
-
-
-def _picked(tau: ir.Value | None, z: ir.Value) -> ir.Node | None:
-    """The GatherND on ``z`` that ``tau`` is computed from."""
-    node = tau.producer() if tau is not None else None
-    for inner in nodes_between(z, node) if node is not None else ():
-        if is_op(inner, "GatherND") and inner.inputs[0] is z:
-            return inner
-    return None
-
-
-def _topk_over(tau: ir.Value, rows: ir.Value) -> ir.Node | None:
-    for inner in nodes_between(rows, tau.producer()):
-        if is_op(inner, "TopK") and inner.inputs[0] is rows:
-            return inner
-    return None
-
-
-def _is_full(indices: ir.Value | None, first: Stage) -> bool:
-    """Whether ``indices`` are those of the slices whose support fills k: Transpose(NonZero(size == k))."""
-    transpose = producer(indices, "Transpose")
-    nonzero = producer(transpose.inputs[0], "NonZero") if transpose is not None else None
-    if nonzero is None or tuple(attribute(transpose, "perm", (1, 0))) != (1, 0):
-        return False
-    mask = nonzero.inputs[0]
-    while (step := producer(mask, "Squeeze", "Unsqueeze")) is not None:
-        if scalar(step.inputs[1]) not in (-1, first.rank - 1):  # only the last axis, which has length 1
-            return False
-        mask = step.inputs[0]
-    equal = producer(mask, "Equal")
-    if equal is None:
-        return False
-    a, b = equal.inputs
-    return (a is first.size and scalar(b) == first.k) or (b is first.size and scalar(a) == first.k)

@@ -13,16 +13,17 @@ something else altogether.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from sparsec.passes.fold import fold
-from sparsec.passes.graph import attribute, producer
+from sparsec.passes.graph import FLOATS, attribute, producer
 
 SLICE_NAN = "a -inf gets 0 where 0 * -inf made the whole slice NaN"
+NO_SHIFT = "the maximum is subtracted first here, so the last digits may differ"
 ROUNDING = "its sums are taken in another order, so the last digits may differ"
 
 
@@ -108,9 +109,10 @@ def sort_stage(value: ir.Value | None, shapes: Mapping[ir.Value, Sequence[int]])
     return Stage(z, rank, axis % rank - rank, n, int(k), value, tuple(shape), shapes=shapes)
 
 
-def is_cumsum(value: ir.Value | None, stage: Stage) -> bool:
+def is_cumsum(value: ir.Value | None, stage: Stage, of: Callable = lambda terms, base: terms is base) -> bool:
+    """Whether ``value`` are the running sums of what ``of(terms, sorted slice)`` holds for."""
     node = producer(value, "CumSum")
-    if node is None or node.inputs[0] is not stage.sorted:
+    if node is None or not of(node.inputs[0], stage.sorted):
         return False
     stage.along(scalar(node.inputs[1]), "CumSum")
     if attribute(node, "exclusive", 0) or attribute(node, "reverse", 0):
@@ -132,7 +134,7 @@ def is_ranks(value: ir.Value | None, stage: Stage) -> bool:
         d in (1, f) for d, f in zip(reversed(array.shape), reversed(full), strict=False)
     )
     if not fits or not np.array_equal(np.broadcast_to(array, full), np.broadcast_to(wanted, full)):
-        raise Miss(f"the sorted values are not multiplied by 1, 2, ... {stage.k} along axis {stage.axis}")
+        raise Miss(f"the ranks of the sorted values are not 1, 2, ... {stage.k} along axis {stage.axis}")
     return True
 
 
@@ -243,3 +245,30 @@ def _masked_sum(value: ir.Value, node: ir.Node, shapes: Mapping[ir.Value, Sequen
             stage.notes |= {ROUNDING, SLICE_NAN}
             return stage
     return None
+
+
+def require_whole(stage: Stage, z: ir.Value, name: str) -> None:
+    """Miss unless tau is of all of ``z``, and that of numbers that a kernel takes."""
+    if stage.z is not z:
+        raise Miss("tau is computed from another tensor than it is subtracted from")
+    if stage.k < stage.n:
+        raise Miss(
+            f"sorts only the {stage.k} largest of {stage.n} and never recomputes, which is not {name}"
+            f" for a slice with a support of more than {stage.k}"
+        )
+    if stage.k > stage.n:
+        raise Miss(f"the k of TopK is {stage.k}, the axis has {stage.n}")
+    if z.dtype not in FLOATS:
+        raise Miss(
+            f"the input is {'of unknown type' if z.dtype is None else z.dtype.name}; a float type is required"
+        )
+
+
+def before_shift(z: ir.Value, stage: Stage) -> ir.Value | None:
+    """x where z is x less its maximum along the same axis."""
+    shift = producer(z, "Sub")
+    top = producer(shift.inputs[1], "ReduceMax") if shift is not None else None
+    if top is None or top.inputs[0] is not shift.inputs[0] or not top.attributes.get_int("keepdims", 1):
+        return None
+    axis = scalar(top.inputs[1]) if len(top.inputs) > 1 else None
+    return shift.inputs[0] if axis is not None and axis % stage.rank - stage.rank == stage.axis else None

@@ -15,13 +15,13 @@ from sparsec.schedules import (
     attention_kernel,
     contraction_rule,
     elements,
+    entmax_rows,
     fallback,
     hoist,
     layer_norm,
     pairs,
     recurrent,
     softmax,
-    sparsemax,
     tir,
 )
 from sparsec.schedules.target import Cpu
@@ -32,7 +32,7 @@ RULE = "sparsec.rule"
 RULES = (
     ("attention", attention_kernel.rule),
     ("softmax", softmax.rule),
-    ("sparsemax", sparsemax.rule),
+    ("entmax", entmax_rows.rule),
     ("layer_norm", layer_norm.rule),
     ("recurrent", recurrent.rule),
     ("contraction", contraction_rule.rule),

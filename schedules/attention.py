@@ -18,12 +18,12 @@ from math import prod
 
 from tvm import te, tirx
 
-from sparsec.schedules import math, quantise, rows, softmax, sparsemax, tir
+from sparsec.schedules import entmax, math, quantise, rows, softmax, sparsemax, tir
 from sparsec.schedules.batch_matmul import stored
 from sparsec.schedules.halves import BFLOAT16, HALVES
 
 SPEC = "sparsec.attention"
-NORMALISERS = ("softmax", "sparsemax")
+NORMALISERS = ("softmax", "sparsemax", "entmax")
 
 #: What ``score`` and ``guard`` may be made of: the ONNX operator of that name on float32, or what it takes to
 #: quantise: ``x`` within two bounds, ``x`` over a number whose reciprocal is the last argument, rounded.
@@ -79,7 +79,7 @@ class Attention:
     ``BatchMatmul``.  ``score`` and ``guard`` are expressions: "S" for the value, a number,
     ``("operand", i)`` for ``operands[i]`` at ``[*batch, i, j]``, ``("number", i)`` for that one of so many
     ``numbers``, or ``(op, *arguments)`` with ``op`` of ``SCORE_OPS``.  An operand of ``guard`` is the same
-    for all keys: its last stride is 0.
+    for all keys: its last stride is 0.  ``alpha`` is that of entmax.
     """
 
     batch: tuple[int, ...]
@@ -95,6 +95,7 @@ class Attention:
     guard: object = "S"
     operands: tuple[Strided, ...] = ()
     y_order: tuple[int, ...] = ()
+    alpha: float = 2.0
     numbers: int = 0
     half: str = BFLOAT16.name
     y_dtype: str = "float32"
@@ -185,8 +186,10 @@ class Attention:
         shape = (*self.batch, self.m, self.n)
         if self.normaliser == "softmax":
             share = softmax.stages("softmax", scores, shape, rank + 1)
-        else:
+        elif self.normaliser == "sparsemax":
             share = sparsemax.stages(scores, shape, rank + 1)
+        else:
+            share = entmax.stages(scores, shape, rank + 1, self.alpha)
         if self.guard != "S":
             given = share
             share = te.compute(whole, lambda *i: evaluate(self.guard, given(*i), leaves(i)), "guarded")

@@ -113,7 +113,15 @@ class _Kernel:
             narrow, guard = self.shares if form.words else None, self.guard(first)
             width = padded(spec.n)
             norm = Normaliser(
-                spec.normaliser, self.scores, self.factor, width, self.lanes, guard, narrow, self.corrections
+                spec.normaliser,
+                spec.alpha,
+                self.scores,
+                self.factor,
+                width,
+                self.lanes,
+                guard,
+                narrow,
+                self.corrections,
             )
             return tir.seq([*stmts, *norm.body(), *self.attend(first)])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from sparsec.schedules import math, rows, sparsemax, tir, vector
+from sparsec.schedules import entmax_rows, math, rows, tir, vector
 from sparsec.schedules.attention_bytes import Corrections
 
 #: Rows taken at once, up to this many keys: folding one takes as long as reading them.
@@ -25,6 +25,7 @@ class Normaliser:
     """
 
     name: str
+    alpha: float
     scores: tir.Buffer
     factor: tir.Buffer
     width: int
@@ -60,10 +61,10 @@ class Normaliser:
             streamed=False,
             far=False,
         )
-        if self.name == "sparsemax":
-            stmts = sparsemax.project(row, self.scores, self.scores)
-        else:
+        if self.name == "softmax":
             stmts = self.exponentials(row, first)
+        else:
+            stmts = entmax_rows.project(row, self.scores, self.scores, self.alpha)
         if self.bytes:
             return tir.seq([*stmts, *self.integers(row, first)])
         if self.guard is not None:

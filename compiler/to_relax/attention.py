@@ -1,6 +1,6 @@
 """Attention found in the graph: product of queries and keys, scores, normaliser, product with the values.
 
-    MatMul(normaliser(score(MatMul(Q, K^T))), V)   with normaliser Softmax or Sparsemax over the last axis
+    MatMul(normaliser(score(MatMul(Q, K^T))), V)   with Softmax, Sparsemax or Entmax over the last axis
 
 ``score`` is any chain of the elementwise operators of ``SCORE_OPS`` with constants, masks and biases, so
 every exporter's way to scale and to mask is the same case, and NaN and infinities go the way that they go in
@@ -22,7 +22,11 @@ from sparsec.compiler.to_relax.attention_quantised import Numbers, pair
 from sparsec.compiler.to_relax.views import View, broadcast, itself, scalar, shape_of, view
 from sparsec.schedules.attention import SCORE_OPS, Attention
 
-NORMALISERS = {("", "Softmax"): "softmax", ("ai.sparsec", "Sparsemax"): "sparsemax"}
+NORMALISERS = {
+    ("", "Softmax"): "softmax",
+    ("ai.sparsec", "Sparsemax"): "sparsemax",
+    ("ai.sparsec", "Entmax"): "entmax",
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ def find(node: ir.Node) -> Found | None:
         numbers.expanded(guard),
         tuple(mask.placed() for mask in masks),
         consumer_order(node, rank) or (),
-        len(numbers),
+        alpha=norm.attributes.get_float("alpha", 1.5) if norm.op_type == "Entmax" else 2.0,
+        numbers=len(numbers),
     )
     sources = (part.source for part in (q, k, v, *masks))
     return Found(spec, tuple(sources), (product, node), numbers.array)

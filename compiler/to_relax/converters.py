@@ -52,6 +52,7 @@ CONVERTERS = {
     ("", "LogSoftmax"): rows.log_softmax,
     ("", "LayerNormalization"): rows.layer_normalization,
     (OURS, "Sparsemax"): rows.sparsemax,
+    (OURS, "Entmax"): rows.entmax,
     (OURS, "SoftThreshold"): pointwise.threshold,
     (OURS, "HardThreshold"): pointwise.threshold,
     (OURS, "ShiftedRelu"): pointwise.threshold,

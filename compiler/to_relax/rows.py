@@ -3,6 +3,7 @@
 import onnx_ir as ir
 
 from sparsec.compiler.to_relax.linear import attribute
+from sparsec.schedules import entmax as entmax_kernel
 from sparsec.schedules import layer_norm as layer_norm_kernel
 from sparsec.schedules import softmax as softmax_kernel
 from sparsec.schedules import sparsemax as sparsemax_kernel
@@ -18,6 +19,11 @@ def log_softmax(importer, node: ir.Node, inputs):
 
 def sparsemax(importer, node: ir.Node, inputs):
     return over_axis(importer, node, inputs[0], sparsemax_kernel.sparsemax)
+
+
+def entmax(importer, node: ir.Node, inputs):
+    alpha = attribute(node, "alpha", 1.5)
+    return over_axis(importer, node, inputs[0], lambda shape, axis: entmax_kernel.entmax(shape, alpha, axis))
 
 
 def over_axis(importer, node: ir.Node, x, definition):

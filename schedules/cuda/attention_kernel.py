@@ -3,8 +3,8 @@
 Softmax needs no whole row.  A round has some keys: their scores are taken to the largest score so far, what
 was summed before is made smaller by as much, and nothing is divided before the end (Milakov and Gimelshein,
 "Online normalizer calculation for softmax", 2018; Dao et al., "FlashAttention", 2022, algorithm 1).
-Sparsemax does: the scores of all keys stay in shared memory, where lanes side by side have a row and find its
-threshold; no score is written to the memory of the device before there are some thousand keys.
+Sparsemax and entmax do: the scores of all keys stay in shared memory, where lanes side by side have a row and
+find its threshold; no score is written to the memory of the device before there are some thousand keys.
 
 Where there are few tiles of queries for softmax, blocks share the keys of one, and a second kernel joins what
 they leave.

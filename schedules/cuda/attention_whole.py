@@ -4,6 +4,7 @@ Rows that are spilled lie in memory that a block has for itself, so there are no
 at a time, and each takes tiles of queries until none is left.
 """
 
+import functools
 from collections.abc import Callable
 
 from tvm import tirx
@@ -135,7 +136,11 @@ class _TileRow(Row):
     def body(self) -> tir.Stmt:
         """All rows of the block, dealt out to its warps."""
         kernel, tile = self.kernel, self.kernel.tile
-        normalise = {"softmax": rows.softmax, "sparsemax": rows.sparsemax}[kernel.spec.normaliser]
+        normalise = {
+            "softmax": rows.softmax,
+            "sparsemax": rows.sparsemax,
+            "entmax": functools.partial(rows.entmax, alpha=kernel.spec.alpha),
+        }[kernel.spec.normaliser]
         lane_row = kernel.thread % WARP // SIDE
 
         def some(index):

@@ -1,7 +1,8 @@
-"""What works on whole rows: softmax, sparsemax, normalisations.
+"""What works on whole rows: softmax, sparsemax, entmax, normalisations.
 
 Sparsemax is Michelot's iteration, as in ``schedules/sparsemax``: the elements above tau only get fewer, and
-when none was lost tau is exact.  A NaN is above everything, and makes tau NaN.
+when none was lost tau is exact.  Entmax takes the steps of ``schedules/entmax``.  A NaN is above everything,
+and makes tau NaN.
 """
 
 import math
@@ -12,6 +13,7 @@ from sparsec.schedules import rows, tir
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.row import MemoryRow, Row
 from sparsec.schedules.cuda.target import Gpu
+from sparsec.schedules.entmax import ALPHA, LAST_STEP, Powers, term
 from sparsec.schedules.halves import HALVES
 from sparsec.schedules.layer_norm import HALF, NARROW
 
@@ -82,6 +84,31 @@ def sparsemax(row: Row) -> list[tir.Stmt]:
     ]
 
 
+def entmax(row: Row, alpha: float) -> list[tir.Stmt]:
+    """Puts entmax of the row in its place."""
+    powers = Powers(alpha)
+    top, mass, slopes, tau, moved = (row.number(name) for name in ("top", "mass", "slopes", "tau", "moved"))
+
+    def over(x):
+        return (x - top.value) * tir.f32(powers.scale) - tau.value
+
+    step = (mass.value - term(powers.damped, mass.value)) / slopes.value
+    steps = [
+        *row.fold(mass, 0.0, _add, lambda x: term(powers.share, over(x))),
+        *row.fold(slopes, 0.0, _add, lambda x: term(powers.slope, over(x))),
+        # A row that has ended stays as it is, however long its neighbours in the warp take.
+        moved.set(tirx.Select(moved.value > tir.f32(LAST_STEP), step, _ZERO)),
+        tau.set(tau.value + moved.value),
+    ]
+    return [
+        *row.fold(top, float("-inf"), tirx.Max, lambda x: x),
+        tau.set(tir.f32(-1.0)),
+        moved.set(_ONE),
+        *row.repeat(lambda: moved.value > tir.f32(LAST_STEP), steps),
+        row.write(lambda x, _: term(powers.share, over(x))),
+    ]
+
+
 def _normalise(row: MemoryRow, func: tirx.PrimFunc) -> list[tir.Stmt]:
     mean, power = row.number("mean"), row.number("power")
     _, scale, *bias, _ = func.params
@@ -112,6 +139,7 @@ _OPS = {
     "softmax": (lambda row, _: softmax(row), False),
     "log_softmax": (lambda row, _: softmax(row, log=True), False),
     "sparsemax": (lambda row, _: sparsemax(row), False),
+    "entmax": (lambda row, func: entmax(row, float(func.attrs[ALPHA])), False),
     "layer_norm": (_normalise, True),
     NARROW: (_normalise, True),
     "rms_norm": (_normalise, True),

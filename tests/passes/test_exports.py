@@ -59,6 +59,41 @@ SPARSEMAX = {
 }
 
 
+ENTMAX = {
+    "sort": ("Entmax", lambda x: entmax.entmax15(x, -1), BOTH),
+    "sort, channels": ("Entmax", lambda x: entmax.entmax15(x, 1), BOTH),
+    "sort, k": ("Entmax", lambda x: entmax.entmax15(x, -1, 3), SCRIPT),
+    "mask": ("Entmax", lambda x: entmax.entmax15(x.masked_fill(x < -0.5, float("-inf")), -1), BOTH),
+    "module": ("Entmax", lambda x: entmax.Entmax15(dim=2)(x), DYNAMO),
+    # the older exporter fails on entmax_bisect
+    "halving": ("Entmax", lambda x: entmax.entmax_bisect(x, 1.3, n_iter=24), DYNAMO),
+    "halving, channels": ("Entmax", lambda x: entmax.entmax_bisect(x, 1.25, dim=1), DYNAMO),
+    "halving, no sum": ("Entmax", lambda x: entmax.entmax_bisect(x, ensure_sum_one=False), DYNAMO),
+    "halving, tensor": ("Entmax", lambda x: entmax.entmax_bisect(x, torch.tensor([[1.7]])), DYNAMO),
+    "alpha 2": ("Sparsemax", lambda x: entmax.entmax_bisect(x, 2.0, n_iter=30), DYNAMO),
+    "sparsemax_bisect": ("Sparsemax", lambda x: entmax.sparsemax_bisect(x), DYNAMO),
+}
+#: Why others stay as they are, one finding each.
+NOT_ENTMAX = {
+    "few halvings": (
+        lambda x: entmax.entmax_bisect(x, 1.25, n_iter=8),
+        "halves only 8 times, which is not entmax; 24 are enough for float32",
+    ),
+    "alpha 3": (
+        lambda x: entmax.entmax_bisect(x, 3.0, n_iter=24),
+        "alpha is 3; kernels take those from 1.01 to 2",
+    ),
+    "alpha of each": (
+        lambda x: entmax.entmax_bisect(x, torch.tensor([1.2, 1.4, 1.6]).reshape(3, 1, 1), n_iter=24),
+        "alpha differs between slices; one number is required",
+    ),
+    "normmax": (
+        lambda x: entmax.normmax_bisect(x, 1.5, n_iter=24),
+        "which half is taken does not depend on whether the shares sum to 1",
+    ),
+}
+
+
 def export(function, learned: bool, dynamo: bool, x, path) -> ir.Model:
     net = Net(function, learned).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -73,7 +108,7 @@ def export(function, learned: bool, dynamo: bool, x, path) -> ir.Model:
 
 
 # The dynamo exporter takes a second or more a model; these stay in the quick suite.
-QUICK = ("softshrink", "hardshrink", "threshold", "last axis")
+QUICK = ("softshrink", "hardshrink", "threshold", "last axis", "sort", "halving")
 
 
 def cases(table):
@@ -157,13 +192,29 @@ def test_k_form_recomputed_for_one_slice_is_declined(tmp_path, unchanged):
     assert unchanged(model) == was
 
 
-@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_entmax15_is_declined(dynamo, tmp_path, transform, unchanged):
+@pytest.mark.parametrize("name, dynamo", cases(ENTMAX))
+def test_entmax(name, dynamo, tmp_path, transform, op_types):
+    op, function, _ = ENTMAX[name]
+    model = export(function, False, dynamo, torch.zeros(2, 3, 4, 5), tmp_path / "model.onnx")
     x = probe()
-    model = export(lambda x: entmax.entmax15(x, -1), False, dynamo, torch.tensor(x), tmp_path / "model.onnx")
+    x[0, 0, 0], x[0, 0, 1] = 0, [9, 0, 0, 0, 0]
+    findings, before, after = transform(model, {model.graph.inputs[0].name: x})
+    assert [o for o in op_types(model) if o not in ("Less", "Where", "Cast")] == [op]
+    (finding,) = [f for f in findings if f.pass_name == "recognise-entmax"]
+    assert finding.applied and finding.after == f"ai.sparsec.{op}"
+    np.testing.assert_allclose(before, after, rtol=0, atol=1e-6)
+    want = function(torch.tensor(x, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(after, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOT_ENTMAX)
+def test_what_is_not_entmax_is_declined(name, tmp_path, transform, unchanged):
+    function, reason = NOT_ENTMAX[name]
+    model = export(function, False, True, torch.zeros(2, 3, 4, 5), tmp_path / "model.onnx")
     was = unchanged(model)
-    (finding,), _, _ = transform(model, {model.graph.inputs[0].name: x})
-    assert finding.reason == "this is entmax with alpha 1.5, not sparsemax (alpha 2); it stays as it is"
+    findings, _, _ = transform(model, {model.graph.inputs[0].name: probe()})
+    assert [f.reason for f in findings if f.pass_name == "recognise-entmax"] == [reason]
     assert unchanged(model) == was
 
 

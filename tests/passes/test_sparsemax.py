@@ -196,7 +196,10 @@ TOP3 = [
 ]
 DECLINED = {
     "top 3": (TOP3, "sorts only the 3 largest of 6 and never recomputes, which is not sparsemax for a slice"),
-    "ranks": (change(EXCESS, "Mul(r,", "Mul(half,"), "not multiplied by 1, 2, ... 6 along axis -1"),
+    "ranks": (
+        change(EXCESS, "Mul(r,", "Mul(half,"),
+        "sorted values are not 1, 2, ... 6 along axis -1",
+    ),
     "ascending": (change(SORT, "largest=1", "largest=0"), "TopK does not sort in descending order"),
     "other axis": (
         [p.replace("CumSum(s, ax0)", "CumSum(s, axis0)") for p in FORMS["entmax"][0]],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparsec.passes import run_pipeline
+from sparsec.passes import PassError, parse_pipeline, run_pipeline
 
 ATTENTION = (
     "s = MatMul(q, kt) p = Softmax <axis=-1> (s) dr = Dropout(p) o = MatMul(dr, v) "
@@ -48,6 +48,26 @@ def test_all(model_of, transform, op_types):
     assert all(f.applied for f in ours(findings))
     assert (after == 0).any()
     np.testing.assert_allclose(after.sum(-1), 1, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
+def test_entmax_instead(alpha, model_of, transform, op_types):
+    torch, entmax = pytest.importorskip("torch"), pytest.importorskip("entmax")
+    model = model_of("y = Softmax <axis=1> (x)", "float[4,5,6] x", "float[4,5,6] y")
+    x = np.random.default_rng(1).normal(size=(4, 5, 6)).astype(np.float32)
+    findings, _, after = transform(model, {"x": x}, f"entmax{{alpha={alpha},where=all}}")
+    assert op_types(model) == ["Sparsemax" if alpha == 2 else "Entmax"]
+    (finding,) = [f for f in findings if f.pass_name == "entmax"]
+    why = "with alpha 2 entmax is sparsemax" if alpha == 2 else f"alpha {alpha}"
+    assert finding.reason == f"asked for; {why}; along axis 1"
+    want = entmax.entmax_bisect(torch.tensor(x, dtype=torch.float64), alpha, dim=1, n_iter=60).numpy()
+    np.testing.assert_allclose(after, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", ["1", "2.5"])
+def test_an_alpha_that_no_kernel_takes_is_refused(alpha):
+    with pytest.raises(PassError, match="entmax: option alpha must be from 1.01 to 2, got .*; 1 is softmax"):
+        parse_pipeline(f"entmax{{alpha={alpha}}}")
 
 
 @pytest.mark.parametrize("axis", [0, 1, -2])

@@ -59,6 +59,7 @@ def test_round_trip(n, text, x, on, maybe, pick):
         "",
         "sparsemax",
         "sparsemax{where=all}",
+        "entmax{alpha=1.25}",
         "threshold{kind=soft,tau=0.1}",
         "threshold{kind=shifted,tau=0.1,at=linear,m=2.0}",
         "nm{n=2,m=4,block=4}",
@@ -76,10 +77,10 @@ def test_spaces_defaults_and_empty_braces_do_not_matter():
 
 WRONG = {
     "sparsmax": (
-        "unknown pass 'sparsmax'; known passes: nm, sparsemax, threshold, quantise-weights. "
+        "unknown pass 'sparsmax'; known passes: nm, sparsemax, entmax, threshold, quantise-weights. "
         "Did you mean 'sparsemax'?"
     ),
-    "zzz": "unknown pass 'zzz'; known passes: nm, sparsemax, threshold, quantise-weights.",
+    "zzz": "unknown pass 'zzz'; known passes: nm, sparsemax, entmax, threshold, quantise-weights.",
     "recognise-sparsemax": (
         "recognise-sparsemax always runs and takes no options; leave it out of the pipeline"
     ),

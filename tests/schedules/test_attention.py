@@ -7,6 +7,7 @@ import pytest
 import tvm
 
 from sparsec.compiler.objects import build_library
+from sparsec.passes.ops.entmax import entmax
 from sparsec.passes.ops.sparsemax import sparsemax
 from sparsec.schedules import RULE, math, schedule
 from sparsec.schedules.attention import Attention, Strided, spec_of
@@ -69,6 +70,23 @@ def test_sparsemax(run_kernel, assert_close, cpu, m, n):
     spec = Attention((2,), m, n, 16, 16, dense(2, m, 16), dense(2, n, 16), dense(2, n, 16), "sparsemax")
     want = sparsemax(q.astype("d") @ k.astype("d").transpose(0, 2, 1)) @ v.astype("d")
     assert_close(run(run_kernel, cpu, spec, q, k, v), want)
+
+
+@pytest.mark.parametrize("cpu", LEVELS[1:])
+@pytest.mark.parametrize("m,n,alpha", [(1, 1, 1.5), (9, 33, 1.25), (70, 600, 1.5)])
+def test_entmax(run_kernel, assert_close, cpu, m, n, alpha):
+    """With a mask, and rows without a key."""
+    q, k, v = random(np.random.default_rng(2), (2, m, 16), (2, n, 16), (2, n, 16))
+    keep = np.random.default_rng(3).random((m, n)) < 0.8
+    keep[0], keep[-1] = True, m == 1
+    spec = Attention(
+        (2,), m, n, 16, 16, dense(2, m, 16), dense(2, n, 16), dense(2, n, 16), "entmax",
+        ("Where", ("operand", 0), "S", float("-inf")), ("Where", ("IsNaN", "S"), 0.0, "S"),
+        (Strided(m * n, 0, (0, n, 1), "bool"),), alpha=alpha,
+    )  # fmt: skip
+    scores = np.where(keep, q.astype("d") @ k.astype("d").transpose(0, 2, 1), -np.inf)
+    want = np.nan_to_num(entmax(scores, alpha)) @ v.astype("d")
+    assert_close(run(run_kernel, cpu, spec, q, k, v, keep), want)
 
 
 @pytest.mark.parametrize("cpu", LEVELS)
@@ -183,15 +201,15 @@ def test_bfloat16_goes_through_pairs_alone():
     assert "vdpbf16ps" in asm and "vcvtneps2bf16" in asm
 
 
-@pytest.mark.parametrize("normaliser", ["softmax", "sparsemax"])
+@pytest.mark.parametrize("normaliser", ["softmax", "sparsemax", "entmax"])
 def test_the_definition_is_right_unscheduled(run_kernel, assert_close, normaliser):
     q, k, v = random(np.random.default_rng(5), (2, 5, 4), (2, 7, 4), (2, 7, 3))
     spec = Attention(
         (2,), 5, 7, 4, 3, dense(2, 5, 4), dense(2, 7, 4), dense(2, 7, 3), normaliser, ("Mul", "S", 0.5),
-        ("Where", ("IsNaN", "S"), 0.0, "S"), y_order=(1, 0, 2),
+        ("Where", ("IsNaN", "S"), 0.0, "S"), y_order=(1, 0, 2), alpha=1.5,
     )  # fmt: skip
     assert spec_of(spec.prim_func()) == spec
-    share = {"softmax": softmax, "sparsemax": sparsemax}[normaliser]
+    share = {"softmax": softmax, "sparsemax": sparsemax, "entmax": entmax}[normaliser]
     want = share(q.astype("d") @ k.astype("d").transpose(0, 2, 1) / 2) @ v
     math.install()
     flat = [a.reshape(-1) for a in (q, k, v)]

@@ -1,4 +1,4 @@
-"""softmax, sparsemax, LayerNorm, RMSNorm against float64 and ONNX Runtime: any size, any axis, limits."""
+"""softmax, sparsemax, entmax and norms against float64 and ONNX Runtime: any size, any axis, limits."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ import pytest
 import tvm
 from onnx import helper
 
-from sparsec.schedules import RULE, layer_norm, schedule, softmax, sparsemax
+from sparsec.passes.ops.entmax import entmax as exact_entmax
+from sparsec.schedules import RULE, entmax, layer_norm, math, schedule, softmax, sparsemax
 from sparsec.schedules.target import X86_LEVELS
 
 SIZES = [1, 7, 8, 31, 33, 129]
@@ -20,6 +21,7 @@ def sized(shape: tuple, size: int) -> tuple[int, ...]:
 
 
 def kernel(func, level="v3"):
+    math.install()
     done = schedule(tvm.IRModule({"main": func}), X86_LEVELS[level])["main"]
     assert str(done.attrs[RULE]) != "unscheduled"
     return done
@@ -96,6 +98,89 @@ def test_sparsemax_of_a_vocabulary(run_kernel):
     want = sparsemax_by_sorting(x, -1)
     np.testing.assert_allclose(got, want, atol=1e-6, rtol=0)
     assert (got[0] > 0).sum() == (want[0] > 0).sum()
+
+
+def assert_shares(got, x, alpha, axis):
+    """Within 1e-5 of the largest share of each row, as ``bisection`` in float64 has it."""
+    want = exact_entmax(x.astype(np.float64), alpha, axis)
+    assert (np.abs(got - want).max(axis) <= 1e-5 * want.max(axis)).all()
+    np.testing.assert_allclose(got.sum(axis), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["v3", pytest.param("v4", marks=pytest.mark.isa("avx512f", "avx512vl"))])
+@pytest.mark.parametrize(
+    "alpha, shape, axis",
+    [
+        (1.5, (5, 1), -1),
+        (1.5, (6, 33), -1),
+        (1.5, (3, 197), -1),
+        (1.5, (2, 1001), -1),
+        (1.5, (2, 15, 33), 1),
+        (1.3, (5, 7), -1),
+        (1.05, (3, 129), -1),
+        (1.25, (3, 17, 2), 1),
+        (1.8, (2, 300), -1),
+        (2.0, (2, 31), -1),
+    ],
+)
+def test_entmax(run_kernel, level, alpha, shape, axis):
+    """All equal, nearly, ties, far apart, masked by -inf; saturating; the winner where vectors overlap."""
+    rng = np.random.default_rng(1)
+    plain = rng.standard_normal(shape)
+    masked = np.where(rng.random(shape) < 0.3, -np.inf, plain * 20 + 1000)
+    first = np.zeros_like(masked.argmax(axis, keepdims=True))
+    np.put_along_axis(masked, first, 1000.0, axis)
+    ending = plain.copy()
+    np.put_along_axis(ending, first - 1, 9.0, axis)
+    cases = [plain * 0, plain * 1e-4, plain, np.round(plain * 2) / 2, masked, plain * 1e30, ending]
+    x = np.concatenate(cases).astype(np.float32)
+    got = run_kernel(kernel(entmax.entmax(x.shape, alpha, axis), level), X86_LEVELS[level], [x], x.shape)
+    assert_shares(got, x, alpha, axis)
+    assert (got[np.isneginf(x)] == 0).all()
+
+
+def test_entmax_of_a_vocabulary(run_kernel):
+    x = np.random.default_rng(2).standard_normal((3, 32000)).astype(np.float32)
+    x[1] *= 1e-4
+    x[2] *= 4
+    got = run_kernel(kernel(entmax.entmax(x.shape, 1.5)), X86_LEVELS["v3"], [x], x.shape)
+    # A row that is nearly flat is a sum of 32000 equal terms in float32.
+    np.testing.assert_allclose(got, exact_entmax(x.astype(np.float64), 1.5), atol=1e-7, rtol=2e-4)
+
+
+@pytest.mark.parametrize("alpha", [1.3, 1.5])
+def test_a_row_does_not_depend_on_its_neighbours(run_kernel, alpha):
+    """Rows are taken together until the last of them has ended; the others stay as they are."""
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((8, 65)).astype(np.float32)
+    func = kernel(entmax.entmax((8, 65), alpha))
+    got = run_kernel(func, X86_LEVELS["v3"], [x], x.shape)
+    x[1::2] = rng.standard_normal((4, 65)) * 1e-4
+    np.testing.assert_array_equal(run_kernel(func, X86_LEVELS["v3"], [x], x.shape)[::2], got[::2])
+
+
+@pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0])
+def test_entmax_row_with_nan_or_inf_is_nan(run_kernel, alpha):
+    x = np.random.default_rng(5).standard_normal((4, 33)).astype(np.float32)
+    x[0, 7], x[1, 32], x[2] = np.nan, np.inf, -np.inf
+    got = run_kernel(kernel(entmax.entmax(x.shape, alpha)), X86_LEVELS["v3"], [x], x.shape)
+    assert np.isnan(got[:3]).all()
+    assert_shares(got[3:], x[3:], alpha, -1)
+
+
+@pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0])
+def test_the_definition_of_entmax_is_right_unscheduled(run_kernel, alpha):
+    math.install()
+    x = np.random.default_rng(3).standard_normal((3, 9, 2)).astype(np.float32) * 2
+    x[0, :4, 0], x[1] = -np.inf, 3.0
+    got = run_kernel(entmax.entmax(x.shape, alpha, 1), X86_LEVELS["v3"], [x], x.shape)
+    assert_shares(got, x, alpha, 1)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.5])
+def test_an_alpha_without_a_kernel_is_refused(alpha):
+    with pytest.raises(ValueError, match=f"entmax: required an alpha above 1, at most 2, found {alpha}"):
+        entmax.entmax((3, 4), alpha)
 
 
 def test_definitions_mean_what_their_kernels_compute(run_kernel):
@@ -178,7 +263,9 @@ def cpu_flags() -> str:
     return Path("/proc/cpuinfo").read_text()
 
 
-@pytest.mark.parametrize("make", [softmax.softmax, sparsemax.sparsemax])
+@pytest.mark.parametrize(
+    "make", [softmax.softmax, sparsemax.sparsemax, lambda shape: entmax.entmax(shape, 1.3)]
+)
 def test_rows_take_no_memory_from_the_runtime(make):
     func = kernel(make((64, 1000))).with_attr("global_symbol", "main")
     ir = tvm.tirx.build(func, target=X86_LEVELS["v4"].tvm_target(), pipeline="s_tir").inspect_source("ll")

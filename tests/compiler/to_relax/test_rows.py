@@ -1,4 +1,4 @@
-"""Softmax, LogSoftmax, LayerNormalization and Sparsemax over any axis."""
+"""Softmax, LogSoftmax, LayerNormalization, Sparsemax and Entmax over any axis."""
 
 import numpy as np
 import onnx
@@ -88,7 +88,7 @@ def test_layer_normalization_of_special_rows(case, single_op, same_as_ort):
 # Sparsemax, put in the place of softmax ------------------------------------------------------------------
 
 
-def sparsemax_model(shape, axis) -> onnx.ModelProto:
+def sparse_model(shape, axis, passes: str, op: str) -> onnx.ModelProto:
     import onnx_ir as ir
 
     from sparsec.passes import parse_pipeline, run_pipeline
@@ -98,8 +98,8 @@ def sparsemax_model(shape, axis) -> onnx.ModelProto:
     node = onnx.helper.make_node("Softmax", ["x"], ["y"], axis=axis, name="node")
     graph = onnx.helper.make_graph([node], "g", [x], [y])
     model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]))
-    run_pipeline(model, parse_pipeline("sparsemax{where=all}"))
-    assert [n.op_type for n in model.graph] == ["Sparsemax"]
+    run_pipeline(model, parse_pipeline(passes))
+    assert [n.op_type for n in model.graph] == [op]
     return ir.to_proto(model)
 
 
@@ -109,7 +109,7 @@ def test_sparsemax(shape, axis, run_graph, agree):
     from entmax import sparsemax
 
     x = array(*shape)
-    found = run_graph(sparsemax_model(shape, axis), {"x": x}).outputs
+    found = run_graph(sparse_model(shape, axis, "sparsemax{where=all}", "Sparsemax"), {"x": x}).outputs
     expected = sparsemax(torch.from_numpy(x).double(), dim=axis % len(shape)).numpy().astype(np.float32)
     agree(found, {"y": expected})
 
@@ -120,6 +120,19 @@ def test_sparsemax_of_special_rows(case, run_graph, agree):
     from entmax import sparsemax
 
     x = ROWS[case].astype(np.float32)
-    found = run_graph(sparsemax_model(x.shape, -1), {"x": x}).outputs
+    found = run_graph(sparse_model(x.shape, -1, "sparsemax{where=all}", "Sparsemax"), {"x": x}).outputs
     expected = sparsemax(torch.from_numpy(x).double(), dim=-1).numpy().astype(np.float32)
     agree(found, {"y": expected})
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "alpha"), [((7, 17), 0, 1.5), ((2, 3, 7, 4), 2, 1.25), ((3, 33), -1, 1.5)]
+)
+def test_entmax(shape, axis, alpha, run_graph, agree):
+    import torch
+    from entmax import entmax_bisect
+
+    x = array(*shape)
+    model = sparse_model(shape, axis, f"entmax{{alpha={alpha},where=all}}", "Entmax")
+    expected = entmax_bisect(torch.from_numpy(x).double(), alpha, dim=axis, n_iter=60).numpy()
+    agree(run_graph(model, {"x": x}).outputs, {"y": expected.astype(np.float32)})

@@ -11,11 +11,11 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from sparsec.passes import PassError
-from sparsec.passes.ops import DOMAIN, OPS, ensure_function, infer, sparsemax, threshold
+from sparsec.passes.ops import DOMAIN, OPS, ensure_function, entmax, infer, sparsemax, threshold
 
 ROOT = Path(__file__).resolve().parents[3]
 NAN, INF = np.nan, np.inf
-MINE = [op.name for op in (*threshold.OPS, *sparsemax.OPS)]
+MINE = [op.name for op in (*threshold.OPS, *sparsemax.OPS, *entmax.OPS)]
 
 # Rows with ties, all equal, masks, infinities, NaN, cancellation, zeros of both signs.
 ROWS = np.array(
@@ -58,7 +58,8 @@ def test_body_means_what_numpy_says(name, opset, dtype, run_ort, tmp_path):
     op = OPS[name]
     operands = [ROWS, np.array([[0.3], [0.0]] * 5 + [[0.25]]), np.array(0.5)]
     arrays = [a.astype(dtype) for a in operands[: len(op.inputs)]]
-    model = model_with(name, arrays, {"axis": 1} if name == "Sparsemax" else {}, opset)
+    attributes = {"Sparsemax": {"axis": 1}, "Entmax": {"axis": 1, "alpha": 1.5}}.get(name, {})
+    model = model_with(name, arrays, attributes, opset)
     path = tmp_path / "model.onnx"
     ir.save(model, path)
     proto = onnx.load(path)
@@ -74,7 +75,10 @@ def test_body_means_what_numpy_says(name, opset, dtype, run_ort, tmp_path):
         return
     for got in outputs:
         assert got.dtype == dtype
-        np.testing.assert_array_equal(got, expected)
+        if name == "Entmax":  # the reference works in float64
+            np.testing.assert_allclose(got, expected, rtol=0, atol=float(2 * np.finfo(dtype).eps))
+        else:
+            np.testing.assert_array_equal(got, expected)
 
 
 def exact(name: str, x: float, tau: float, m: float) -> float:
@@ -135,6 +139,45 @@ def test_sparsemax_keeps_digits_of_large_inputs(size):
     x = (1e4 + np.random.default_rng(size).normal(size=(8, size))).astype(np.float32)
     p = sparsemax.sparsemax(x)
     np.testing.assert_allclose(p, sparsemax.sparsemax(x.astype(np.float64)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.05, 1.3, 1.5, 1.8, 2.0, 3.0])
+@pytest.mark.parametrize("axis, n", [(1, 1), (1, 7), (0, 129), (-1, 1000)])
+def test_entmax_is_entmax_s(alpha, axis, n, run_ort):
+    torch, package = pytest.importorskip("torch"), pytest.importorskip("entmax")
+    shape = [5, 5]
+    shape[axis] = n
+    x = np.random.default_rng(n).normal(size=shape) * np.geomspace(1e-5, 30, 5).reshape(
+        -1, *[1] * (axis != 0)
+    )
+    exact = float(np.float32(alpha))
+    want = package.entmax_bisect(torch.tensor(x), exact, dim=axis, n_iter=80).numpy()
+    np.testing.assert_allclose(entmax.entmax(x, alpha, axis), want, rtol=0, atol=1e-13)
+    if alpha == 1.5:
+        sort = package.entmax15(torch.tensor(x), dim=axis).numpy()
+        np.testing.assert_allclose(entmax.entmax(x, alpha, axis), sort, rtol=0, atol=1e-13)
+    got = run_ort(model_with("Entmax", [x], {"axis": axis, "alpha": alpha}, 20), {"i0": x})
+    # Above alpha 2 a share rises without bound from 0: 24 halvings in float64 show.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 if alpha <= 2 else 1e-3)
+
+
+@pytest.mark.parametrize("alpha", [1.2, 1.5, 1.9])
+def test_entmax_solves_its_equation(alpha):
+    """SciPy's root of sum max(a z - tau, 0)^(1/a) = 1, row by row."""
+    optimize = pytest.importorskip("scipy.optimize")
+    a = float(np.float32(alpha)) - 1
+    for z in np.random.default_rng(3).normal(size=(4, 33)):
+        z = a * (z - z.max())
+        tau = optimize.brentq(lambda t, z=z: (np.maximum(z - t, 0) ** (1 / a)).sum() - 1, -1, 0, xtol=1e-15)
+        np.testing.assert_allclose(entmax.entmax(z / a, alpha), np.maximum(z - tau, 0) ** (1 / a), atol=1e-12)
+
+
+def test_entmax_defaults(run_ort):
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    got = run_ort(model_with("Entmax", [x], {}, 20), {"i0": x})
+    np.testing.assert_array_equal(
+        got, run_ort(model_with("Entmax", [x], {"alpha": 1.5, "axis": 1}, 20), {"i0": x})
+    )
 
 
 @pytest.mark.parametrize("name", [op.name for op in threshold.OPS])

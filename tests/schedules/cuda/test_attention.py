@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparsec.passes.ops.entmax import entmax
 from sparsec.passes.ops.sparsemax import sparsemax
 from sparsec.schedules.attention import Attention, Strided
 from sparsec.schedules.cuda import attention_kernel, attention_tile, attention_whole
@@ -13,7 +14,11 @@ from sparsec.schedules.cuda.attention_kernel import rule
 from sparsec.schedules.cuda.attention_tile import TILES, Shape, tile_for
 
 BATCH = 2
-NORMALISERS = {"softmax": lambda s: torch.softmax(torch.from_numpy(s), -1).numpy(), "sparsemax": sparsemax}
+NORMALISERS = {
+    "softmax": lambda s: torch.softmax(torch.from_numpy(s), -1).numpy(),
+    "sparsemax": sparsemax,
+    "entmax": entmax,
+}
 
 
 def dense(*shape, dtype="float32"):
@@ -23,7 +28,7 @@ def dense(*shape, dtype="float32"):
 
 def plain(m, n, d, e, normaliser="softmax", **more):
     places = (dense(BATCH, m, d), dense(BATCH, n, d), dense(BATCH, n, e))
-    return Attention((BATCH,), m, n, d, e, *places, normaliser, **more)
+    return Attention((BATCH,), m, n, d, e, *places, normaliser, alpha=1.5, **more)
 
 
 def operands(spec, seed=0):
@@ -51,6 +56,7 @@ def scores(q, k):
         (1, 1, 1, 7, "sparsemax"),
         (1, 1025, 5, 3, "softmax"),  # keys dealt out to three blocks, of which the last has a round of one
         (2, 6500, 4, 4, "sparsemax"),  # rows that are spilled
+        (17, 129, 16, 16, "entmax"),
     ],
 )
 def test_sizes(run_emulated, assert_close, m, n, d, e, normaliser):
@@ -91,8 +97,18 @@ IS_NAN, KEYLESS = ("Where", ("IsNaN", "S"), 0.0, "S"), ("Where", ("operand", 2),
         (IS_NAN, "softmax", 290),
         (KEYLESS, "softmax", 290),
         (IS_NAN, "sparsemax", 290),
+        (IS_NAN, "entmax", 70),
     ],
-    ids=["no guard", "by its result", "by the mask", "sparsemax", "split", "split by the mask", "spilled"],
+    ids=[
+        "no guard",
+        "by its result",
+        "by the mask",
+        "sparsemax",
+        "split",
+        "split by the mask",
+        "spilled",
+        "entmax",
+    ],
 )
 def test_scores_masks_and_rows_without_a_key(run_emulated, monkeypatch, guard, normaliser, n):
     """Keys that are masked at the start, in the middle and at the end; rows of NaN and infinity.

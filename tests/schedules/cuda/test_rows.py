@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsec.schedules import bits, layer_norm, softmax, sparsemax
+from sparsec.passes.ops.entmax import entmax as exact_entmax
+from sparsec.schedules import bits, entmax, layer_norm, softmax, sparsemax
 from sparsec.schedules.cuda.row import MemoryRow
 from sparsec.schedules.cuda.rows import rule
 from sparsec.schedules.halves import HALVES
@@ -31,6 +32,10 @@ PROJECTIONS = {
     "softmax": (softmax.softmax, lambda x: torch.softmax(x, -1)),
     "log_softmax": (softmax.log_softmax, lambda x: torch.log_softmax(x, -1)),
     "sparsemax": (sparsemax.sparsemax, torch_sparsemax),
+    "entmax": (
+        lambda shape: entmax.entmax(shape, 1.5),
+        lambda x: torch.from_numpy(exact_entmax(x.numpy(), 1.5)),
+    ),
 }
 
 
@@ -49,6 +54,17 @@ def test_sparsemax_of_ties_and_extremes(run_emulated, assert_close, x):
     x = np.array(x, np.float32)
     want = torch_sparsemax(torch.from_numpy(x.astype(np.float64))).numpy()
     for y in run_emulated(sparsemax.sparsemax(x.shape), "row", [x], (x.shape, np.float32), checked=False):
+        assert_close(y, want)
+
+
+@pytest.mark.parametrize("alpha", [1.1, 1.25, 2.0])
+def test_entmax_of_every_alpha(run_emulated, assert_close, alpha):
+    """Rows that end early and late, ties, masks, one winner."""
+    x = np.random.default_rng(0).standard_normal((7, 41)) * np.geomspace(1e-4, 30, 7)[:, None]
+    x[3, 5:9], x[4, ::3], x[5, 40] = x[3].max(), -np.inf, 1e30
+    x = x.astype(np.float32)
+    want = exact_entmax(x.astype(np.float64), alpha)
+    for y in run_emulated(entmax.entmax(x.shape, alpha), "row", [x], (x.shape, np.float32), checked=False):
         assert_close(y, want)
 
 
