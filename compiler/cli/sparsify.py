@@ -165,6 +165,7 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
     from sparsec.compiler.package import publish
     from sparsec.compiler.prune import PruneRequest, prune_model
     from sparsec.compiler.weight_quant import calibrated
+    from sparsec.passes.weight_quant import QuantiseWeights
 
     pipeline = passes.parse_pipeline(request["passes"])
     log("read the model")
@@ -172,8 +173,9 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
     form.infer(model)  # passes ask for dtypes and shapes
     before = ir.to_proto(model).SerializeToString()
     log("run the passes")
-    asked = calibrated(pipeline, request["calib"], log)
-    findings, layers, plan = passes.run_pipeline(model, asked), [], None
+    late = [pass_ for pass_ in pipeline if isinstance(pass_, QuantiseWeights)]  # what it makes is not pruned
+    early = [pass_ for pass_ in pipeline if pass_ not in late]
+    findings, layers, plan = passes.run_pipeline(model, early), [], None
     if request["prune"]:
         asked = PruneRequest(calib=request["calib"], **request["prune"])
         if request["budget"]:
@@ -181,6 +183,8 @@ def transform(request: dict, log: Callable[[str], None]) -> dict:
         else:
             found, layers = prune_model(model, asked, log)
         findings += found
+    for pass_ in calibrated(late, request["calib"], log):
+        findings += pass_(model).findings
     after = ir.to_proto(model).SerializeToString()
     log("compare the outputs")
     feeds, told = inputs(model, request["calib"])

@@ -293,6 +293,11 @@ def test_weights_alone_are_rounded_on_data(call, one_line, tmp_path, ort_run):
         assert call(*given, *options).exit_code == 0
         errors.append(np.square(ort_run(out, {"x": x})["y"] - ort_run(model, {"x": x})["y"]).mean())
     assert errors[1] < 0.6 * errors[0]
+    pattern = ("--pattern", "2:4x16", "--method", "sparsegpt", "--no-group", "--min-size", "0")
+    assert call(*given, "--calib", data, *pattern).exit_code == 0  # pruned first
+    (node,) = (n for n in onnx.load(out).graph.node if n.name == "second")
+    attributes = {a.name: a.i for a in node.attribute}
+    assert node.op_type == "WeightQuantMatMul" and (attributes["n"], attributes["m"]) == (2, 4)
     np.savez(data, x=1e37 * x)
     result = call(*given, "--calib", data)
     assert result.exit_code == 1 and "'second' is not finite on the calibration data" in one_line(result)
