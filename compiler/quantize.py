@@ -41,7 +41,7 @@ WORTH = 0.02
 
 @dataclass(frozen=True)
 class QuantizeRequest:
-    """`ranges`: a key of `RANGES` or `BEST`; `rounding`: of `ROUNDINGS`, `threshold`: of its `gpfq`;
+    """`ranges`: a key of `RANGES` or `BEST`; `rounding`: of `ROUNDINGS`, `threshold`, `soft`: of its `gpfq`;
     `pattern`: "" or one to prune to with `method`. `mask`, `layers`, `skip`, `min_size`, `damping` and
     `group` are those of `PruneRequest`, size and `group` for the pattern alone. `floats`: share of the
     multiply-adds that may stay float32 where that takes back most. `max_error`, `max_drop` and `metric`: a
@@ -51,6 +51,7 @@ class QuantizeRequest:
     ranges: str = BEST
     rounding: str = "descent"
     threshold: float = 0.0
+    soft: bool = False
     migrate: bool = True
     pattern: str = ""
     method: str = "search"
@@ -155,6 +156,7 @@ def _settings(request: QuantizeRequest, mask: str | None) -> Settings:
         damping=request.damping,
         mask=mask,
         threshold=request.threshold,
+        soft=request.soft,
     )
 
 

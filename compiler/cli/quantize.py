@@ -45,6 +45,11 @@ ROUNDINGS = ("nearest", "gpfq", "obs", "descent")
     help="With --rounding gpfq: weights become zero below so many steps of 1/127 of their channel's largest.",
 )
 @click.option(
+    "--soft/--hard",
+    default=False,
+    help="With --threshold: what is larger shrinks by as much, or stays.",
+)
+@click.option(
     "--migrate/--no-migrate",
     default=True,
     help="Even out the channels of activations by scales that weights take back, where that helps.",
@@ -97,6 +102,8 @@ def quantize(model: Path, calib: Path, out: Path, as_json: bool, **asked) -> Non
     """Quantise the layers of MODEL.onnx to int8 with calibration data, and write the result as ONNX."""
     if asked["threshold"] and asked["rounding"] != "gpfq":
         raise click.UsageError("--threshold goes with --rounding gpfq.")
+    if asked["soft"] and not asked["threshold"]:
+        raise click.UsageError("--soft goes with --threshold.")
     if asked["metric"] and asked["max_drop"] is None:
         raise click.UsageError("--metric goes with --max-drop.")
     request = asked | {

@@ -53,17 +53,19 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A layer that was pruned: the weight that its node reads now, and one report per convolution group."""
+    """A layer that was pruned: the weight that its node reads now, and one report per convolution group.
+
+    `pattern` is None where something else was done to it than pruning."""
 
     layer: Layer
-    pattern: Pattern
+    pattern: Pattern | None
     weight: ir.Value
     reports: tuple[dict, ...]
 
 
 def walk(
     model: ir.Model,
-    wanted: Sequence[tuple[Layer, Pattern]],
+    wanted: Sequence[tuple[Layer, Pattern | None]],
     dense: Observe,
     pruned: Observe,
     settings: Settings,

@@ -33,8 +33,9 @@ from sparsec.passes.quantize.seen import Seen, look, not_finite
 @dataclass(frozen=True)
 class Settings:
     """`ranges`: keys of `ranges.RANGES`, of several the best for each input; `rounding`: a key of
-    `rounding.ROUNDINGS`, `threshold` that of its `gpfq`; `migrate`: see `migration`. `method`, `reconstruct`,
-    `damping` and `mask` are those of `prune.walk.Settings`; `method` counts where there is a pattern."""
+    `rounding.ROUNDINGS`, `threshold` and `soft` those of its `gpfq`; `migrate`: see `migration`. `method`,
+    `reconstruct`, `damping` and `mask` are those of `prune.walk.Settings`; `method` counts where there is a
+    pattern."""
 
     ranges: tuple[str, ...]
     rounding: str
@@ -44,6 +45,7 @@ class Settings:
     damping: float | None = None
     mask: str | None = None
     threshold: float = 0.0
+    soft: bool = False
 
     @property
     def round(self) -> Round:
@@ -52,7 +54,7 @@ class Settings:
             return ROUNDINGS[self.rounding]
         if self.rounding != "gpfq":
             raise PassError(f"quantize: a threshold needs rounding gpfq, found {self.rounding}")
-        return partial(gpfq, threshold=self.threshold)
+        return partial(gpfq, threshold=self.threshold, soft=self.soft)
 
 
 @dataclass(frozen=True, eq=False)

@@ -217,11 +217,16 @@ def test_calibration_data_are_required(call):
 def test_a_threshold_promotes_zeros(call, tmp_path):
     model, data, _ = perceptron(tmp_path)
     kept = []
-    for options in (("--rounding", "gpfq"), ("--rounding", "gpfq", "--threshold", "40")):
-        result = call("quantize", model, "--calib", data, "-o", tmp_path / "out.onnx", *options, "--json")
+    for options in ((), ("--threshold", "40"), ("--threshold", "40", "--soft")):
+        result = call(
+            *("quantize", model, "--calib", data, "-o", tmp_path / "out.onnx", "--rounding", "gpfq"),
+            *(*options, "--json"),
+        )
         assert result.exit_code == 0, result.stderr
         kept.append(np.mean([layer["kept"] for layer in json.loads(result.stdout)["layers"]]))
-    assert kept[1] < kept[0] - 0.1
+    assert kept[1] < kept[0] - 0.1 and kept[2] != kept[1]
+    result = call("quantize", model, "--calib", data, "-o", tmp_path / "out.onnx", "--soft")
+    assert result.exit_code == 2 and "--soft goes with --threshold" in result.stderr
     result = call("quantize", model, "--calib", data, "-o", tmp_path / "out.onnx", "--threshold", "40")
     assert result.exit_code == 2 and "--threshold goes with --rounding gpfq" in result.stderr
 
