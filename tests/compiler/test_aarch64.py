@@ -13,6 +13,7 @@ import ziglang
 from integer_sums import convolved, operands
 from quantised_models import Quantised
 
+from benchmarks import loops
 from sparsec.compiler import emulator
 from sparsec.compiler.objects import build_library, object_file
 from sparsec.compiler.pipeline import compile_model
@@ -197,6 +198,25 @@ def test_artifacts(made, precision, levels, error, tmp_path):
     assert found["within"] and found["max_rel_to_scale"] <= error
     assert [(layer["kernel"], layer["pattern"]) for layer in report["layers"]][1] == ("sparse", "2:4x32")
     assert report["packings"] == [levels]
+
+
+# Machine code --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("level", "gemm"), [("neondot", "2:4x32"), ("neoni8mm", "dense"), ("neonbf16", "dense")]
+)
+def test_inner_loops(level, gemm):
+    """Nothing but products of words, loads and lookups; nothing spilled."""
+    isa, name = loops.ISAS[level], f"gemm {gemm}"
+    spec = loops.cases(isa.precision)[name]
+    found = loops.row(level, name, spec)
+    lookups = 12 if gemm == "2:4x32" else 0
+    assert found["multiply_adds"] >= 80 and found["spilled"] == 0
+    assert found["instructions"] <= 1.3 * found["multiply_adds"] + 2 * lookups
+    loop = loops.inner_loop(LEVELS[level], spec)
+    assert not [line for line in loop if re.match(r"(dup|ld1r|mul|mla|fmla|ushll|sshll)\b", line)]
+    assert any(line.startswith("tbl") for line in loop) == bool(lookups)
 
 
 # Targets -------------------------------------------------------------------------------------------------
