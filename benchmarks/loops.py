@@ -43,7 +43,7 @@ class Isa:
 
 
 _AARCH64 = (r"ld", r"st", r"\[sp|\[x29", r"\b[qsdv]\d+")
-_SMALL = {"Cortex-A55": "cortex-a55", "Neoverse N1": "neoverse-n1"}
+_SMALL = {"Cortex-A55": "cortex-a55", "Cortex-A76": "neoverse-n1"}
 _LARGE = {"Neoverse N2": "neoverse-n2", "Neoverse V1": "neoverse-v1"}
 ISAS = {
     "neon": Isa(r"fmla\t", *_AARCH64, {"Cortex-A72": "cortex-a72", **_SMALL, **_LARGE}),
@@ -63,7 +63,7 @@ ISAS = {
 }
 ROWS, DEPTH, CHANNELS = 96, 256, 64
 #: Multiply-adds that a core begins in a cycle.
-PEAKS = {"Cortex-A55": 1, "Cortex-A72": 1, "Neoverse N1": 2, "Neoverse N2": 2, "Neoverse V1": 4}
+PEAKS = {"Cortex-A55": 1, "Cortex-A72": 1, "Cortex-A76": 2, "Neoverse N2": 2, "Neoverse V1": 4}
 PATTERNS = {
     "dense": DENSE,
     "2:4x32": Pattern(2, 4, 32),
@@ -105,7 +105,7 @@ def inner_loop(cpu: Cpu, spec) -> list[str]:
             label, body = found[1], []
         elif re.match(r"\t[a-z]", line) and label:
             body.append(line.strip())
-            jumps = re.match(r"\tb\S*\s.*?(\.L\w+)", line)
+            jumps = re.match(r"\t[ct]?b\S*\s.*?(\.L\w+)", line)
             if (
                 jumps
                 and jumps[1] == label
@@ -195,12 +195,12 @@ Written by `python -m benchmarks loops`; nothing was run.  {ROWS} rows, {DEPTH} 
 that an iteration loads, "best tile" is the most multiply-adds per load of any tile that the level's registers
 hold, "spilled" are stores and accesses to the stack.  Cycles of an iteration are llvm-mca's, with all memory
 in the first-level cache.  Levels of lower precision multiply two or four values a lane, neondot and neoni8mm
-int8, neonbf16 bfloat16.
+int8, neonbf16 bfloat16.  Cortex-A76 is simulated as Neoverse N1, its twin.
 """
 RATES = """
 ## Rates
 
-Of the multiply-adds that a core can begin (one in a cycle on Cortex-A55 and A72, two on Neoverse N1 and N2,
+Of the multiply-adds that a core can begin (one in a cycle on Cortex-A55 and A72, two on A76 and Neoverse N2,
 four on V1); and how fast a layer is beside the dense one in float32 on that core, zeros counted as work.
 """
 

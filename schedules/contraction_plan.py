@@ -21,6 +21,8 @@ ASSEMBLED = {1: 0, 2: 4, 4: 10}
 REPEATED = 0.8
 #: What it takes to look up a word with others, and to change its signs.
 LOOKED_UP = 0.5
+#: Registers that a lookup takes: where it looks, and for what.
+IN_TABLE = 3
 #: Panels that a tile may span.  The first of equals wins: two share a broadcast and leave many rows.
 PANEL_CHOICES = (2, 1, 3, 4, 6, 8)
 #: The same for a single row that permutes: memory limits it, and more panels ask it for more lines at once.
@@ -63,9 +65,12 @@ class TilePlan:
         if self.form == "lanes":
             rows = (self.cpu.registers - (1 + self.parts_held) * (vectors + 1) - self.parts_held) // vectors
         else:
-            whole, parts = self.parts_held > 1, self.parts_held  # and a word, before it is taken apart
-            weights_held = (self.cpu.registers - whole - parts * (1 + vectors)) // (vectors + self.rows_held)
-            broadcasts_held = (self.cpu.registers - whole - parts) // (vectors + parts)
+            parts = self.parts_held
+            free = self.cpu.registers - (parts > 1)  # a word, before it is taken apart
+            if self.rows_held and self.form == "shared":
+                free -= IN_TABLE
+            weights_held = (free - parts * (1 + vectors)) // (vectors + self.rows_held)
+            broadcasts_held = (free - parts) // (vectors + parts)
             rows = broadcasts_held if self.single else max(weights_held, min(broadcasts_held, vectors))
         sets = (
             CACHE_SETS // math.gcd(self.stride // LINE, CACHE_SETS) if self.stride % LINE == 0 else CACHE_SETS
