@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -164,11 +164,14 @@ def page() -> tuple[str, list[str]]:
         "|---|---|---|---|" + "---|" * len(ARCHITECTURES) + "---|",
     ]
     for case in some:
-        launch, *_ = kernels.launches[case.name]  # what adds up sums of several blocks is no matter
+        launch, *others = kernels.launches[case.name]  # which join what several blocks leave
         x, y, z = launch.block
         found = {arch: compiled[launch.kernel] for arch, compiled in by_arch.items()}
         for arch, one in found.items():
             wrong += complaints(case, arch, launch.shared, one)
+            for other in others:
+                rest = replace(case, instructions=())
+                wrong += complaints(rest, arch, other.shared, by_arch[arch][other.kernel])
         shared = launch.shared + found["sm_80"].static_shared
         registers = sorted({one.registers for one in found.values()})
         cells = [

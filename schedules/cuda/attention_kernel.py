@@ -6,8 +6,7 @@ was summed before is made smaller by as much, and nothing is divided before the 
 Sparsemax and entmax do: the scores of all keys stay in shared memory, where lanes side by side have a row and
 find its threshold; no score is written to the memory of the device before there are some thousand keys.
 
-Where there are few tiles of queries for softmax, blocks share the keys of one, and a second kernel joins what
-they leave.
+Where there are few tiles of queries, blocks share the keys of one, and another kernel joins what they leave.
 """
 
 from tvm import tirx
@@ -17,16 +16,16 @@ from sparsec.schedules.attention import Attention, spec_of
 from sparsec.schedules.cuda import attention_tensor_tile, ptx
 from sparsec.schedules.cuda.attention_online import Online
 from sparsec.schedules.cuda.attention_split import Split
+from sparsec.schedules.cuda.attention_split_whole import SplitWhole
 from sparsec.schedules.cuda.attention_tensor import TensorOnline, TensorSpilled, TensorSplit, TensorWhole
 from sparsec.schedules.cuda.attention_tensor_tile import TensorShape
-from sparsec.schedules.cuda.attention_tile import Shape, own_rounds, rounds, tile_for
+from sparsec.schedules.cuda.attention_tile import Shape, tile_for
 from sparsec.schedules.cuda.attention_whole import Spilled, Whole
 from sparsec.schedules.cuda.target import Gpu
 
-#: Softmax, by one block for each tile of queries and by several; then whole rows, the first that there is
-#: room for.
-KINDS = Online, Split, (Whole, Spilled)
-TENSOR_KINDS = TensorOnline, TensorSplit, (TensorWhole, TensorSpilled)
+#: For scores that are forgotten and for whole rows of them: the first that takes it and has a tile.
+KINDS = (Split, Online), (SplitWhole, Whole, Spilled)
+TENSOR_KINDS = (TensorSplit, TensorOnline), (TensorWhole, TensorSpilled)
 
 
 def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
@@ -55,16 +54,15 @@ def _kernel(spec: Attention, gpu: Gpu):
     """The class of the kernel with its shape and tile, or None."""
     if spec.bytes or spec.narrow and attention_tensor_tile.not_in_pairs(spec):
         return None
-    online, split, others = TENSOR_KINDS if spec.narrow else KINDS
+    online, whole = TENSOR_KINDS if spec.narrow else KINDS
     shape = (TensorShape if spec.narrow else Shape).of(spec)
-    for kind in (online,) if _forgets(spec) else others:
+    for kind in online if _forgets(spec) else whole:
         if spec.narrow:
             tile = attention_tensor_tile.tile_for(spec, shape, gpu, kind.kind)
         else:
             tile = tile_for(spec, shape, gpu.shared, kind.kind)
-        if tile:
-            shared = kind is online and own_rounds(spec, tile) < rounds(spec, tile)
-            return split if shared else kind, shape, tile
+        if tile and kind.takes(spec, tile):
+            return kind, shape, tile
     return None
 
 

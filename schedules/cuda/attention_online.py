@@ -18,7 +18,6 @@ class Online(Kernel):
 
     def __init__(self, spec: Attention, shape: Shape, tile: Tile, params: list[tir.Buffer]):
         super().__init__(spec, shape, tile, params)
-        self.start, self.own = tir.i64(0), tir.i64(self.rounds)  # rounds of the block
         self.tops, self.totals = (ptx.registers(n, tile.height, "float32") for n in ("tops", "totals"))
         self.joins(tile.warps_k)
 
@@ -70,7 +69,7 @@ class Online(Kernel):
         return [
             *self.start_rows(),
             self.fetch_queries(),
-            self.fetch_keys(self.start, words.keys),
+            self.fetch_keys(tir.i64(0) + self.start, words.keys),
             ptx.commit(),
             tir.loop("step", self.own, step),
         ]

@@ -9,7 +9,7 @@ from sparsec.schedules.attention import Attention, Strided, evaluate
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.attention_tile import Shape, Tile, blocks, rounds, run_bytes
 from sparsec.schedules.cuda.results import deal, every
-from sparsec.schedules.cuda.target import WARP
+from sparsec.schedules.cuda.target import THREADS, WARP
 
 LOW, ZERO, ONE = tir.f32(float("-inf")), tir.f32(0.0), tir.f32(1.0)
 
@@ -19,11 +19,17 @@ class Kernel:
 
     kind: str
 
+    @staticmethod
+    def takes(spec: Attention, tile: Tile) -> bool:
+        """Whether this is the kernel for it, if the tile fits."""
+        return True
+
     def __init__(self, spec: Attention, shape: Shape, tile: Tile, params: list[tir.Buffer]):
         self.spec, self.shape, self.tile = spec, shape, tile
         self.q, self.k, self.v, *self.operands, self.y = params
         self.words = tile.words(spec, shape, self.kind)
         self.rounds = rounds(spec, tile)
+        self.start, self.own = 0, self.rounds  # rounds of the block
         self.scores = ptx.registers("scores", tile.held * tile.width, "float32")
         self.sums = ptx.registers("sums", tile.held * shape.columns, "float32")
         self.reserve()
@@ -39,7 +45,8 @@ class Kernel:
 
     def block(self, index, thread) -> tir.Stmt:
         self.thread_is(thread)
-        made = self.queries_of(index)
+        self.tile_is(index)
+        made = self.all_steps()
         return tir.seq([*self.declared(), made])
 
     def thread_is(self, thread) -> None:
@@ -48,11 +55,17 @@ class Kernel:
         self.turn, self.side = self.warp % tile.warps_k, lane % tile.side
         self.row = self.warp // tile.warps_k * (tile.height * tile.down) + lane // tile.side
 
-    def queries_of(self, index) -> tir.Stmt:
-        """All that is to be done for the ``index``-th tile of queries."""
+    def tile_is(self, index) -> None:
         across = -(-self.spec.m // self.tile.queries)
         self.first, self.unit = index % across * self.tile.queries, index // across
         self.batch = tir.unflatten(self.unit, self.spec.batch)
+
+    def rounds_are(self, split, most: int) -> None:
+        """Those of the ``split``-th of several blocks that share the keys of a tile."""
+        self.start = split * most
+        self.own = tirx.min(tir.i64(most), self.rounds - self.start)
+
+    def all_steps(self) -> tir.Stmt:
         steps = self.steps()
         return tir.seq([ptx.zero(self.sums), *steps, *self.finish()])
 
@@ -268,6 +281,19 @@ class Kernel:
 
     def store(self, query, column, value) -> tir.Stmt:
         return tirx.BufferStore(self.y, self.spec.stored(value), self.spec.y_index(self.batch, query, column))
+
+    def each_result(self, body: Callable) -> tir.Stmt:
+        """A kernel of ``body(column)`` for each result, which is ``first`` of the queries at hand."""
+        spec = self.spec
+        count = spec.batches * spec.m * spec.e
+
+        def block(index, thread):
+            at = index * THREADS + thread
+            self.unit, self.first, column = tir.unflatten(at, (spec.batches, spec.m, spec.e))
+            self.batch = tir.unflatten(self.unit, spec.batch)
+            return ptx.when(at < count if count % THREADS else None, body(column))
+
+        return ptx.grid((-(-count // THREADS),), THREADS, block)
 
     def finish_rows(self, own) -> list[tir.Stmt]:
         """What else the warps leave of their rows, the first of which is ``own`` of all warps' rows."""

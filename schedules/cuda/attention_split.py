@@ -11,13 +11,16 @@ from sparsec.schedules import tir
 from sparsec.schedules.attention import Attention
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.attention_online import Online
-from sparsec.schedules.cuda.attention_tile import Shape, Tile, blocks, own_rounds
+from sparsec.schedules.cuda.attention_tile import Shape, Tile, blocks, own_rounds, rounds
 from sparsec.schedules.cuda.results import deal
-from sparsec.schedules.cuda.target import THREADS
 
 
 class Split(Online):
     """Several blocks for a tile of queries, with ``own_rounds`` of keys each."""
+
+    @staticmethod
+    def takes(spec: Attention, tile: Tile) -> bool:
+        return own_rounds(spec, tile) < rounds(spec, tile)
 
     def __init__(self, spec: Attention, shape: Shape, tile: Tile, params: list[tir.Buffer]):
         super().__init__(spec, shape, tile, params)
@@ -31,8 +34,8 @@ class Split(Online):
 
     def body(self) -> tir.Stmt:
         def block(index, split, thread):
-            self.split, self.start = split, split * self.most
-            self.own = tirx.min(tir.i64(self.most), self.rounds - self.start)
+            self.split = split
+            self.rounds_are(split, self.most)
             return self.block(index, thread)
 
         return tir.seq(
@@ -67,29 +70,24 @@ class Split(Online):
     # ---- what becomes of it -----------------------------------------------------------------------------
 
     def join_all(self) -> tir.Stmt:
-        """The second kernel: a thread for each result."""
-        spec = self.spec
-        count = spec.batches * spec.m * spec.e
+        """The second kernel."""
         self.joins(self.splits)
 
-        def block(index, thread):
-            at = index * THREADS + thread
-            self.unit, self.first, column = tir.unflatten(at, (spec.batches, spec.m, spec.e))
-            self.batch = tir.unflatten(self.unit, spec.batch)
+        def of_row(buffer):
+            return lambda split: tir.load(buffer, tir.i64(split), self.unit, self.first)
 
-            def of_row(buffer):
-                return lambda split: tir.load(buffer, tir.i64(split), self.unit, self.first)
-
+        def one(column):
             parts = [
                 tir.load(self.all_sums, tir.i64(split), self.unit, self.first, column) * self.factor(split)
                 for split in range(self.splits)
             ]
-            stmts = [
-                *self.join(self.splits, of_row(self.all_tops), of_row(self.all_totals)),
-                *Online.divide(self, 0, self.splits),
-                Online.store(self, self.first, column, sum(parts[1:], parts[0])),
-            ]
-            made = ptx.when(at < count if count % THREADS else None, tir.seq(stmts))
-            return tir.seq([*tir.alloc([self.numbers, self.factors]), made])
+            return tir.seq(
+                [
+                    *tir.alloc([self.numbers, self.factors]),
+                    *self.join(self.splits, of_row(self.all_tops), of_row(self.all_totals)),
+                    *Online.divide(self, 0, self.splits),
+                    Online.store(self, self.first, column, sum(parts[1:], parts[0])),
+                ]
+            )
 
-        return ptx.grid((-(-count // THREADS),), THREADS, block)
+        return self.each_result(one)

@@ -165,8 +165,7 @@ class TensorOnline(Tensor, Online):
             attend = self.attend(None, keys(stage) + words.values)
             return tir.seq([self.score(t, keys(stage)), self.each_row(self.exponentials), attend])
 
-        own = self.rounds if isinstance(self.own, tirx.IntImm) else self.own
-        *copies, rounds = ptx.pipeline(own, stages, fetch, work)
+        *copies, rounds = ptx.pipeline(self.own, stages, fetch, work)
         come = [ptx.wait(stages - 1), ptx.barrier(), self.hold_queries()] if self.holds else []
         return [*self.start_rows(), self.fetch_queries(), ptx.commit(), *copies, *come, rounds]
 

@@ -4,13 +4,12 @@ Rows that are spilled lie in memory that a block has for itself, so there are no
 at a time, and each takes tiles of queries until none is left.
 """
 
-import functools
 from collections.abc import Callable
 
 from tvm import tirx
 
 from sparsec.schedules import tir
-from sparsec.schedules.attention import evaluate
+from sparsec.schedules.attention import Attention, evaluate
 from sparsec.schedules.cuda import ptx, rows
 from sparsec.schedules.cuda.attention_parts import Kernel
 from sparsec.schedules.cuda.attention_tile import DOWN, SIDE, blocks
@@ -28,10 +27,19 @@ class Whole(Kernel):
     kind = "whole"
 
     def steps(self) -> list[tir.Stmt]:
+        self.normaliser = _TileRow(self, self.rounds * self.tile.keys)
+        normalise = [ptx.barrier(), self.normaliser.body(), ptx.barrier()]
+        return [*self.find_scores(), *normalise, *self.use_values()]
+
+    def find_scores(self) -> list[tir.Stmt]:
         tile, words = self.tile, self.words
         stage = words.stage
 
-        def score(t, at):
+        def fetch(i, at):
+            return self.fetch_keys(self.start + i, words.keys + at * stage)
+
+        def score(i, at):
+            t = self.start + i
             first = t * tile.keys + self.turn * tile.own_keys
 
             def keep(r):
@@ -40,23 +48,21 @@ class Whole(Kernel):
 
             return tir.seq([self.score(t, words.keys + at * stage), self.each_row(keep)])
 
-        def fetch(t, at):
+        return [self.fetch_queries(), ptx.commit(), *ptx.pipeline(self.own, 2, fetch, score)]
+
+    def use_values(self) -> list[tir.Stmt]:
+        tile, words = self.tile, self.words
+        stage = words.stage
+
+        def fetch(i, at):
+            t = self.start + i
             return tir.seq([self.fetch_values(t, words.keys + at * stage), *self.fetch_shares(t, at * stage)])
 
-        def attend(t, at):
+        def attend(i, at):
             own = self.row * words.score_line + self.turn * tile.own_keys
-            return self.attend(self.shares(t, at * stage) + own, words.keys + at * stage)
+            return self.attend(self.shares(self.start + i, at * stage) + own, words.keys + at * stage)
 
-        self.normaliser = _TileRow(self, self.rounds * tile.keys)
-        return [
-            self.fetch_queries(),
-            ptx.commit(),
-            *ptx.pipeline(self.rounds, 2, lambda t, at: self.fetch_keys(t, words.keys + at * stage), score),
-            ptx.barrier(),
-            self.normaliser.body(),
-            ptx.barrier(),
-            *ptx.pipeline(self.rounds, 2, fetch, attend),
-        ]
+        return ptx.pipeline(self.own, 2, fetch, attend)
 
     def buffers(self) -> list[tir.Buffer]:
         return [*super().buffers(), *self.normaliser.buffers]
@@ -91,12 +97,13 @@ class Spilled(Whole):
         self.spill = tirx.decl_buffer([tir.i64(extent) for extent in extents], "float32", name="spill")
 
         def block(index, thread):
-            self.own = index
+            self.place = index
             self.thread_is(thread)
 
             def one(turn):
+                self.tile_is(turn * resident + index)
                 # Everybody has stored the results that lie where the next queries come to.
-                return tir.seq([ptx.barrier(), self.queries_of(turn * resident + index)])
+                return tir.seq([ptx.barrier(), self.all_steps()])
 
             loop = tir.loop("tile", (count - 1 - index) // resident + 1, one)
             return tir.seq([*self.declared(), loop])
@@ -104,10 +111,10 @@ class Spilled(Whole):
         return tir.seq([*tir.alloc([self.spill]), ptx.grid((resident,), tile.threads, block)])
 
     def at(self, row, key) -> tir.Expr:
-        return tir.load(self.spill, self.own, row, key)
+        return tir.load(self.spill, self.place, row, key)
 
     def put(self, row, key, value) -> tir.Stmt:
-        return tirx.BufferStore(self.spill, value, [self.own, row, key])
+        return tirx.BufferStore(self.spill, value, [self.place, row, key])
 
     def fetch_shares(self, t, stage) -> list[tir.Stmt]:
         tile, words = self.tile, self.words
@@ -115,7 +122,7 @@ class Spilled(Whole):
 
         def piece(i):
             row, key = i // runs, i % runs * 4
-            index = [self.own, row, t * tile.keys + key]
+            index = [self.place, row, t * tile.keys + key]
             return ptx.copy_async(
                 self.shared, words.scores + stage + row * words.score_line + key, self.spill, index
             )
@@ -124,6 +131,17 @@ class Spilled(Whole):
 
     def shares(self, t, stage) -> tir.Expr:
         return self.words.scores + stage
+
+
+def normalise(row: Row, spec: Attention) -> list[tir.Stmt]:
+    """Puts the normaliser of the row in its place."""
+    match spec.normaliser:
+        case "softmax":
+            return rows.softmax(row)
+        case "sparsemax":
+            return rows.sparsemax(row)
+        case "entmax":
+            return rows.entmax(row, spec.alpha)
 
 
 class _TileRow(Row):
@@ -136,18 +154,13 @@ class _TileRow(Row):
     def body(self) -> tir.Stmt:
         """All rows of the block, dealt out to its warps."""
         kernel, tile = self.kernel, self.kernel.tile
-        normalise = {
-            "softmax": rows.softmax,
-            "sparsemax": rows.sparsemax,
-            "entmax": functools.partial(rows.entmax, alpha=kernel.spec.alpha),
-        }[kernel.spec.normaliser]
         lane_row = kernel.thread % WARP // SIDE
 
         def some(index):
             self.row = (index * tile.warps + kernel.warp) * DOWN + lane_row
             exists = (index * tile.warps + kernel.warp) * DOWN < tile.queries
             whole = tile.queries % (tile.warps * DOWN) == 0
-            return ptx.when(None if whole else exists, tir.seq(normalise(self)))
+            return ptx.when(None if whole else exists, tir.seq(normalise(self, kernel.spec)))
 
         return tir.loop("rows", -(-tile.queries // (tile.warps * DOWN)), some)
 

@@ -184,13 +184,13 @@ class MemoryRow(Row):
         extent = math.prod(self.inner)
         super().__init__(extent, threads, width, -(-extent // (threads * width)) * width <= _KEPT)
 
-    @staticmethod
-    def of(x: tir.Buffer, y: tir.Buffer, axis: int) -> "MemoryRow":
+    @classmethod
+    def of(cls, x: tir.Buffer, y: tir.Buffer, axis: int) -> "MemoryRow":
         """By as few threads as can keep it."""
         extent = math.prod(tir.shape_of(x)[axis:])
         fitting = [threads for threads in _BLOCKS if extent <= threads * _KEPT]
         threads = WARP if extent <= _WARP_ROW else (fitting or [_REREADING])[0]
-        return MemoryRow(x, y, axis, threads, 4 if tir.shape_of(x)[-1] % 4 == 0 else 1)
+        return cls(x, y, axis, threads, 4 if tir.shape_of(x)[-1] % 4 == 0 else 1)
 
     def kernel(self, steps: Callable[[], list[tir.Stmt]]) -> tir.Stmt:
         """``steps()`` for every row; warps that have one each come in blocks of several."""

@@ -55,7 +55,7 @@ def scores(q, k):
         (17, 129, 16, 16, "sparsemax"),
         (1, 1, 1, 7, "sparsemax"),
         (1, 1025, 5, 3, "softmax"),  # keys dealt out to three blocks, of which the last has a round of one
-        (2, 6500, 4, 4, "sparsemax"),  # rows that are spilled
+        (1, 1025, 5, 3, "sparsemax"),
         (17, 129, 16, 16, "entmax"),
     ],
 )
@@ -88,39 +88,34 @@ IS_NAN, KEYLESS = ("Where", ("IsNaN", "S"), 0.0, "S"), ("Where", ("operand", 2),
 
 
 @pytest.mark.parametrize(
-    "guard, normaliser, n",
+    "guard, normaliser, m, n",
     [
-        ("S", "softmax", 70),
-        (IS_NAN, "softmax", 70),
-        (KEYLESS, "softmax", 70),
-        (IS_NAN, "sparsemax", 70),
-        (IS_NAN, "softmax", 290),
-        (KEYLESS, "softmax", 290),
-        (IS_NAN, "sparsemax", 290),
-        (IS_NAN, "entmax", 70),
+        ("S", "softmax", 6, 70),
+        (IS_NAN, "softmax", 6, 70),
+        (KEYLESS, "softmax", 6, 70),
+        (IS_NAN, "sparsemax", 6, 70),
+        (IS_NAN, "softmax", 6, 290),
+        (KEYLESS, "softmax", 6, 290),
+        (IS_NAN, "sparsemax", 33, 290),
+        (IS_NAN, "entmax", 4, 290),
+        (IS_NAN, "entmax", 33, 70),
     ],
     ids=[
-        "no guard",
-        "by its result",
-        "by the mask",
-        "sparsemax",
-        "split",
-        "split by the mask",
-        "spilled",
-        "entmax",
+        *("no guard", "by its result", "by the mask", "sparsemax"),
+        *("split", "split by the mask", "spilled", "split rows", "entmax"),
     ],
 )
-def test_scores_masks_and_rows_without_a_key(run_emulated, monkeypatch, guard, normaliser, n):
+def test_scores_masks_and_rows_without_a_key(run_emulated, monkeypatch, guard, normaliser, m, n):
     """Keys that are masked at the start, in the middle and at the end; rows of NaN and infinity.
 
     Of 290 keys three blocks of threads have 128 each, or the only one two tiles of queries, one by one.
     """
-    m, d = 6 if normaliser == "softmax" else 33, 8
+    d = 8
     if n == 290:
         monkeypatch.setattr(attention_tile, "_LEAST_ROUNDS", 1)
         monkeypatch.setattr(attention_whole, "_RESIDENT", 1)
-        rows = (attention_whole.Spilled,)
-        monkeypatch.setattr(attention_kernel, "KINDS", (*attention_kernel.KINDS[:2], rows))
+        online, (split, _, spilled) = attention_kernel.KINDS
+        monkeypatch.setattr(attention_kernel, "KINDS", (online, (split, spilled)))
     score = ("Where", ("operand", 1), ("Add", ("Div", "S", 2.0), ("operand", 0)), float("-inf"))
     masks = (
         Strided(n, 0, (0, 0, 1)),
@@ -134,7 +129,7 @@ def test_scores_masks_and_rows_without_a_key(run_emulated, monkeypatch, guard, n
     add[:, -3:] = -np.inf
     keep[1, :200] = n < 200  # all keys of a block
     keep[2], keep[3, :40] = False, False
-    q[0, 4, 0], k[1, 30, 1], v[1, 60, 0] = np.nan, np.inf, np.inf
+    q[0, m - 2, 0], k[1, 30, 1], v[1, 60, 0] = np.nan, np.inf, np.inf
     keyless = ~keep.any(1)
     with np.errstate(invalid="ignore"):
         share = NORMALISERS[normaliser](np.where(keep, scores(q, k) / 2 + add, -np.inf))
@@ -168,3 +163,4 @@ def test_what_is_left_to_other_rules(gpu):
     assert rule(spec.prim_func(), gpu) is not None
     assert rule(dataclasses.replace(spec, m=0, q=dense(BATCH, 0, 4)).prim_func(), gpu) is None
     assert rule(plain(3, 5, 4, 1 << 12).prim_func(), gpu) is None
+    assert rule(plain(17, 1 << 16, 4, 4, "sparsemax").prim_func(), gpu) is not None
