@@ -15,7 +15,7 @@ from sparsec.schedules import lane_words, quads, tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.contraction_windows import Picking, block_of
-from sparsec.schedules.elements import FLOAT32, Element
+from sparsec.schedules.elements import FLOAT32, Element, halves
 from sparsec.schedules.layout import PANEL, WINDOW, Pattern
 from sparsec.schedules.target import Cpu
 
@@ -109,6 +109,8 @@ class Reduction:
             return tir.seq([*self._fetch(tile, panel, tap, slot), make(slot, *args)])
 
         def products(slot, channels, neighbours=False):
+            if tir.dtype_of(self.x) != self.element.activation:
+                return self._halves(tile, panel, tap, at, chosen, slot, channels)
             return self._multiply_add(
                 tile,
                 lambda r, v: self.element.word(
@@ -140,7 +142,7 @@ class Reduction:
 
                 loops.append(tir.loop("k", done // together, vector))
             if whole > done:
-                body = lambda k: step(k, products, [k * group + skip], True)  # noqa: E731
+                body = lambda k: step(k, products, [k * group + skip + c for c in range(group)], True)  # noqa: E731
                 loops.append(tir.loop("k", whole - done, body, start=first + done))
             if rest:
                 last = range(self.depth - rest, self.depth - rest + group)
@@ -225,6 +227,19 @@ class Reduction:
             stmts += self._fetch(tile, panel, tap, slot + lane)
             stmts.append(tile.multiply_add(lambda r, _: rows[r], weight, tile.columns, chosen, product))
         return tir.seq(stmts)
+
+    def _halves(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot, channels: list) -> tir.Stmt:
+        """A word of bfloat16 weights by activations that have been widened, one input after the other."""
+        weight = self._weight(tile, panel, tap, slot)
+        return tir.seq(
+            tile.multiply_add(
+                lambda r, _, c=c: tirx.BufferLoad(self.x, at(r, c)),
+                lambda v, part=part: halves(weight(v))[part],
+                tile.columns,
+                chosen,
+            )
+            for part, c in enumerate(channels)
+        )
 
     def _windows(
         self, tile: Tile, panel, shape: tuple[int, ...], tap: Callable, at: Callable

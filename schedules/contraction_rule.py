@@ -5,7 +5,7 @@ import math
 import tvm_ffi
 from tvm import ir, tirx
 
-from sparsec.schedules import access, tir
+from sparsec.schedules import access, contraction_widened, tir
 from sparsec.schedules.batch_matmul_kernel import batch_matmul_body
 from sparsec.schedules.contraction import BatchMatmul, Conv, Gemm, find_anchor
 from sparsec.schedules.contraction_epilogue import Epilogue, extract
@@ -18,7 +18,7 @@ from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.depthwise_kernel import depthwise_body
-from sparsec.schedules.elements import INT8
+from sparsec.schedules.elements import FLOAT32, INT8, Element
 from sparsec.schedules.layout import DENSE, panels
 from sparsec.schedules.target import Cpu
 from sparsec.schedules.weight_quant import QuantGemm
@@ -37,8 +37,10 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     before = []
     if kind_of(spec) is INT8 and any(getattr(spec, "pads", ())):
         spec, x, before = padded(cpu, spec, x)
-    cut = extent(spec)
+    cut = extent(spec, multiplied(cpu, spec))
     plan = cut and tile_plan(cpu, cut, int(func.attrs.get(TILE_PANELS, 0)))
+    if multiplied(cpu, spec) is not kind_of(spec):
+        x, before = contraction_widened.activations(cpu, x)
     if getattr(spec, "strips", None):
         groups, own = (1, spec.n) if isinstance(spec, Gemm) else (spec.groups, spec.out_c // spec.groups)
         body = strips_body(cpu, spec.strips, groups, own, _rows(spec), x, weights, epilogue)
@@ -63,27 +65,40 @@ def rule(func: tirx.PrimFunc, cpu: Cpu) -> tirx.PrimFunc | None:
     return kernel.with_attrs({tir.NOALIAS: True, tir.SCHEDULED: True})
 
 
-def extent(spec) -> Extent | None:
-    """What the kernel of ``spec`` cuts into register tiles of panels; None where it is cut otherwise."""
+def multiplied(cpu: Cpu, spec) -> Element:
+    """What tiles multiply: the element of ``spec``, or float32 where that reads copies."""
+    if not isinstance(spec, Gemm | Conv) or spec.strips:
+        return kind_of(spec)
+    depth, rows = spec.k if isinstance(spec, Gemm) else spec.depth, math.prod(spec.y_shape[:-1])
+    wide = contraction_widened.pays(cpu, spec.packed.form(depth), spec.kind, rows)
+    return FLOAT32 if wide else spec.kind
+
+
+def extent(spec, kind: Element | None = None) -> Extent | None:
+    """What the kernel of ``spec`` cuts into register tiles of panels; None where it is cut otherwise.
+
+    ``kind``: what tiles multiply, if it is not what is stored.
+    """
     if getattr(spec, "strips", None):
         return None
+    kind = kind or kind_of(spec)
     if isinstance(spec, Gemm):
         rows = math.prod(spec.lead)
-        stride, written = spec.k // spec.kind.group, rows * spec.n
-        return Extent(spec.packed, spec.k, stride, rows, spec.n, panels(spec.n), 1, written, spec.kind)
+        stride, written = spec.k // kind.group, rows * spec.n
+        return Extent(spec.packed, spec.k, stride, rows, spec.n, panels(spec.n), 1, written, kind)
     if isinstance(spec, BatchMatmul):
         return Extent(DENSE, spec.k, spec.k, spec.m, spec.n, panels(spec.n))
     if isinstance(spec, Conv):
         rows = math.prod(spec.y_shape[:-1]) if spec.pointwise else spec.out_w
-        own, stride = spec.out_c // spec.groups, spec.in_c * spec.strides[1] // spec.kind.group
+        own, stride = spec.out_c // spec.groups, spec.in_c * spec.strides[1] // kind.group
         taps, written = spec.k_h * spec.k_w, math.prod(spec.y_shape)
-        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels, taps, written, spec.kind)
+        return Extent(spec.packed, spec.depth, stride, rows, own, spec.group_panels, taps, written, kind)
     return None
 
 
 def ranked_plans(cpu: Cpu, spec) -> list[tuple[float, TilePlan]]:
     """The tiles that a kernel of ``spec`` can be cut into with their counted costs, the cheapest first."""
-    cut = extent(spec)
+    cut = extent(spec, multiplied(cpu, spec))
     return tile_plans(cpu, cut) if cut else []
 
 

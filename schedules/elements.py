@@ -208,11 +208,11 @@ class Element:
             return total + x * w
         if self.name == "int8":
             return quads.multiply_add(cpu, total, x, w, each)
-        lanes = tir.lanes_of(total)
         if pair_products(cpu):
+            lanes = tir.lanes_of(total)
             return tirx.call_extern(f"float32x{lanes}", f"sparsec_dot_{lanes}", total, x, w)
-        for half in (_low, _high):
-            total = total + half(x, lanes) * half(w, lanes)
+        for x_half, w_half in zip(halves(x), halves(w), strict=True):
+            total = total + x_half * w_half
         return total
 
 
@@ -278,12 +278,12 @@ def narrowed(value):
     return math.to_bfloat16(value)
 
 
-def _low(word, lanes: int):
-    return tirx.reinterpret(_typed("float32", lanes), word << tir.broadcast(tir.i32(_BITS), lanes))
-
-
-def _high(word, lanes: int):
-    return tirx.reinterpret(_typed("float32", lanes), word & tir.broadcast(tir.i32(-1 << _BITS), lanes))
+def halves(words) -> list:
+    """The two float32 values of each of a vector of words."""
+    lanes = tir.lanes_of(words)
+    low = words << tir.broadcast(tir.i32(_BITS), lanes)
+    high = words & tir.broadcast(tir.i32(-1 << _BITS), lanes)
+    return [tirx.reinterpret(_typed("float32", lanes), half) for half in (low, high)]
 
 
 def _typed(dtype: str, lanes: int) -> str:

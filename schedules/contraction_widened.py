@@ -1,0 +1,47 @@
+"""bfloat16 with few registers and no products of it: the activations as float32.
+
+To take words of activations and weights apart for each product costs a fifth of the time with 16 registers:
+halves of both leave room for fewer sums, and shifts take turns with multiply-adds.  So the activations are
+widened before the first task, and a tile takes the inputs of a word one after the other: it is cut as one of
+float32, and two shifts for each vector of weights are hidden beside its multiply-adds.
+"""
+
+import math
+
+from tvm import tirx
+
+from sparsec.schedules import tir
+from sparsec.schedules.elements import BFLOAT16, Element, pair_products, widened
+from sparsec.schedules.target import Cpu
+from sparsec.schedules.vector import PARALLEL_WORK, Steps, power_below
+
+#: Rows from which that pays.
+FEWEST_ROWS = 4
+#: Activations that one task widens.
+TASK = 1 << 13
+
+
+def pays(cpu: Cpu, form: str, element: Element, rows: int) -> bool:
+    """Whether the product of ``rows`` rows with a weight in ``form`` reads widened activations on ``cpu``."""
+    words = element is BFLOAT16 and not pair_products(cpu) and form in ("dense", "shared")
+    return words and cpu.registers <= 16 and rows >= FEWEST_ROWS
+
+
+def activations(cpu: Cpu, x: tir.Buffer) -> tuple[tir.Buffer, list[tir.Stmt]]:
+    """``x`` as float32, and the statements that make it."""
+    shape = tir.shape_of(x)
+    copy, size = tir.scratch("wide", *shape), math.prod(shape)
+    steps = Steps(size, min(cpu.lanes, power_below(size)))
+    share = TASK // steps.width
+
+    def step(s):
+        index = tir.unflatten(steps.start(s), shape)
+        value = widened(tir.vector_load(x, *index, lanes=steps.width), steps.width)
+        return tir.vector_store(copy, value, *index, lanes=steps.width)
+
+    def task(t):
+        count = tirx.min(tir.i64(share), tir.i64(steps.count) - t * share)
+        return tir.loop("s", count, step, start=t * share)
+
+    kind = "PARALLEL" if size >= PARALLEL_WORK else "SERIAL"
+    return copy, [*tir.alloc([copy]), tir.loop("task", -(-steps.count // share), task, kind)]
