@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sparsec.schedules.contraction_tile import even_split
 from sparsec.schedules.elements import FLOAT32, INT8, Element
-from sparsec.schedules.lane_words import from_halves
-from sparsec.schedules.layout import PANEL, Pattern
+from sparsec.schedules.lane_words import reach
+from sparsec.schedules.layout import PANEL, WINDOW, Pattern
 from sparsec.schedules.target import LINE, Cpu
 
 #: Multiply-adds in flight that hide the latency of one, on two ports of four cycles.
@@ -152,7 +152,7 @@ def tile_plans(cpu: Cpu, extent: Extent) -> list[tuple[float, TilePlan]]:
     whole = form != "shared" or extent.element.windows(extent.pattern, extent.depth)
     assembled = 0 if whole else ASSEMBLED[extent.element.group]
     rows_held = extent.element.together(cpu) > 1 and bool(whole)
-    repeated = form == "lanes" and extent.element is INT8 and not from_halves(extent.pattern, INT8.group)
+    repeated = form == "lanes" and extent.element is INT8 and reach(extent.pattern, INT8.group) == WINDOW
     window = REPEATED if repeated else LOOKED_UP if rows_held and form == "shared" else 0.0
 
     def cost(plan: TilePlan) -> float:

@@ -29,19 +29,24 @@ def pays(cpu: Cpu, form: str, element: Element, rows: int) -> bool:
 
 def activations(cpu: Cpu, x: tir.Buffer) -> tuple[tir.Buffer, list[tir.Stmt]]:
     """``x`` as float32, and the statements that make it."""
-    shape = tir.shape_of(x)
-    copy, size = tir.scratch("wide", *shape), math.prod(shape)
-    steps = Steps(size, min(cpu.lanes, power_below(size)))
-    share = TASK // steps.width
+    *lead, channels = shape = tir.shape_of(x)
+    copy, rows = tir.scratch("wide", *shape), math.prod(lead)
+    steps = Steps(channels, min(cpu.lanes, power_below(channels)))
 
-    def step(s):
-        index = tir.unflatten(steps.start(s), shape)
-        value = widened(tir.vector_load(x, *index, lanes=steps.width), steps.width)
-        return tir.vector_store(copy, value, *index, lanes=steps.width)
+    def row(r):
+        at = tir.unflatten(r, tuple(lead))
+
+        def step(s):
+            index = *at, steps.start(s)
+            value = widened(tir.vector_load(x, *index, lanes=steps.width), steps.width)
+            return tir.vector_store(copy, value, *index, lanes=steps.width)
+
+        return tir.loop("s", steps.count, step)
+
+    share = -(-TASK // channels)
 
     def task(t):
-        count = tirx.min(tir.i64(share), tir.i64(steps.count) - t * share)
-        return tir.loop("s", count, step, start=t * share)
+        return tir.loop("r", tirx.min(tir.i64(share), tir.i64(rows) - t * share), row, start=t * share)
 
-    kind = "PARALLEL" if size >= PARALLEL_WORK else "SERIAL"
-    return copy, [*tir.alloc([copy]), tir.loop("task", -(-steps.count // share), task, kind)]
+    kind = "PARALLEL" if rows * channels >= PARALLEL_WORK else "SERIAL"
+    return copy, [*tir.alloc([copy]), tir.loop("task", -(-rows // share), task, kind)]

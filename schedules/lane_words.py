@@ -34,9 +34,11 @@ def split(words: np.ndarray, group: int) -> np.ndarray:
     return choice_words(choices.reshape(*words.shape[:-2], words.shape[-2] * group, -1, 1))
 
 
-def from_halves(pattern: Pattern, group: int) -> bool:
-    """Whether each word of ``group`` values is picked from one half of a window."""
-    return pattern.m <= WINDOW // 2 and pattern.window_slots // group % 2 == 0
+def reach(pattern: Pattern, group: int) -> int:
+    """Neighbouring inputs from which a word of ``group`` values is picked; a divisor of a window."""
+    if pattern.n % group and group % pattern.n:
+        return WINDOW
+    return pattern.m * max(1, group // pattern.n)
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class Picking:
             return chosen + tir.broadcast(upper * tir.i32(0x00010001), self.lanes)
         if self.group == QUAD or self._permutes:
             return chosen
-        if self._halves:
+        # Two bytes for each bfloat16, of 16 bytes if no more are within reach.
+        if self._reach < WINDOW:
             chosen = chosen & self._each(0x00070007)
-        # Two bytes for each bfloat16.
         doubled = (chosen << self._each(1)) | (chosen << self._each(9))
         return doubled + self._each(0x01000100)
 
@@ -70,22 +72,19 @@ class Picking:
         def address(start):
             return tirx.address_of(tirx.BufferLoad(x, at(start)))
 
-        window = self._window(word)
-        upper = window + WINDOW // 2
         if self._two:
             return self._call(f"{_PERMUTED}{2 * WINDOW}", address(self._first_of_two(word)), choices)
         if self._permutes:
-            return self._call(f"{_PERMUTED}{WINDOW}", address(window), choices)
-        if self._halves:
-            half = tirx.floormod(word, tir.i64(self._per_window)) >= self._per_window // 2
-            size = WINDOW // 2 * (QUAD // self.group)
-            return pairs.pick(address(tirx.Select(half, upper, window)), choices, size)
-        if self.group == QUAD:
-            return pairs.pick(address(window), choices)
+            return self._call(f"{_PERMUTED}{WINDOW}", address(self._window(word)), choices)
+        each = tir.i64(self._per_window * self._reach // WINDOW)
+        start = tirx.floordiv(word, each) * self._reach
+        size = max(8, QUAD // self.group * self._reach)
+        if size <= 16:
+            return pairs.pick(address(start), choices, size)
         # A byte shuffle gives 0 where the upper bit of a choice is set.
         low = choices + self._each(0x70707070)
         high = (choices ^ self._each(0x10101010)) + self._each(0x70707070)
-        return pairs.pick(address(window), low) | pairs.pick(address(upper), high)
+        return pairs.pick(address(start), low) | pairs.pick(address(start + WINDOW // 2), high)
 
     @property
     def _permutes(self) -> bool:
@@ -97,8 +96,8 @@ class Picking:
         return self._permutes and self.lanes == WINDOW and self.channels >= 2 * WINDOW
 
     @property
-    def _halves(self) -> bool:
-        return from_halves(self.pattern, self.group)
+    def _reach(self) -> int:
+        return reach(self.pattern, self.group)
 
     @property
     def _per_window(self) -> int:
