@@ -63,7 +63,8 @@ class TilePlan:
         """
         vectors = vectors_in(self.cpu, columns)
         if self.form == "lanes":
-            rows = (self.cpu.registers - (1 + self.parts_held) * (vectors + 1) - self.parts_held) // vectors
+            held = 2 * vectors + 3 if self.parts_held == 1 else 3 * self.parts_held + 2
+            rows = (self.cpu.registers - held) // vectors
         else:
             parts = self.parts_held
             free = self.cpu.registers - (parts > 1)  # a word, before it is taken apart

@@ -301,14 +301,18 @@ class Reduction:
                 choice = tir.vector_load(self.choices, *index, lanes=lanes)
             picked.append(tirx.Var(f"choice{v}", choice.ty))
             binds.append(tirx.Bind(picked[-1], choice))
-        product = self._multiply_add(
-            tile,
+        product = functools.partial(
+            tile.multiply_add,
             lambda r, v: picking.words(self.x, functools.partial(at, r), word, picked[v // lanes]),
             self._weight(tile, panel, tap, word),
             lanes,
             chosen,
+            functools.partial(self.element.multiply_add, self.cpu),
         )
-        return tir.seq([*binds, product])
+        if self.element.parts(self.cpu) == 1:
+            return tir.seq([*binds, product()])
+        # Few registers: one vector after the other takes its weights apart.
+        return tir.seq([*binds, *(product([v]) for v in tile.vectors())])
 
     def _picking(self, lanes: int) -> lane_words.Picking:
         return lane_words.Picking(self.cpu, self.element.group, lanes, self.pattern, self.depth)

@@ -98,14 +98,16 @@ class Tile:
         ]
 
     def multiply_add(
-        self, x: Callable, w: Callable, span: int, chosen=None, product: Callable = fused
+        self, x: Callable, w: Callable, span: int, chosen=None, product: Callable = fused, vectors=None
     ) -> tir.Stmt:
-        """``acc[r][v:] += x(r, v) * w(v)`` for the rows ``chosen`` (default all), as ``product`` does it.
+        """``acc[r][v:] += x(r, v) * w(v)`` for rows ``chosen`` and ``vectors``, as ``product`` does it.
 
         ``w(v)`` is the vector of weights at channel ``v`` of the tile.  ``x(r, v)`` is a scalar, or a vector
         when the lanes see different activations; it is the same for ``span`` neighbouring channels.
+        The default is all rows and all vectors.
         """
         rows = range(self.rows) if chosen is None else chosen
+        vectors = self.vectors() if vectors is None else vectors
         stmts, fresh = [], count()
 
         def bind(value):
@@ -130,9 +132,9 @@ class Tile:
                 for r, value in zip(rows, values, strict=True):
                     add(r, v, value, weight)
             return tir.seq(stmts)
-        weights = [bind(w(v)) for v in self.vectors()]
+        weights = [bind(w(v)) for v in vectors]
         for r in rows:
-            for v, weight in zip(self.vectors(), weights, strict=True):
+            for v, weight in zip(vectors, weights, strict=True):
                 if v % span == 0:
                     value = factor(r, v)
                 add(r, v, value, weight)

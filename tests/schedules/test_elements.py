@@ -141,3 +141,16 @@ def test_products_are_one_instruction_and_stay_in_registers():
         for level in ("v4bf16", "v4")
     ]
     assert rows == [14, 12]
+
+
+def test_with_few_registers_tiles_are_those_of_float32():
+    """Activations are widened once, where more than a few rows meet a weight."""
+    for rows, same in ((64, True), (3, False)):
+        tiles = [
+            [
+                (plan.panels, plan.most_rows(16))
+                for _, plan in ranked_plans(X86_LEVELS["v3"], Gemm((rows,), 64, 64, precision=precision))
+            ]
+            for precision in ("bfloat16", "float32")
+        ]
+        assert (tiles[0] == tiles[1]) == same
