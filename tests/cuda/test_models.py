@@ -53,6 +53,13 @@ def test_small_networks(name, driver, compile_for_gpu, ort_run):
     runs_like(driver, compile_for_gpu(path), feeds, ort_run(path, feeds))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "lenet", "lstm_tagger"])
+def test_networks_of_full_size(name, driver, compile_for_gpu, ort_run):
+    path, feeds = zoo.export(name), zoo.feeds(name)
+    runs_like(driver, compile_for_gpu(path), feeds, ort_run(path, feeds))
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in QUICK])
 def test_every_access_is_a_right_one(name, driver, compile_for_gpu):
     """No kernel reads outside a buffer or what nobody has written, and no two threads race."""
