@@ -54,9 +54,9 @@ class Found:
 
 
 def attentions(model: ir.Model) -> list[Found]:
-    """Every attention of ``model`` that gets the kernel."""
+    """Every attention of ``model`` that gets the kernel, but for those of bytes, which stay as they are."""
     found = (find(node) for node in model.graph if node.op_type == "MatMul" and not node.domain)
-    return [each for each in found if each is not None]
+    return [each for each in found if each is not None and not each.spec.bytes]
 
 
 def attend(importer, node: ir.Node):
