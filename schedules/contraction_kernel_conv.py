@@ -16,6 +16,7 @@ from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_pixels import PixelRun, clipped_rows, pixel_runs
 from sparsec.schedules.contraction_plan import TilePlan, row_blocks
 from sparsec.schedules.contraction_reduce import Reduction
+from sparsec.schedules.contraction_start import begin
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.layout import PANEL
 from sparsec.schedules.target import Cpu
@@ -82,7 +83,7 @@ def conv_body(cpu: Cpu, spec: Conv, reduce: Reduction, epilogue: Epilogue, plan:
         return tir.seq(
             [
                 *tile.allocate(),
-                *reduce.begin(tile),
+                *begin(tile, reduce.start),
                 *tile.prefetch(cpu, epilogue, index, columns),
                 taps,
                 *tile.finish(epilogue, index, columns),

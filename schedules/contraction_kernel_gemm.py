@@ -8,6 +8,7 @@ from sparsec.schedules import tir
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_plan import TASK_ROWS, TilePlan, row_blocks
 from sparsec.schedules.contraction_reduce import Reduction
+from sparsec.schedules.contraction_start import begin
 from sparsec.schedules.contraction_tile import Tile, tile_loops
 from sparsec.schedules.layout import PANEL, panels
 from sparsec.schedules.target import Cpu
@@ -45,7 +46,7 @@ def gemm_body(
         return tir.seq(
             [
                 *tile.allocate(),
-                *own.begin(tile),
+                *begin(tile, own.start),
                 *tile.prefetch(cpu, epilogue, index, columns),
                 *reduction,
                 *tile.finish(epilogue, index, columns),

@@ -13,6 +13,7 @@ from tvm import tirx
 
 from sparsec.schedules import lane_words, quads, tir
 from sparsec.schedules.contraction_lanes import choices, chosen_activations
+from sparsec.schedules.contraction_start import start_of
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.contraction_windows import Picking, block_of
 from sparsec.schedules.elements import FLOAT32, Element, halves
@@ -51,7 +52,14 @@ class Reduction:
         a multiple of them.
         """
         if self.element.sums == "int32" and quads.signed(self.cpu):
-            return self._started(lanes, panel, panels * PANEL)
+            words = tir.shape_of(self.weights[0])[1:-1]
+
+            def weight(at) -> Callable:
+                *tap, slot = tir.unflatten(at, words)
+                return self._weight(lanes, panel, tap, slot)
+
+            start, stmts = start_of(self.cpu, lanes, panels * PANEL, math.prod(words), weight)
+            return replace(self, start=start), stmts
         if rows <= FEW_ROWS or self.element.group == 1 or self.pattern.form(self.depth) != "lanes":
             return self, []
         stored, picking = self.weights[1], self._picking(lanes)
@@ -71,30 +79,6 @@ class Reduction:
             )
 
         return replace(self, choices=choices), [*tir.alloc([choices]), tir.loop("w", math.prod(shape), one)]
-
-    def _started(self, lanes: int, panel, columns: int) -> tuple["Reduction", list[tir.Stmt]]:
-        words, tile = tir.shape_of(self.weights[0])[1:-1], Tile(lanes, 1, columns, self.element.sums)
-        start = tir.scratch("start", columns, dtype=self.element.sums)
-        up = tir.broadcast(tir.i32(quads.SIGNED_BITS), lanes)
-
-        def add(at) -> tir.Stmt:
-            *tap, slot = tir.unflatten(at, words)
-            product = lambda total, _, w: quads.weight_sum(self.cpu, total, w)  # noqa: E731
-            weight = self._weight(tile, panel, tap, slot)
-            return tile.multiply_add(lambda r, v: tir.i32(0), weight, columns, product=product)
-
-        def scale(v: int) -> tir.Stmt:
-            total = tir.vector_load(tile.acc[0], tir.i64(v), lanes=lanes)
-            return tir.vector_store(start, total << up, tir.i64(v), lanes=lanes)
-
-        sums = [*tile.allocate(), *tile.zero(), tir.loop("w", math.prod(words), add)]
-        return replace(self, start=start), [*tir.alloc([start]), *sums, *map(scale, tile.vectors())]
-
-    def begin(self, tile: Tile) -> list[tir.Stmt]:
-        """Sets the sums of ``tile`` to what they begin with."""
-        if self.start is None:
-            return tile.zero()
-        return tile.restore(self.start, lambda r, c: [c], tile.columns)
 
     def over_channels(self, tile: Tile, panel, tap: list, at: Callable, chosen=None) -> list[tir.Stmt]:
         """Adds one tap to the rows ``chosen`` of ``tile`` (default all).
@@ -116,7 +100,7 @@ class Reduction:
                 lambda r, v: self.element.word(
                     self.cpu, self.x, [at(r, c) for c in channels], neighbours, stored == 1
                 ),
-                self._weight(tile, panel, tap, slot),
+                self._weight(tile.lanes, panel, tap, slot),
                 tile.columns,
                 chosen,
             )
@@ -199,12 +183,12 @@ class Reduction:
             for p in range(count)
         ]
 
-    def _weight(self, tile: Tile, panel, tap: list, slot) -> Callable:
+    def _weight(self, lanes: int, panel, tap: list, slot) -> Callable:
         values = self.weights[0]
 
         def weight(v):
             index = [panel + v // PANEL, *tap, slot, tir.i64(v % PANEL)]
-            return self.element.weight_vector(tir.vector_load(values, *index, lanes=tile.lanes))
+            return self.element.weight_vector(tir.vector_load(values, *index, lanes=lanes))
 
         return weight
 
@@ -223,7 +207,7 @@ class Reduction:
             stmts.append(tirx.Bind(rows[r], value))
         for lane in range(count):
             product = functools.partial(self.element.multiply_lane, lane)
-            weight = self._weight(tile, panel, tap, slot + lane)
+            weight = self._weight(tile.lanes, panel, tap, slot + lane)
             stmts += self._fetch(tile, panel, tap, slot + lane)
             stmts.append(tile.multiply_add(lambda r, _: rows[r], weight, tile.columns, chosen, product))
         return tir.seq(stmts)
@@ -248,7 +232,7 @@ class Reduction:
         windows = self.element.windows(self.pattern, self.depth)
 
         def step(where: list, word, value: Callable) -> tir.Stmt:
-            weight = self._weight(tile, panel, where, word)
+            weight = self._weight(tile.lanes, panel, where, word)
             product = self._multiply_add(tile, lambda r, _: value(r), weight, tile.columns, None)
             return tir.seq([*self._fetch(tile, panel, where, word), product])
 
@@ -267,7 +251,7 @@ class Reduction:
 
         return tile.multiply_add(
             lambda r, v: tirx.BufferLoad(self.x, at(r, channel(v))),
-            self._weight(tile, panel, tap, slot),
+            self._weight(tile.lanes, panel, tap, slot),
             span=tile.lanes,
             chosen=chosen,
         )
@@ -284,7 +268,7 @@ class Reduction:
             lambda r, v: chosen_activations(
                 pattern, self.x, at(r, start), slot, picked[v // tile.lanes], tile.lanes
             ),
-            self._weight(tile, panel, tap, slot),
+            self._weight(tile.lanes, panel, tap, slot),
             span=tile.lanes,
             chosen=chosen,
         )
@@ -304,7 +288,7 @@ class Reduction:
         product = functools.partial(
             tile.multiply_add,
             lambda r, v: picking.words(self.x, functools.partial(at, r), word, picked[v // lanes]),
-            self._weight(tile, panel, tap, word),
+            self._weight(tile.lanes, panel, tap, word),
             lanes,
             chosen,
             functools.partial(self.element.multiply_add, self.cpu),

@@ -1,14 +1,17 @@
 """The depthwise kernel: a row of output pixels by one vector of channels, kernel columns unrolled."""
 
 import functools
+import math
 
 from tvm import tirx
 
-from sparsec.schedules import tir
+from sparsec.schedules import quads, tir
 from sparsec.schedules.contraction_epilogue import Epilogue
 from sparsec.schedules.contraction_pixels import PixelRun, clipped_rows, pixel_runs
+from sparsec.schedules.contraction_start import begin, start_of
 from sparsec.schedules.contraction_tile import Tile, pieces
 from sparsec.schedules.depthwise import Depthwise
+from sparsec.schedules.elements import INT8
 from sparsec.schedules.target import Cpu
 
 #: Multiply-adds in the unrolled body of one kernel row: more only costs compile time.
@@ -17,8 +20,11 @@ UNROLLED = 64
 
 def depthwise_body(cpu: Cpu, spec: Depthwise, x: tir.Buffer, w: tir.Buffer, epilogue: Epilogue) -> tir.Stmt:
     multiplier = spec.out_c // spec.in_c
+    bytes_joined = spec.kind is INT8 and multiplier == 1
+    wide = quads.columns_lanes(cpu, spec.out_c) if bytes_joined else cpu.lanes
     # Half the registers accumulate; the rest holds a kernel row and the pixels that slide past it.
-    runs = pixel_runs(spec, max(2, min(cpu.registers // 2, UNROLLED // spec.k_w)))
+    runs = pixel_runs(spec, max(2, min(cpu.registers * cpu.lanes // wide // 2, UNROLLED // spec.k_w)))
+    words = spec.k_h, spec.kind.words(spec.k_w)
     product = functools.partial(spec.kind.multiply_add, cpu, each=True)
 
     def one(b, i, run: PixelRun, pixel, channel, lanes: int) -> tir.Stmt:
@@ -27,7 +33,7 @@ def depthwise_body(cpu: Cpu, spec: Depthwise, x: tir.Buffer, w: tir.Buffer, epil
         def activations(p, q, r):
             """The vector of words ``q`` of kernel row ``p``, for pixel ``r`` of the tile."""
             columns = range(q * spec.kind.group, min((q + 1) * spec.kind.group, spec.k_w))
-            return spec.kind.joined(activation(p, column, r) for column in columns)
+            return spec.kind.joined_in(cpu, [activation(p, column, r) for column in columns])
 
         def activation(p, q, r):
             at = [
@@ -57,11 +63,18 @@ def depthwise_body(cpu: Cpu, spec: Depthwise, x: tir.Buffer, w: tir.Buffer, epil
         def index(r, column):
             return [b, i, pixel + r, channel + column]
 
+        def weight(k):
+            return lambda v: tir.vector_load(w, *tir.unflatten(k, words), channel, lanes=lanes)
+
         taps = clipped_rows(spec, i, row_taps) if any(run.valid) else tir.nothing()
-        return tir.seq([*tile.allocate(), *tile.zero(), taps, *tile.finish(epilogue, index, lanes)])
+        start, before = None, []
+        if lanes == wide > cpu.lanes and quads.signed(cpu):
+            start, before = start_of(cpu, lanes, lanes, math.prod(words), weight, each=True)
+        sums = [*before, *tile.allocate(), *begin(tile, start)]
+        return tir.seq([*sums, taps, *tile.finish(epilogue, index, lanes)])
 
     def channels(b, i, run, pixel) -> tir.Stmt:
-        lanes = cpu.lanes
+        lanes = wide
         if spec.out_c < lanes:
             parts = pieces(spec.out_c, lanes)
             return tir.seq(one(b, i, run, pixel, tir.i64(start), width) for start, width in parts)

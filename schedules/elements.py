@@ -169,6 +169,11 @@ class Element:
             return tirx.call_extern("int32", "sparsec_pair", *address)
         return self.joined(tirx.BufferLoad(x, at) for at in places)
 
+    def joined_in(self, cpu: Cpu, values: list):
+        """``joined``, as ``multiply_add`` takes it where lanes have activations of their own."""
+        found = quads.joined(cpu, values) if self.name == "int8" else None
+        return self.joined(values) if found is None else found
+
     def joined(self, values):
         """The words of activations as loaded, numbers or vectors."""
         word = None

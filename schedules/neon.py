@@ -14,11 +14,13 @@ the assembly.
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 
 from sparsec.schedules.target import Cpu
 
 LANES = 4
+#: Bytes of a register: so many channels are joined at once to words of neighbouring columns.
+BYTES = 16
 #: Vectors in which bytes are looked up.  More would have to be neighbours among registers that hold sums.
 TABLE = 2
 DOT, MIXED, BFLOAT16 = "+dotprod", "+i8mm", "+bf16"
@@ -62,6 +64,41 @@ define weak_odr <4 x {sum}> @{name}(<4 x {sum}> %sum, <4 x i32> %{a}, <4 x i32> 
 }}
 """
 
+#: Of words that differ between lanes, in four registers.
+_OF_EACH = """
+declare <4 x i32> @llvm.aarch64.neon.{instruction}.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)
+define weak_odr <16 x i32> @{name}(<16 x i32> %s, <16 x i32> %x, <16 x i32> %w) alwaysinline {{
+{quarters}  %low = shufflevector <4 x i32> %dot0, <4 x i32> %dot1, <8 x i32> <{eight}>
+  %high = shufflevector <4 x i32> %dot2, <4 x i32> %dot3, <8 x i32> <{eight}>
+  %all = shufflevector <8 x i32> %low, <8 x i32> %high, <16 x i32> <{sixteen}>
+  ret <16 x i32> %all
+}}
+"""
+_QUARTER = """\
+  %s{i} = shufflevector <16 x i32> %s, <16 x i32> poison, <4 x i32> <{own}>
+  %x{i} = shufflevector <16 x i32> %x, <16 x i32> poison, <4 x i32> <{own}>
+  %w{i} = shufflevector <16 x i32> %w, <16 x i32> poison, <4 x i32> <{own}>
+  %a{i} = bitcast <4 x i32> %x{i} to <16 x i8>
+  %b{i} = bitcast <4 x i32> %w{i} to <16 x i8>
+  %dot{i} = call <4 x i32> @llvm.aarch64.neon.{instruction}.v4i32.v16i8(
+    <4 x i32> %s{i}, <16 x i8> %a{i}, <16 x i8> %b{i})
+"""
+#: Signs are changed before the bytes are joined: neighbouring pixels share columns, not words.
+_JOINED = """
+define weak_odr <16 x i32> @{name}(<16 x i8> %a, <16 x i8> %b, <16 x i8> %c, <16 x i8> %d) alwaysinline {{
+  %sa = xor <16 x i8> %a, splat (i8 {sign})
+  %sb = xor <16 x i8> %b, splat (i8 {sign})
+  %sc = xor <16 x i8> %c, splat (i8 {sign})
+  %sd = xor <16 x i8> %d, splat (i8 {sign})
+  %ab = shufflevector <16 x i8> %sa, <16 x i8> %sb, <32 x i32> <{merged}>
+  %cd = shufflevector <16 x i8> %sc, <16 x i8> %sd, <32 x i32> <{merged}>
+  %low = bitcast <32 x i8> %ab to <16 x i16>
+  %high = bitcast <32 x i8> %cd to <16 x i16>
+  %both = shufflevector <16 x i16> %low, <16 x i16> %high, <32 x i32> <{merged}>
+  %words = bitcast <32 x i16> %both to <16 x i32>
+  ret <16 x i32> %words
+}}
+"""
 _WORDS = """
 define weak_odr <4 x i32> @{name}(ptr %from) alwaysinline {{
   %loaded = load <4 x i32>, ptr %from, align {align}
@@ -93,6 +130,12 @@ def functions(cpu: Cpu, called: Set[str]) -> str:
     forms = (
         (r"quad_4", _OF_NUMBER, quad | {"flip": flip}),
         (r"quad_4_(?P<lane>\d)", _OF_LANE, quad),
+        (r"quad_16", _OF_EACH, _quarters("sdot" if signed(cpu) else "usdot")),
+        (
+            r"joined_16",
+            _JOINED,
+            {"merged": _listed(i // 2 + 16 * (i % 2) for i in range(32)), "sign": -128 if signed(cpu) else 0},
+        ),
         (
             r"bytes_4",
             _OF_NUMBER,
@@ -113,6 +156,19 @@ def functions(cpu: Cpu, called: Set[str]) -> str:
             text += _lookup(name, int(found[1]), flip)
             lookups.add(int(found[1]))
     return text + "".join(map(_declared, sorted(lookups)))
+
+
+def _quarters(instruction: str) -> dict[str, str]:
+    """What ``_OF_EACH`` takes."""
+    parts = (
+        _QUARTER.format(i=i, own=_listed(range(4 * i, 4 * i + 4)), instruction=instruction) for i in range(4)
+    )
+    orders = {"eight": _listed(range(8)), "sixteen": _listed(range(16))}
+    return {"instruction": instruction, "quarters": "".join(parts), **orders}
+
+
+def _listed(lanes: Iterable[int]) -> str:
+    return ", ".join(f"i32 {lane}" for lane in lanes)
 
 
 def _lookup(name: str, registers: int, flip: int) -> str:

@@ -59,10 +59,10 @@ def parts(cpu: Cpu) -> int:
 def multiply_add(cpu: Cpu, total, x, w, each: bool = False):
     """``total`` and the four products of each lane; ``x`` holds activations, ``w`` weights.
 
-    ``x`` is the same in all lanes, unless lanes have activations ``each`` of their own.
+    ``x`` is the same in all lanes, unless lanes have activations ``each`` of their own, made by ``joined``.
     """
     lanes = tir.lanes_of(total)
-    if _x86_vectors(cpu, lanes) or _of_lanes(cpu, lanes) and not each:
+    if _x86_vectors(cpu, lanes) or neon.dots(cpu) and lanes == (neon.BYTES if each else neon.LANES):
         return tirx.call_extern(f"int32x{lanes}", f"sparsec_quad_{lanes}", total, x, w)
     low = tir.broadcast(tir.i32(0xFF), lanes)
     for which in range(GROUP):
@@ -71,10 +71,24 @@ def multiply_add(cpu: Cpu, total, x, w, each: bool = False):
     return total
 
 
-def weight_sum(cpu: Cpu, total, w):
-    """``total`` and the sum of the weights of each lane."""
-    ones = tir.i32(0x01010101 ^ signs() if signed(cpu) else 0x01010101)
-    return multiply_add(cpu, total, tir.broadcast(ones, tir.lanes_of(total)), w)
+def weight_sum(cpu: Cpu, total, w, each: bool = False):
+    """``total`` and the sum of the weights of each lane; ``each`` as in ``multiply_add``."""
+    # A word that is the same in all lanes loses 128 there.
+    ones = tir.i32(0x01010101 ^ signs() if signed(cpu) and not each else 0x01010101)
+    return multiply_add(cpu, total, tir.broadcast(ones, tir.lanes_of(total)), w, each)
+
+
+def columns_lanes(cpu: Cpu, channels: int) -> int:
+    """Lanes of a vector of words that neighbouring columns of so many ``channels`` are joined to."""
+    return neon.BYTES if neon.dots(cpu) and channels >= neon.BYTES else cpu.lanes
+
+
+def joined(cpu: Cpu, columns: list):
+    """The words of vectors of bytes, less 128 where ``signed``; None where nothing joins so many lanes."""
+    if not neon.dots(cpu) or tir.lanes_of(columns[0]) != neon.BYTES:
+        return None
+    short = GROUP - len(columns)  # whatever is behind the last column meets weights of 0
+    return tirx.call_extern(f"int32x{neon.BYTES}", "sparsec_joined_16", *columns, *[columns[-1]] * short)
 
 
 def multiply_weights(cpu: Cpu, total, w, x):
@@ -89,7 +103,7 @@ def multiply_weights(cpu: Cpu, total, w, x):
 
 def in_registers(cpu: Cpu, lanes: int) -> bool:
     """Whether the level has instructions for the products of a vector of words, as they are."""
-    return _x86_vectors(cpu, lanes) or _of_lanes(cpu, lanes) and not signed(cpu)
+    return _x86_vectors(cpu, lanes) or neon.dots(cpu) and lanes == neon.LANES and not signed(cpu)
 
 
 def _x86(cpu: Cpu) -> bool:
@@ -98,10 +112,6 @@ def _x86(cpu: Cpu) -> bool:
 
 def _x86_vectors(cpu: Cpu, lanes: int) -> bool:
     return _x86(cpu) and lanes <= cpu.lanes and lanes in _LANES
-
-
-def _of_lanes(cpu: Cpu, lanes: int) -> bool:
-    return neon.dots(cpu) and lanes == neon.LANES
 
 
 def signs(values: int = GROUP) -> int:

@@ -64,6 +64,8 @@ INT8 = {
     "conv 1x1": conv(1, 4, 4, 17, 16, 1, 1, precision="int8"),
     "conv 2:4": conv(1, 5, 5, 32, 32, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1), 1, Pattern(2, 4, 32), "int8"),
     "depthwise": conv(1, 9, 9, 33, 33, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1), 33, precision="int8"),
+    "depthwise 5x5": conv(1, 9, 7, 17, 17, 5, 5, (2, 2), (1, 1), (2, 1, 2, 2), 17, precision="int8"),
+    "depthwise of few": conv(1, 4, 5, 7, 14, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1), 7, precision="int8"),
 }
 
 
