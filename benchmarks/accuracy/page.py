@@ -13,6 +13,7 @@ MINILM = {
 }
 NETWORKS = {
     "minilm": "all-MiniLM-L6-v2",
+    "minilm attention": "its 24 projections of attention, 64 texts",
     "ic_resnet8": "ResNet-8",
     "kws": "keyword spotter",
     "ad": "autoencoder",

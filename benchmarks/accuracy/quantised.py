@@ -1,6 +1,6 @@
 """How near networks stay to themselves in int8, quantised with calibration data alone.
 
-    python -m benchmarks.accuracy.quantised minilm [--patterns 2:4x32 ...]
+    python -m benchmarks.accuracy.quantised minilm [--patterns 2:4x32 ...] [--layers attention]
     python -m benchmarks.accuracy.quantised weights [--bits 8 4]
     python -m benchmarks.accuracy.quantised tiny FOLDER
     python -m benchmarks.accuracy.quantised digits
@@ -106,13 +106,16 @@ def on_weights(bits: list[int], texts: int) -> None:
                 print(f"minilm {found}", flush=True)
 
 
-def on_minilm(patterns: list[str], texts: int) -> None:
+def on_minilm(patterns: list[str], texts: int, layers: str) -> None:
+    network = "minilm" if layers == "all" else f"minilm {layers}"
     with sentences(texts) as (dense, data, score):
         for pattern in patterns or [""]:
             for way, asked in _ways(pattern).items():
-                source = pruned(dense, data, pattern) if way == "pruned, then rounded" else dense
-                model, layers, seconds = quantised(source, data, **asked)
-                record("minilm", pattern or "dense", way, score(model), layers, seconds)
+                asked = asked | {"layers": minilm.LAYERS[layers]}
+                apart = way == "pruned, then rounded"
+                source = pruned(dense, data, pattern, asked["layers"]) if apart else dense
+                model, count, seconds = quantised(source, data, **asked)
+                record(network, pattern or "dense", way, score(model), count, seconds)
 
 
 def _ways(pattern: str) -> dict[str, dict]:
@@ -123,10 +126,10 @@ def _ways(pattern: str) -> dict[str, dict]:
     return {"jointly": joint, "jointly by AWP": awp, "pruned, then rounded": {"rounding": "nearest"}}
 
 
-def pruned(dense: Path, data: Path, pattern: str) -> Path:
+def pruned(dense: Path, data: Path, pattern: str, layers: str = "*") -> Path:
     """`dense` pruned in float32 by what the joint way uses, in a file beside it."""
     model, path = read(dense), dense.with_name("pruned.onnx")
-    request = PruneRequest(pattern, "sparsegpt", str(data), group=False)
+    request = PruneRequest(pattern, "sparsegpt", str(data), layers=layers, group=False)
     prune_on(model, parse_pattern(pattern), read_batches(str(data), model), request, lambda line: None)
     ir.save(model, path)
     return path
@@ -216,10 +219,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="with the networks of MLPerf Tiny")
     parser.add_argument("--patterns", nargs="*", default=[])
     parser.add_argument("--bits", nargs="*", type=int, default=[8, 4])
+    parser.add_argument("--layers", choices=minilm.LAYERS, default="all", help="of MiniLM")
     parser.add_argument("--texts", type=int, default=minilm.CALIBRATION, help="to calibrate MiniLM with")
     arguments = parser.parse_args()
     runs: dict[str, Callable[[], None]] = {
-        "minilm": lambda: on_minilm(arguments.patterns, arguments.texts),
+        "minilm": lambda: on_minilm(arguments.patterns, arguments.texts, arguments.layers),
         "weights": lambda: on_weights(arguments.bits, arguments.texts),
         "tiny": lambda: on_tiny(arguments.folder),
         "digits": on_digits,
