@@ -78,7 +78,7 @@ def _one(device: Device, problem: dict, made, check_only: bool) -> dict:
     return found
 
 
-_SHOWN = ("heads", "m", "k", "n", "sparse", "pattern", "shape", "normaliser", "half")
+_SHOWN = ("heads", "m", "k", "n", "sparse", "picked", "pattern", "shape", "normaliser", "half")
 
 
 def _line(row: dict) -> str:

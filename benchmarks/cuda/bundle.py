@@ -42,6 +42,7 @@ FILES = {
     "schedules/bits.py": "sparsec/schedules/bits.py",
     "schedules/layout.py": "sparsec/schedules/layout.py",
     "schedules/cuda/fragments.py": "sparsec/schedules/cuda/fragments.py",
+    "schedules/cuda/picks.py": "sparsec/schedules/cuda/picks.py",
 }
 PACKAGES = ("sparsec", "sparsec/schedules", "sparsec/schedules/cuda")
 #: Packages that go there whole.
@@ -58,6 +59,8 @@ PATTERNS = (
     Pattern(2, 4, 4),
     Pattern(1, 8, 1),
 )
+#: n of m and bands that share them, of products on tensor cores whose lanes pick inputs.
+PICKED = ((1, 4, 2), (2, 8, 2), (4, 16, 4))
 #: Heads, queries and keys.
 ATTENTION = ((12, 512, 512), (12, 2048, 2048), (12, 1, 2048), (12, 1, 8192), (12, 512, 8192))
 Tile = tensor_tile.Tile
@@ -78,10 +81,13 @@ def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.
     for (k, n), m, sparse in itertools.product(projections, sizes, (False, True)):
         spec = tensor_gemm.TensorGemm((m,), k, n, sparse)
         for tile in (*tensor_tile.TILES, *MORE_TILES):
-            if tile.tokens >= 2 * max(m, 16) or tile.tokens * 16 < m or _too_big(tile, sparse):
+            if tile.tokens >= 2 * max(m, 16) or tile.tokens * 16 < m or _too_big(tile, spec):
                 continue
-            problem = {"op": "tensor_gemm", "m": m, "k": k, "n": n, "sparse": sparse}
+            problem = {"op": "tensor_gemm", "m": m, "k": k, "n": n, "sparse": sparse, "picked": ()}
             found.append((problem, with_tile(spec.prim_func(), tile)))
+    for (k, n), m, picked in itertools.product(projections, sizes, PICKED):
+        problem = {"op": "tensor_gemm", "m": m, "k": k, "n": n, "sparse": False, "picked": picked}
+        found.append((problem, tensor_gemm.TensorGemm((m,), k, n, picked=picked).prim_func()))
     k, n = projections[-1]
     for m, pattern in itertools.product(sizes, PATTERNS):
         problem = {"op": "gemm", "m": m, "k": k, "n": n, "pattern": (pattern.n, pattern.m, pattern.block)}
@@ -97,9 +103,9 @@ def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.
     return found
 
 
-def _too_big(tile: Tile, sparse: bool) -> bool:
+def _too_big(tile: Tile, spec: tensor_gemm.TensorGemm) -> bool:
     least = min(arch.shared for arch in ARCHITECTURES.values())
-    return tile.words(sparse).total * 4 > least
+    return tile.words(spec).total * 4 > least
 
 
 def generate(some: list[tuple[dict, tvm.tirx.PrimFunc]], arch: str) -> tuple[Kernels, list[dict]]:

@@ -22,7 +22,7 @@ K, N = 4096, 4096
 MOST = 4096
 
 COPIES, PRODUCTS, SPARSE_PRODUCTS, MATRICES = "LDGSTS", "HMMA.16816", "HMMA.SP.16832", "LDSM"
-TF32_PRODUCTS = "HMMA.1688"
+TF32_PRODUCTS, PERMUTES = "HMMA.1688", "PRMT"
 #: A layer of ResNet-50.
 IMAGE = (1, 28, 28, 128, 128, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1))
 
@@ -48,6 +48,13 @@ def _tensor():
             spec = tensor_gemm.TensorGemm((MOST,), K, N, sparse, dtype)
             name = f"{short}_gemm_{'2of4' if sparse else 'dense'}__{tile.channels}x{tile.tokens}"
             yield Case(name, functools.partial(_cut, spec, tile), (_products(sparse), MATRICES, COPIES))
+    for picked, tile in itertools.product(
+        ((1, 4, 2), (4, 16, 1)), (tensor_tile.TILES[0], tensor_tile.TILES[-3], tensor_tile.TILES[-1])
+    ):
+        spec = tensor_gemm.TensorGemm((MOST,), K, N, picked=picked)
+        n, m, share = picked
+        name = f"f16_gemm_{n}of{m}x{share * 16}__{tile.channels}x{tile.tokens}"
+        yield Case(name, functools.partial(_cut, spec, tile), (PRODUCTS, PERMUTES, COPIES))
     spec = tensor_gemm.TensorGemm((MOST,), K, N, dtype="tf32")
     yield Case("tf32_gemm_dense__128x128", spec.prim_func, (TF32_PRODUCTS, MATRICES, COPIES))
     for sparse in (False, True):

@@ -6,6 +6,7 @@ A problem is a plain dict of the bundle's plan: ``op``, its sizes, and how the k
 import numpy as np
 
 from sparsec.schedules.cuda import fragments
+from sparsec.schedules.cuda.picks import Picks
 from sparsec.schedules.layout import Pattern, pack
 
 _SAMPLES = 16
@@ -36,6 +37,8 @@ def expected(problem: dict, arrays: list[np.ndarray], weight) -> tuple[np.ndarra
 def _tensor_gemm(problem: dict, rng):
     m, k, n, sparse = (problem[name] for name in ("m", "k", "n", "sparse"))
     x = rng.standard_normal((m, k), np.float32).astype(np.float16)
+    if problem["picked"]:
+        return _picked(x, Picks(*problem["picked"]), n, rng)
     # Packed arrays at random are weights, too, and far sooner made than by packing.
     number = fragments.NUMBERS["float16"]
     (shape, _), *more = fragments.shapes(sparse, n, k, number)
@@ -47,6 +50,16 @@ def _tensor_gemm(problem: dict, rng):
         chosen = pairs[rng.integers(0, len(pairs), (*more[0][0], 8))]
         packed.append(np.bitwise_or.reduce(chosen << (np.arange(8, dtype=np.uint32) * 4), axis=-1))
     return [x, *packed], (m, n), fragments.unpack(sparse, tuple(packed), n, k, number)
+
+
+def _picked(x: np.ndarray, picks: Picks, n: int, rng):
+    k = x.shape[1]
+    keep = rng.random((-(-n // (16 * picks.share)), k // picks.m, picks.m)).argsort(axis=-1) < picks.n
+    weight = rng.standard_normal((n, k), np.float32)
+    weight *= np.repeat(keep.reshape(-1, k), 16 * picks.share, axis=0)[:n]
+    number = fragments.NUMBERS["float16"]
+    packed = picks.pack(weight, number)
+    return [x, *packed], (x.shape[0], n), picks.unpack(packed, n, k, number)
 
 
 def _gemm(problem: dict, rng):

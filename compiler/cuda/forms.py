@@ -11,7 +11,7 @@ from sparsec.schedules.contraction import Conv, Gemm, packed_for
 from sparsec.schedules.cuda import fragments
 from sparsec.schedules.cuda.contraction_tile import Layer
 from sparsec.schedules.cuda.target import Architecture
-from sparsec.schedules.cuda.tensor_gemm import PRECISIONS, why_not
+from sparsec.schedules.cuda.tensor_gemm import PRECISIONS, picks_of, why_not
 from sparsec.schedules.cuda.vector_tile import MOST_ROWS, Cut
 from sparsec.schedules.elements import FLOAT32
 from sparsec.schedules.layout import DENSE
@@ -20,6 +20,10 @@ from sparsec.schedules.layout import DENSE
 _PRODUCTS_PER_WORD = 4
 #: Bytes of the position of a stored value, by packed form.
 _POSITIONS = {"shared": 0, "lanes": 0.5, "gather": 2}
+#: Cycles of a fragment's products on tensor cores, and of a byte permute; permutes for each word that lanes
+#: pick among so many inputs, for all bands of channels that share their zeros.
+_FRAGMENT, _PERMUTE = 8, 2
+_PERMUTES = {8: 3, 16: 7}
 #: Rows that a product on tensor cores computes at least.
 _TENSOR_ROWS = 16
 
@@ -69,7 +73,14 @@ def forms(made: list[tuple], dtype: str | None) -> list[Form]:
     precision = next(name for name, number in PRECISIONS.items() if number == dtype)
     size = fragments.NUMBERS[dtype].bytes
     found.append(Form(f"dense {precision}", precision, "dense", 1, size, size, True))
-    if size == 2 and not pattern.dense and all(fragments.fits(weight) for _, weight in made):
+    picks = [picks_of(spec, dtype) for spec, _ in made]
+    if all(picks):
+        (one, *_), name = picks, f"{pattern.n}:{pattern.m} {precision}"
+        kept, words = one.n / one.m, one.metadata / (fragments.ROWS * fragments.NUMBERS[dtype].block)
+        permutes = one.words * (_PERMUTES[one.among] * _PERMUTE)
+        drag = max(1, permutes / (one.share * one.steps * _FRAGMENT))
+        found.append(Form(name, precision, "sparse", kept, size * kept + words * 4, size, True, drag))
+    elif size == 2 and not pattern.dense and all(fragments.fits(weight) for _, weight in made):
         # A value in two, and two bits for it.
         found.append(Form(f"2:4 {precision}", precision, "sparse", 0.5, size / 2 + 1 / 8, size, True))
     return found

@@ -91,16 +91,16 @@ def pack(
     fill = [(0, 0), (0, -weight.shape[1] % number.block)]
     padded = np.pad(weight, fill)
     if not sparse:
-        return (_fragments(_words(padded, number), steps(False)),)
+        return (arranged(words_of(padded, number), steps(False)),)
     kept = padded != 0 if kept is None else np.pad(kept, fill)
     index = positions(SPARSE, padded[:, None], kept[:, None])[:, 0]
     stored = np.take_along_axis(padded, index, 1)
-    return _fragments(_words(stored, number), steps(True)), _metadata(index % SPARSE.m)
+    return arranged(words_of(stored, number), steps(True)), _metadata(index % SPARSE.m)
 
 
 def unpack(sparse: bool, arrays: tuple[np.ndarray, ...], n: int, k: int, number: Number) -> np.ndarray:
     """The dense float32 weight ``[n, k]`` that the packed arrays stand for."""
-    words = _rows(arrays[0])
+    words = rows_of(arrays[0])
     values = number.from_bits(words.view(f"uint{number.bytes * 8}"))
     if not sparse:
         return values[:n, :k]
@@ -127,7 +127,7 @@ def metadata_place(row, step, column):
     return row % 8 * 4 + step * 2 + column // 8, row // 8 * 16 + column % 8 * 2
 
 
-def _words(values: np.ndarray, number: Number) -> np.ndarray:
+def words_of(values: np.ndarray, number: Number) -> np.ndarray:
     """``[n, words]``, uint32: the first of two numbers in the lower half."""
     return np.ascontiguousarray(number.to_bits(values)).view(np.uint32)
 
@@ -136,14 +136,16 @@ def _words(values: np.ndarray, number: Number) -> np.ndarray:
 _ORDER = (0, 3, 4, 2, 6, 5, 1)
 
 
-def _fragments(words: np.ndarray, count: int) -> np.ndarray:
+def arranged(words: np.ndarray, count: int) -> np.ndarray:
+    """Words ``[n, k]`` as values in the table above, ``count`` fragments in a block."""
     n, k = words.shape
     padded = np.pad(words, [(0, -n % ROWS), (0, 0)])
     split = padded.reshape(-1, 2, 8, k // (count * WORDS), count, 2, 4).transpose(_ORDER)
     return np.ascontiguousarray(split.reshape(*split.shape[:3], LANES, VALUES))
 
 
-def _rows(fragments: np.ndarray) -> np.ndarray:
+def rows_of(fragments: np.ndarray) -> np.ndarray:
+    """``arranged``, undone; rows that are padding are there, too."""
     tiles, blocks, count = fragments.shape[:3]
     ordered = fragments.reshape(tiles, blocks, count, 8, 4, 2, 2).transpose(np.argsort(_ORDER))
     return np.ascontiguousarray(ordered.reshape(tiles * ROWS, -1))

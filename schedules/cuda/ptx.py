@@ -160,6 +160,12 @@ def load_matrices(to: tir.Buffer, first, source: tir.Buffer, word, transposed: b
     return tirx.Evaluate(T.ptx[name](*lanes, address))
 
 
+def permute_bytes(to: tir.Buffer, at, a: tir.Buffer, a_at, b: tir.Buffer, b_at, selector) -> tir.Stmt:
+    """``to[at]``: four bytes of two words as the selector says; those of ``a`` are 0 to 3."""
+    operands = [tir.load(to, at), tir.load(a, a_at), tir.load(b, b_at), selector]
+    return tirx.Evaluate(T.ptx["prmt.b32"](*operands))
+
+
 def round_tf32(registers: tir.Buffer, at) -> tir.Stmt:
     """Rounds a float32 that lies in a register of 32 bits to what tensor cores look at."""
     value = tirx.reinterpret("float32", tir.load(registers, at))

@@ -1,13 +1,14 @@
 """Products with a constant weight on tensor cores, dense or 2:4: what they compute.
 
-``TensorGemm`` and ``TensorConv`` are specs like those of ``contraction``.  Operands are float16, bfloat16 or
+``TensorGemm`` and ``TensorConv`` are specs like those of ``contraction``: dense, ``sparse`` (2:4), or with a
+pattern that lanes pick (``picked``: the fields of ``Picks``).  Operands are float16, bfloat16 or
 tf32, sums and results float32; what follows, the rounding to 16 bits first of all, is fused into the kernel.
 A convolution is a product over columns ``(tap, channel)``, whose inputs are never laid out as a matrix.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import tvm_ffi
@@ -26,6 +27,9 @@ from sparsec.schedules.contraction_spec import (
 )
 from sparsec.schedules.cuda import fragments
 from sparsec.schedules.cuda.fragments import NUMBERS, Number
+from sparsec.schedules.cuda.picks import BLOCK, OWN, Picks
+from sparsec.schedules.cuda.picks import place as picks_place
+from sparsec.schedules.cuda.results import every
 from sparsec.schedules.elements import Element
 from sparsec.schedules.halves import HALVES
 
@@ -39,8 +43,8 @@ class _Product:
     def __post_init__(self):
         if self.dtype not in NUMBERS:
             raise ValueError(f"{self._name}: required one of {', '.join(NUMBERS)}, found {self.dtype}")
-        if self.sparse and self.number.bytes != 2:
-            raise ValueError(f"{self._name}: required a 16-bit format for 2:4, found {self.dtype}")
+        if (self.sparse or self.picked) and self.number.bytes != 2:
+            raise ValueError(f"{self._name}: required a 16-bit format for zeros, found {self.dtype}")
         if self.channels != stored_channels(self.channels, self.sparse, self.dtype):
             raise ValueError(
                 f"{self._name}: required a multiple of {4 if self.sparse else 2} inputs, "
@@ -54,6 +58,27 @@ class _Product:
     @property
     def number(self) -> Number:
         return NUMBERS[self.dtype]
+
+    @property
+    def picks(self) -> Picks | None:
+        return Picks(*self.picked) if self.picked else None
+
+    @property
+    def steps(self) -> int:
+        """Fragments of a block."""
+        return self.picks.steps if self.picked else fragments.steps(self.sparse)
+
+    @property
+    def metadata(self) -> int:
+        """Words of metadata, or selectors, of a band and a block."""
+        return self.picks.metadata if self.picked else fragments.LANES if self.sparse else 0
+
+    @property
+    def stored(self) -> int:
+        """Columns of the weight that are stored for each channel."""
+        if self.picked:
+            return -(-self.columns // BLOCK) * self.steps * fragments.COLUMNS
+        return self.columns // 2 if self.sparse else self.columns
 
     @property
     def kind(self) -> Element:
@@ -75,6 +100,8 @@ class _Product:
 
     def weight_args(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each packed array."""
+        if self.picked:
+            return self.picks.shapes(self.n, self.columns)
         return fragments.shapes(self.sparse, self.n, self.columns, self.number)
 
     def pack(self, weight: np.ndarray, kept: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
@@ -88,23 +115,28 @@ class _Product:
         weight, kept = (
             None if array is None else np.pad(array, fill).reshape(self.n, -1) for array in (weight, kept)
         )
+        if self.picked:
+            return self.picks.pack(weight, self.number, kept)
         return fragments.pack(self.sparse, weight, self.number, kept)
 
     def prim_func(self) -> tirx.PrimFunc:
-        """The unscheduled function ``(X, W, [E], Y)``, E being the metadata."""
+        """The unscheduled function ``(X, W, [E], Y)``, E being the metadata or the selectors."""
         x = placeholder(self.x_shape, self.number.activation, "X")
         packed = [placeholder(s, d, name) for (s, d), name in zip(self.weight_args(), "WE", strict=False)]
-        stored = [tir.i64(d) for d in (self.columns // 2 if self.sparse else self.columns, self.n)]
+        stored = [tir.i64(self.stored), tir.i64(self.n)]
         values = te.compute(stored, lambda c, o: self._stored(packed[0], o, c), "values")
-        columns = (
-            te.compute(stored, lambda c, o: _column(packed[1], o, c), "columns") if self.sparse else None
-        )
-        c = reduce_axis(stored[0].value, "c")
+        columns = None
+        if len(packed) > 1:
+            find = self._picked_column if self.picked else _column
+            columns = te.compute(stored, lambda c, o: find(packed[1], o, c), "columns")
+        c = reduce_axis(self.stored, "c")
 
         def value(*i):
             *at, o = i
-            source, inside = self.source(at, columns[c.var, o] if self.sparse else c.var)
+            column = c.var if columns is None else columns[c.var, o]
+            source, inside = self.source(at, tirx.min(column, tir.i64(self.columns - 1)))
             read = self._value(x(*source))
+            inside = every(inside, column < self.columns if self.picked and self.columns % BLOCK else None)
             if inside is not None:
                 read = tirx.if_then_else(inside, read, tir.f32(0.0))
             return te.sum(read * values[c.var, o], axis=[c])
@@ -115,7 +147,7 @@ class _Product:
         """The value at ``column`` of the stored ones of output ``row``."""
         per_word = 4 // self.number.bytes
         word = column // per_word
-        block = fragments.steps(self.sparse) * fragments.WORDS
+        block = self.steps * fragments.WORDS
         lane, at = fragments.place(row % fragments.ROWS, word % fragments.WORDS)
         step = word % block // fragments.WORDS
         bits = words[row // fragments.ROWS, word // block, step, lane, at]
@@ -123,6 +155,21 @@ class _Product:
             return tirx.reinterpret("float32", bits)
         half = bits.astype("int64") >> (column % per_word * 16) & tir.i64(0xFFFF)
         return HALVES[self.dtype].widened(half.astype("uint16"))
+
+    def _picked_column(self, selectors: te.Tensor, row, stored):
+        """The column of the dense weight that a stored one is."""
+        picks = self.picks
+        block, word, t, x = picks_place(picks, stored)
+        first, *second = (
+            selectors[row // fragments.ROWS, block, word, i, t].astype("int64")
+            for i in range(picks.selectors)
+        )
+        at = (first >> (x * 8) & tir.i64(7)) // 2 + (first >> (x * 8 + 16) & tir.i64(4))
+        if second:
+            at = at + (second[0] >> (x * 8) & tir.i64(4)) * 2
+        else:
+            at = at + word * 2 // (picks.kept // 2) * 8
+        return block * BLOCK + t * OWN + at
 
     def _value(self, stored):
         """What is multiplied of an activation as it lies in memory."""
@@ -154,6 +201,7 @@ class TensorGemm(_Product):
     n: int
     sparse: bool = False
     dtype: str = "float16"
+    picked: tuple[int, ...] = ()
 
     taps = 1
 
@@ -184,6 +232,7 @@ class TensorConv(Image, _Product):
 
     sparse: bool = False
     dtype: str = "float16"
+    picked: tuple[int, ...] = ()
 
     @property
     def taps(self) -> int:
@@ -229,22 +278,32 @@ def why_not(spec) -> str | None:
     return "a convolution in groups" if getattr(spec, "groups", 1) > 1 else None
 
 
+def picks_of(spec: Gemm | Conv, dtype: str) -> Picks | None:
+    """How lanes pick the inputs that the pattern of ``spec`` keeps, or None."""
+    return Picks.of(spec.pattern, spec.x_shape[-1]) if NUMBERS[dtype].bytes == 2 else None
+
+
 def on_tensor_cores(spec):
     """The product for tensor cores of a ``Gemm`` or ``Conv`` whose precision is one of ``PRECISIONS``.
 
-    2:4 where the spec has a pattern; its X has ``stored_channels``.  Every other spec stays as it is.
+    Where the spec has a pattern that lanes can pick, they do, else it is 2:4; its X has ``stored_channels``.
+    Every other spec stays as it is.
     """
     dtype = PRECISIONS.get(getattr(spec, "precision", None))
     if dtype is None:
         return spec
-    sparse = not spec.pattern.dense
+    picks = picks_of(spec, dtype)
+    sparse, picked = not spec.pattern.dense and not picks, astuple(picks) if picks else ()
     if isinstance(spec, Conv):
         shape = {f: getattr(spec, f) for f in Image.__dataclass_fields__}
         return TensorConv(
-            **shape | {"in_c": stored_channels(spec.in_c, sparse, dtype)}, sparse=sparse, dtype=dtype
+            **shape | {"in_c": stored_channels(spec.in_c, sparse, dtype)},
+            sparse=sparse,
+            dtype=dtype,
+            picked=picked,
         )
     *lead, k = spec.x_shape
-    return TensorGemm(tuple(lead), stored_channels(k, sparse, dtype), spec.y_shape[-1], sparse, dtype)
+    return TensorGemm(tuple(lead), stored_channels(k, sparse, dtype), spec.y_shape[-1], sparse, dtype, picked)
 
 
 def find_anchor(func: tirx.PrimFunc) -> tuple[TensorGemm | TensorConv, tir.Block] | None:

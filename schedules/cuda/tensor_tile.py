@@ -36,8 +36,8 @@ class Tile:
     def threads(self) -> int:
         return self.warps_c * self.warps_t * self.warps_k * fragments.LANES
 
-    def words(self, sparse: bool) -> "Words":
-        return Words.of(self, sparse)
+    def words(self, spec: TensorGemm | TensorConv) -> "Words":
+        return Words.of(self, spec)
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Words:
     total: int
 
     @staticmethod
-    def of(tile: Tile, sparse: bool) -> "Words":
-        values = fragments.steps(sparse) * fragments.LANES * fragments.VALUES
+    def of(tile: Tile, spec: TensorGemm | TensorConv) -> "Words":
+        values = spec.steps * fragments.LANES * fragments.VALUES
         bands = tile.channels // fragments.ROWS * tile.warps_k
         metadata = bands * values
-        activations = metadata + (bands * fragments.LANES if sparse else 0)
+        activations = metadata + bands * spec.metadata
         stage = activations + tile.tokens * tile.warps_k * LINE
         sums = tile.warps_k * tile.tokens * sums_line(tile)
         return Words(values, metadata, activations, stage, max(stage * tile.stages, sums))
@@ -88,26 +88,24 @@ _THREADS = 1536
 
 def tile_for(spec: TensorGemm | TensorConv, gpu: Gpu) -> Tile:
     """The tile of the fewest counted cycles, with as many stages as fit each architecture."""
-    return min(
-        (_fitting(tile, spec.sparse, gpu.shared) for tile in TILES), key=lambda t: cycles(spec, t, gpu)
-    )
+    return min((_fitting(tile, spec, gpu.shared) for tile in TILES), key=lambda t: cycles(spec, t, gpu))
 
 
-def _fitting(tile: Tile, sparse: bool, shared: int) -> Tile:
-    while tile.words(sparse).total * 4 > shared:
+def _fitting(tile: Tile, spec: TensorGemm | TensorConv, shared: int) -> Tile:
+    while tile.words(spec).total * 4 > shared:
         tile = dataclasses.replace(tile, stages=tile.stages - 1)
     return tile
 
 
 def cycles(spec: TensorGemm | TensorConv, tile: Tile, gpu: Gpu) -> float:
     """Of the busiest multiprocessor: its blocks share products and bytes, and each waits for its own."""
-    words = tile.words(spec.sparse)
+    words = tile.words(spec)
     blocks = -(-spec.n // tile.channels) * -(-spec.rows // tile.tokens)
     own = -(-blocks // gpu.oldest.multiprocessors)
     resident = min(gpu.oldest.shared // (words.total * 4), _THREADS // tile.threads)
     turns = -(-own // resident)
     rounds = -(-spec.columns // (spec.number.block * tile.warps_k))
-    products = tile.channels * tile.tokens * spec.number.block * tile.warps_k / (2 if spec.sparse else 1)
+    products = tile.channels * tile.tokens * spec.number.block * tile.warps_k * spec.steps / 4
     fetched = words.activations + min(tile.tokens, spec.rows) * tile.warps_k * LINE
     busy = max(products * spec.number.bytes / 2 / _PRODUCTS, fetched * 4 / _BYTES)
     written = tile.channels * tile.tokens * 4 / _BYTES

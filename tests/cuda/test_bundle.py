@@ -24,7 +24,11 @@ FAT_BINARY = b"\x50\xed\x55\xba" + bytes(60)
 def small():
     """One problem of each kind: kernels and plan."""
     some = bundle.problems(sizes=(16,), projections=((64, 64),))
-    chosen = {(p["op"], p.get("sparse"), p.get("pattern")): (p, f) for p, f in reversed(some) if "k" in p}
+    chosen = {
+        (p["op"], p.get("sparse"), p.get("picked"), p.get("pattern")): (p, f)
+        for p, f in reversed(some)
+        if "k" in p
+    }
     problem = {"op": "attention", "heads": 2, "m": 5, "n": 70, "d": 64, "normaliser": "sparsemax"}
     for half in (None, "float16"):
         func = attention(2, 5, 70, "sparsemax", half=half).prim_func()

@@ -23,8 +23,9 @@ if str(ROOT) not in sys.path:  # at the end, where it shadows nothing
 from benchmarks.cuda import static  # noqa: E402
 
 SPARSE = "nm{n=2,m=4,block=1,min_size=256}"
+PICKED = "nm{n=1,m=4,block=32,min_size=256}"
 NETWORKS = [
-    ("mlp", "bf16", ""),
+    ("mlp", "bf16", PICKED),
     ("lenet", "fp16", SPARSE),
     ("transformer_encoder", "fp16", ""),
     ("transformer_encoder", "bf16", SPARSE),
@@ -74,7 +75,7 @@ def test_small_networks(name, precision, passes, driver, compile_for_gpu, ort_ru
         assert found == NUMBERS[precision]
     if passes:
         assert {layer["kernel"] for layer in short if layer["pattern"] != "dense"} == {"sparse"}
-        assert "mma.sp::ordered_metadata" in compiled.source
+        assert ("mma.sp::ordered_metadata" if passes == SPARSE else "prmt.b32") in compiled.source
     for order in range(3):
         driver.be(compiled.emulated, order=order)
         with load(compiled.path) as model:
@@ -170,6 +171,8 @@ def test_weights_too_large_for_float16_stay_float32(tmp_path):
         ("n=4,m=8,block=1", 512, "dense", "float16 on tensor cores"),
         ("n=1,m=8,block=32", 512, "sparse", "float16 on tensor cores"),
         ("n=1,m=8,block=32", 1, "sparse", "float32"),  # an eighth of the bytes
+        ("n=4,m=16,block=16", 512, "sparse", "float16 on tensor cores"),  # picked
+        ("n=4,m=8,block=8", 512, "dense", "float16 on tensor cores"),
     ],
 )
 def test_which_patterns_are_2of4(pattern, rows, kernel, precision, tmp_path):

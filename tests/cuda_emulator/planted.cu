@@ -206,6 +206,10 @@ extern "C" __global__ void conversions(float* x, uint32_t* bits, float* powers) 
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits[at + 1]) : "f"(x[at + 1]), "f"(x[at]));
   for (int i = 0; i < 2; ++i) asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(powers[at + i]) : "f"(x[at + i]));
 }
+// y = four bytes of x[1]:x[0] as x[2] says.
+extern "C" __global__ void permute(uint32_t* x, uint32_t* y) {
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y[0]) : "r"(x[0]), "r"(x[1]), "r"(x[2]));
+}
 // y [16, 8] = a [16, 32] b [8, 32] transposed; values [16, 16] of a, and a word for each lane.
 extern "C" __global__ void __launch_bounds__(32) product_sparse(uint32_t* values, uint32_t* words, uint32_t* b, float* y) {
   int g = threadIdx.x / 4, t = threadIdx.x % 4;

@@ -64,6 +64,19 @@ inline void ptx_cvt_rna_tf32_f32(uint32_t& to, float from) {
     to = std::isnan(from) ? 0x7fffffffu : (bits + 0x1000) & ~0x1fffu;
 }
 
+// Section: bytes
+
+// Byte i of the result is that of b:a which four bits of the selector name, of which the upper one asks for a sign.
+inline void ptx_prmt_b32(uint32_t& to, uint32_t a, uint32_t b, uint32_t selector) {
+    uint64_t bytes = uint64_t(b) << 32 | a;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; ++i) {
+        if (selector >> (i * 4) & 8) emu::fail("prmt: selector %x asks for a sign, which nothing here means", selector);
+        result |= uint32_t(bytes >> ((selector >> (i * 4) & 7) * 8) & 0xff) << (i * 8);
+    }
+    to = result;
+}
+
 // Section: ldmatrix
 
 #define EMU_LDMATRIX(suffix, transposed)                                                                       \

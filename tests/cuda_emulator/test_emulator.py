@@ -124,6 +124,17 @@ def test_floats_become_pairs_and_powers(plain):
     assert powers[3, 0] == 0 and np.isinf(powers[2, 0]) and np.isnan(powers[2, 1])
 
 
+def test_bytes_are_permuted(plain):
+    y = np.zeros(1, np.uint32)
+    for selector, want in ((0x3210, 0x33221100), (0x7654, 0x77665544), (0x54320716, 0x00771166)):
+        words = np.array([0x33221100, 0x77665544, selector], np.uint32)
+        plain.launch("permute", (1,), (1,), [words, y])
+        assert y[0] == want, hex(y[0])
+    words[2] = 0x8210
+    with pytest.raises(EmulationError, match="prmt: selector 8210 asks for a sign"):
+        plain.launch("permute", (1,), (1,), [words, y])
+
+
 def sparse_operands():
     """A 2:4 matrix [16, 32]; its values, and its metadata as the PTX ISA hands it out to lanes."""
     keep = np.array([RNG.choice(4, 2, replace=False) for _ in range(16 * 8)])

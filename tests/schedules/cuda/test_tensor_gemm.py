@@ -16,7 +16,7 @@ from sparsec.schedules.cuda.tensor_gemm import (
     why_not,
 )
 from sparsec.schedules.cuda.tensor_kernel import rule
-from sparsec.schedules.cuda.tensor_tile import TILES, Tile, Words, cycles, tile_for
+from sparsec.schedules.cuda.tensor_tile import TILES, Tile, cycles, tile_for
 from sparsec.schedules.cuda.tile import with_tile
 from sparsec.schedules.layout import Pattern
 
@@ -40,6 +40,11 @@ ROUND = {
 
 def weight_of(rng, spec):
     weight = rng.standard_normal(spec.weight_shape).astype(np.float32)
+    if spec.picked:
+        n, m, share = spec.picked
+        blocks = -(-spec.n // (16 * share)), *spec.weight_shape[1:-1], spec.weight_shape[-1] // m, m
+        keep = (np.argsort(rng.random(blocks), axis=-1) < n).reshape(*blocks[:-2], -1)
+        return weight * np.repeat(keep, 16 * share, axis=0)[: spec.n]
     if not spec.sparse:
         return weight
     groups = weight.reshape(*weight.shape[:-1], -1, 4)
@@ -172,6 +177,36 @@ def test_other_formats(run_emulated, dtype, sparse):
         assert close(y, want)
 
 
+#: 1:4 and 2:8 are picked among eight neighbours, 4:16 among sixteen, 4:8 in two steps.
+PICKED = [(1, 4, 2), (2, 8, 1), (4, 16, 2), (4, 8, 1)]
+
+
+@pytest.mark.parametrize("picked", PICKED)
+def test_the_definition_is_the_product_of_what_lanes_pick(picked):
+    spec = TensorGemm((3,), 208, 37, picked=picked)
+    x, weight, want = operands(spec)
+    assert close(computed(spec, x, weight), want, 1e-5)
+
+
+@pytest.mark.parametrize("picked", PICKED)
+def test_what_lanes_pick_is_right_in_every_order(run_emulated, picked):
+    """Rows, columns and channels that are no whole tiles; a warp has two groups of bands, or one."""
+    spec = TensorGemm((17,), 208, 52, dtype="bfloat16", picked=picked)
+    x, weight, want = operands(spec)
+    tile = Tile(64, 32, 1, 2, 2, 2) if picked[2] == 2 else SMALL["all"]
+    outputs = [x, *spec.pack(weight)], (spec.y_shape, np.float32)
+    for y in run_emulated(with_tile(spec.prim_func(), tile), RULE, *outputs, checked=picked == (4, 16, 2)):
+        assert close(y, want)
+
+
+def test_convolutions_of_what_lanes_pick(run_emulated):
+    shape = {"in_h": 6, "in_w": 5, "in_c": 24, "out_c": 36, "k_h": 3, "k_w": 2, "pads": (1, 1, 0, 1)}
+    spec = TensorConv(2, **shape, picked=(1, 4, 2))
+    x, weight, want = operands(spec)
+    for y in run_emulated(spec.prim_func(), RULE, [x, *spec.pack(weight)], (spec.y_shape, np.float32)):
+        assert close(y, want)
+
+
 def fused(spec, tail, *extra):
     """The function of ``tail(builder, y, *extras)`` behind ``spec``."""
     builder = relax.BlockBuilder()
@@ -212,8 +247,8 @@ def test_bias_rounding_and_residual_are_fused(run_emulated, n):
 def test_a_tile_fits_the_memory_that_there_is():
     spec = TensorGemm((4096,), 4096, 4096)
     small, large = (tile_for(spec, Gpu((name,))) for name in ("sm_89", "sm_90"))
-    assert small.words(False).total * 4 <= 99 * 1024 and large.words(False).total * 4 <= 227 * 1024
-    assert Words.of(small, sparse=True).total < Words.of(small, sparse=False).total
+    assert small.words(spec).total * 4 <= 99 * 1024 and large.words(spec).total * 4 <= 227 * 1024
+    assert small.words(TensorGemm((4096,), 4096, 4096, sparse=True)).total < small.words(spec).total
 
 
 def test_layers_become_products():
@@ -237,6 +272,17 @@ def test_layers_become_products():
         assert [a.shape for a in want.pack(np.zeros(weight, np.float32))] == [
             s for s, _ in want.weight_args()
         ]
+    for pattern, k, picked in (
+        (Pattern(1, 4, 32), 64, (1, 4, 2)),
+        (Pattern(4, 16, 48), 64, (4, 16, 1)),
+        (Pattern(1, 4, 8), 64, ()),  # eight channels are no fragment
+        (Pattern(4, 16, 16), 72, ()),  # groups that are not whole
+        (Pattern(1, 8, 32), 64, ()),  # a lane would keep two, and not a fragment's four
+        (Pattern(2, 4, 32), 64, ()),
+        (Pattern(3, 4, 32), 64, ()),
+    ):
+        made = on_tensor_cores(Gemm((5,), k, 96, pattern, precision=named))
+        assert (made.picked, made.sparse) == (picked, not picked)
     for plain in (Gemm((5,), 7, 9), conv(1, 5, 5, 8, 8, 3, 3, groups=8, precision="int8")):
         assert on_tensor_cores(plain) is plain
     assert why_not(conv(1, 5, 5, 8, 8, 3, 3, groups=8)) == "a depthwise convolution"
@@ -250,7 +296,7 @@ def test_what_is_refused():
         TensorGemm((1,), 14, 16, sparse=True)
     with pytest.raises(ValueError, match="required one of float16, bfloat16, tf32, found float32"):
         TensorGemm((1,), 16, 16, dtype="float32")
-    with pytest.raises(ValueError, match="TensorGemm: required a 16-bit format for 2:4, found tf32"):
+    with pytest.raises(ValueError, match="TensorGemm: required a 16-bit format for zeros, found tf32"):
         TensorGemm((1,), 16, 16, sparse=True, dtype="tf32")
     with pytest.raises(ValueError, match="Tile: required whole fragments for each warp and two stages"):
         Tile(24, 8, 1, 1, 1, 2)
