@@ -71,6 +71,7 @@ def sums_line(tile: Tile) -> int:
 
 #: What there is to choose from, small ones first: 256 threads, or fewer where the tile is small.
 TILES = (
+    Tile(channels=16, tokens=8, warps_c=1, warps_t=1, warps_k=8, stages=4),
     Tile(channels=32, tokens=16, warps_c=1, warps_t=1, warps_k=4, stages=4),
     Tile(channels=32, tokens=32, warps_c=1, warps_t=1, warps_k=4, stages=3),
     Tile(channels=64, tokens=32, warps_c=2, warps_t=1, warps_k=2, stages=4),
