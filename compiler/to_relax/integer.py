@@ -12,6 +12,8 @@ from tvm import relax
 
 from sparsec.compiler.to_relax import linear
 from sparsec.compiler.to_relax.linear import attribute, reshaped
+from sparsec.passes.graph import is_op
+from sparsec.passes.quantised import sole_reader
 from sparsec.schedules import contraction, tir
 from sparsec.schedules import quantise as kernel
 from sparsec.schedules.contraction_spec import kind_of
@@ -105,9 +107,10 @@ def dequantize_linear(importer, node: ir.Node, inputs):
     made = _grid(node, node.inputs[0].dtype)
     if made is None:
         return None
-    before = node.inputs[0].producer()
-    given = _grid(before, made.dtype) if before is not None and before.op_type == "QuantizeLinear" else None
+    before, alone = node.inputs[0].producer(), sole_reader(node.inputs[0]) is node
+    given = _grid(before, made.dtype) if alone and is_op(before, "QuantizeLinear") else None
     if given is not None and given.zero == made.zero and before.inputs[0].dtype == ir.DataType.FLOAT:
+        # Nobody needs the integers themselves.
         reals, grids = importer.expression(before.inputs[0]), [relax.const(g.array) for g in (given, made)]
         return _elementwise(importer, kernel.requantised, reals, *grids, *given.options)
     return _elementwise(importer, kernel.dequantise, inputs[0], relax.const(made.array))
@@ -130,9 +133,12 @@ def clip(importer, node: ir.Node, inputs):
 
 def _elementwise(importer, definition, *args):
     """A kernel of ``definition`` that fusion takes for one of single elements, whatever else it reads."""
-    name = definition.__name__
-    attributes = {tir.ELEMENTWISE: True}
-    return importer.bb.emit_te(definition, *args, primfunc_name_hint=name, primfunc_attrs=attributes)
+    return importer.bb.emit_te(
+        definition,
+        *args,
+        primfunc_name_hint=definition.__name__,
+        primfunc_attrs={tir.ELEMENTWISE: True},
+    )
 
 
 @dataclass(frozen=True)
