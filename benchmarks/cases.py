@@ -42,10 +42,11 @@ ROWS = {
     "layer_norm": [(128, 768), (8192, 4096)],
     "gelu": [(128, 3072), (8192, 4096)],
     "soft_threshold": [(128, 3072), (8192, 4096)],
-    "sparsemax": [(1024, 128), (1024, 1024), (32, 32000)],
+    "sparsemax": [(1024, 128), (1024, 1024), (12 * 512, 512), (32, 32000)],
+    "entmax": [(1024, 128), (1024, 1024), (12 * 512, 512), (32, 32000)],
 }
 #: What a peer runs instead, where it has no such operator: the standard one that it stands in for.
-RIVALS = {"soft_threshold": "relu", "sparsemax": "softmax"}
+RIVALS = {"soft_threshold": "relu", "sparsemax": "softmax", "entmax": "softmax"}
 
 
 @dataclass(frozen=True)
@@ -235,20 +236,20 @@ def gelu(shape) -> onnx.ModelProto:
     return model(nodes, [(k, np.float32(v)) for k, v in constants.items()], "x", shape, "y", shape)
 
 
-def sparsemax(shape) -> onnx.ModelProto:
-    """The chain of TopK, CumSum and their like that exporting `entmax.sparsemax` leaves."""
+def of_entmax(function: str, shape) -> onnx.ModelProto:
+    """The chain of TopK, CumSum and their like that exporting `entmax.<function>` leaves."""
     import io
 
     import entmax
     import torch
 
-    class Sparsemax(torch.nn.Module):
+    class Normaliser(torch.nn.Module):
         def forward(self, x):
-            return entmax.sparsemax(x, -1)
+            return getattr(entmax, function)(x, -1)
 
     stream = io.BytesIO()
     options = {"input_names": ["x"], "output_names": ["y"], "dynamo": False, "opset_version": 17}
-    torch.onnx.export(Sparsemax(), (torch.randn(shape),), stream, **options)
+    torch.onnx.export(Normaliser(), (torch.randn(shape),), stream, **options)
     return onnx.load_from_string(stream.getvalue())
 
 
@@ -260,5 +261,6 @@ ROW_MAKERS = {
     "gelu": gelu,
     "relu": one("Relu"),
     "soft_threshold": one("Shrink", lambd=0.5, bias=0.5),
-    "sparsemax": sparsemax,
+    "sparsemax": functools.partial(of_entmax, "sparsemax"),
+    "entmax": functools.partial(of_entmax, "entmax15"),
 }

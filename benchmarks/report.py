@@ -126,9 +126,9 @@ def kernels(found: dict) -> str:
         "*Share* is useful work (pruned products do not count) of the multiply-add peak for GEMM,",
         "convolution and attention, of four times that peak for int8; kept weights and their indices of",
         "the DRAM read rate for GEMV, bytes in and out of a copy of the same size for rows. *Over peer* is",
-        "the best dense peer's time over ours; for int8 peers run the same QDQ file. For sparsemax and the",
-        "soft threshold the peer runs softmax and Relu, *chain* is ONNX Runtime on",
-        "the operator itself.",
+        "the best dense peer's time over ours; for int8 peers run the same QDQ file. For sparsemax, entmax",
+        "and the soft threshold the peer runs softmax and Relu, *chain* is ONNX Runtime on the operator",
+        "itself.",
         "",
     ]
     for target in sorted({row["target"] for row in found["kernels"]}):
@@ -202,7 +202,7 @@ def kernel_goal(row: dict, share, speed, over_chain) -> tuple[str, str]:
     if family == "int8":
         wanted = goals.INT8_SHARE_OF_PEAK[variant]
         return verdict(f">= {wanted:.0%} of peak", share, wanted)
-    if first == "sparsemax":
+    if first in ("sparsemax", "entmax"):
         wanted, far = 1 / goals.SPARSEMAX_RATIO, goals.SPARSEMAX_OVER_CHAIN
         both = None if speed is None or over_chain is None else min(speed / wanted, over_chain / far)
         return verdict(f">= {wanted:.2f}x, {far}x the chain", both, 1.0)

@@ -52,13 +52,8 @@ class Powers:
         return self.alpha - 1
 
     @property
-    def share(self) -> list[Callable]:
-        """Functions that make v^p of v > 0, one after the other."""
-        return _power(1 / self.scale)
-
-    @property
     def slope(self) -> list[Callable]:
-        """Those that make v^(p-1)."""
+        """Functions that make v^(p-1) of v > 0, one after the other."""
         return _power(1 / self.scale - 1)
 
     @property
@@ -112,7 +107,10 @@ def stages(x: te.Tensor, shape: tuple[int, ...], axis: int, alpha: float) -> te.
     z = te.compute(shape, lambda *i: (x[i] - top[drop(i)]) * tir.f32(scale), "z")
 
     def power(v, exponent):
-        return positive(v, tirx.pow(v, tir.f32(exponent)))
+        raised = v
+        while exponent >= 3:  # which TVM warns of
+            raised, exponent = tirx.pow(raised, tir.f32(2.0)), exponent / 2
+        return positive(v, tirx.pow(raised, tir.f32(exponent)))
 
     def total(name, exponent, tau):
         return fold(te.sum, name, lambda i, k: power(z[put(i, k)] - tau(i), exponent))

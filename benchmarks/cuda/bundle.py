@@ -19,7 +19,6 @@ import tvm
 
 from sparsec.compiler.cuda.kernels import Kernels, build_kernels
 from sparsec.compiler.cuda.toolchain import toolchain
-from sparsec.schedules import softmax, sparsemax
 from sparsec.schedules.contraction import Gemm, packed_for
 from sparsec.schedules.cuda import tensor_gemm, tensor_tile
 from sparsec.schedules.cuda.target import ARCHITECTURES, Gpu
@@ -27,7 +26,7 @@ from sparsec.schedules.cuda.tile import with_tile
 from sparsec.schedules.layout import DENSE, Pattern
 
 from . import bundle_networks
-from .catalogue import attention
+from .catalogue import ROWS, attention
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Files that run on the other machine -> where they lie in the folder.
@@ -92,7 +91,7 @@ def problems(sizes=SIZES, projections=PROJECTIONS) -> list[tuple[dict, tvm.tirx.
     for m, pattern in itertools.product(sizes, PATTERNS):
         problem = {"op": "gemm", "m": m, "k": k, "n": n, "pattern": (pattern.n, pattern.m, pattern.block)}
         found.append((problem, packed_for(Gemm((m,), k, n, pattern), None).prim_func()))
-    for op, definition in (("softmax", softmax.softmax), ("sparsemax", sparsemax.sparsemax)):
+    for op, definition in ROWS.items():
         for shape in ((12, 512, 512), (32, 32000)):
             found.append(({"op": op, "shape": shape}, definition(shape)))
     for (heads, m, n), normaliser, half in itertools.product(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from sparsec.schedules import layer_norm, softmax, sparsemax
+from sparsec.schedules import entmax, layer_norm, softmax, sparsemax
 from sparsec.schedules.attention import Attention, Strided
 from sparsec.schedules.contraction import Gemm, conv, packed_for
 from sparsec.schedules.cuda import contraction_tile, tensor_gemm, tensor_tile
@@ -23,6 +23,12 @@ MOST = 4096
 
 COPIES, PRODUCTS, SPARSE_PRODUCTS, MATRICES = "LDGSTS", "HMMA.16816", "HMMA.SP.16832", "LDSM"
 TF32_PRODUCTS, PERMUTES = "HMMA.1688", "PRMT"
+#: Operators on whole rows, entmax with the alpha that is asked for most.
+ROWS = {
+    "softmax": softmax.softmax,
+    "sparsemax": sparsemax.sparsemax,
+    "entmax": functools.partial(entmax.entmax, alpha=1.5),
+}
 #: A layer of ResNet-50.
 IMAGE = (1, 28, 28, 128, 128, 3, 3, (1, 1), (1, 1), (1, 1, 1, 1))
 
@@ -120,6 +126,7 @@ def _attention():
         (512, 2048, "sparsemax", across),
         (1, 4096, "sparsemax", across[:2]),  # its rows are another kernel's
         (512, 8192, "sparsemax", across),
+        (512, 512, "entmax", across),
     ):
         name = f"f32_attention_{normaliser}__{m}x{n}"
         yield Case(name, attention(12, m, n, normaliser).prim_func, instructions)
@@ -145,8 +152,9 @@ def _attention():
 
 def _rows():
     for shape in ((12 * 512, 512), (1024, 4096), (32, 32000), (32, 50257)):
-        for name, definition in (("softmax", softmax.softmax), ("sparsemax", sparsemax.sparsemax)):
+        for name, definition in ROWS.items():
             yield Case(f"f32_{name}__{shape[-1]}", functools.partial(definition, shape), ("SHFL",))
+    yield Case("f32_entmax_any__512", functools.partial(entmax.entmax, (6144, 512), 1.3), ("SHFL", "MUFU"))
     norm = functools.partial(layer_norm.layer_norm, (4096, 1024), -1, 1e-5, True)
     yield Case("f32_layer_norm__1024", norm, ("SHFL",))
     yield Case("f32_top_k__32000", functools.partial(top_k, (32, 32000), "float32", -1, 50), ("SHFL",))

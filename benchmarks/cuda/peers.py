@@ -79,5 +79,6 @@ _PEERS = {
     "gemm": _gemm,
     "softmax": _rows,
     "sparsemax": _rows,
+    "entmax": _rows,
     "attention": _attention,
 }

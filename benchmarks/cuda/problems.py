@@ -113,6 +113,7 @@ _INPUTS = {
     "gemm": _gemm,
     "softmax": _rows,
     "sparsemax": _rows,
+    "entmax": _rows,
     "attention": _attention,
 }
 
@@ -132,4 +133,15 @@ def _sparsemax(x: np.ndarray) -> np.ndarray:
     return np.maximum(x - tau, 0)
 
 
-_NORMALISERS = {"softmax": _softmax, "sparsemax": _sparsemax}
+def _entmax(x: np.ndarray) -> np.ndarray:
+    """With alpha 1.5, by halving (Peters, Niculae and Martins 2019, algorithm 1)."""
+    x = (x - x.max(-1, keepdims=True)) / 2
+    low, high = np.full((*x.shape[:-1], 1), -1.0), np.zeros((*x.shape[:-1], 1))
+    for _ in range(50):
+        middle = (low + high) / 2
+        enough = (np.maximum(x - middle, 0) ** 2).sum(-1, keepdims=True) >= 1
+        low, high = np.where(enough, middle, low), np.where(enough, high, middle)
+    return np.maximum(x - low, 0) ** 2
+
+
+_NORMALISERS = {"softmax": _softmax, "sparsemax": _sparsemax, "entmax": _entmax}

@@ -83,8 +83,18 @@ class Row(ABC):
         self, number: Number, neutral: float, join: Callable, element: Callable
     ) -> list[tir.Stmt]:
         """As ``fold``, of ``element(x, at)``."""
-        gather = self._each(lambda x, at: number.set(join(number.value, element(x, at))))
-        return [number.set(tir.f32(neutral)), gather, *self._exchange(number, join)]
+        return self.fold_together({number: element}, neutral, join)
+
+    def fold_together(
+        self, elements: dict[Number, Callable], neutral: float, join: Callable
+    ) -> list[tir.Stmt]:
+        """``fold_places`` of several numbers in one pass, so that what their elements share is found once."""
+
+        def add(x, at):
+            return tir.seq(n.set(join(n.value, element(x, at))) for n, element in elements.items())
+
+        exchanges = [stmt for number in elements for stmt in self._exchange(number, join)]
+        return [*(number.set(tir.f32(neutral)) for number in elements), self._each(add), *exchanges]
 
     def change(self, element: Callable) -> tir.Stmt | None:
         """Puts ``element(x)`` in the place of every element that is kept; None where none is."""

@@ -13,7 +13,7 @@ from sparsec.schedules import rows, tir
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.row import MemoryRow, Row
 from sparsec.schedules.cuda.target import Gpu
-from sparsec.schedules.entmax import ALPHA, LAST_STEP, Powers, term
+from sparsec.schedules.entmax import ALPHA, LAST_STEP, Powers, positive, term
 from sparsec.schedules.halves import HALVES
 from sparsec.schedules.layer_norm import HALF, NARROW
 
@@ -92,10 +92,15 @@ def entmax(row: Row, alpha: float) -> list[tir.Stmt]:
     def over(x):
         return (x - top.value) * tir.f32(powers.scale) - tau.value
 
+    def slope(x, _=None):
+        return term(powers.slope, over(x))
+
+    def share(x, _=None):
+        return positive(over(x), over(x) * slope(x))
+
     step = (mass.value - term(powers.damped, mass.value)) / slopes.value
     steps = [
-        *row.fold(mass, 0.0, _add, lambda x: term(powers.share, over(x))),
-        *row.fold(slopes, 0.0, _add, lambda x: term(powers.slope, over(x))),
+        *row.fold_together({mass: share, slopes: slope}, 0.0, _add),
         # A row that has ended stays as it is, however long its neighbours in the warp take.
         moved.set(tirx.Select(moved.value > tir.f32(LAST_STEP), step, _ZERO)),
         tau.set(tau.value + moved.value),
@@ -105,7 +110,7 @@ def entmax(row: Row, alpha: float) -> list[tir.Stmt]:
         tau.set(tir.f32(-1.0)),
         moved.set(_ONE),
         *row.repeat(lambda: moved.value > tir.f32(LAST_STEP), steps),
-        row.write(lambda x, _: term(powers.share, over(x))),
+        row.write(share),
     ]
 
 
