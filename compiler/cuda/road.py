@@ -90,7 +90,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
         levels = hosts()
         if missing := set(HOSTS) - set(levels):
             others = ", ".join(sorted(HOSTS[level] for level in missing))
-            stages.log(f"not for {others} hosts, which takes ziglang: python -m pip install ziglang")
+            stages.log(f"the file is not for {others} hosts; for these, too: python -m pip install ziglang")
         with stages(f"link for {', '.join(levels)}"):
             for level in levels:
                 library = Path(folder) / f"{level}.so"
