@@ -82,7 +82,8 @@ def share(known: Survey, candidate: Candidate) -> float:
 
 def _fastest(known: Survey, fits: Sequence[int], budget: Budget) -> list[Candidate]:
     """The last of the points `fits` that keeps the budget of errors: halving finds it by ONNX Runtime, the
-    compiled model confirms it or sends the search back. What was compiled."""
+    compiled model confirms it or sends the search back; where it leaves much of the budget, as far ahead as
+    errors may grow. What was compiled."""
     low, high = 0, len(fits) - 1
     while low <= high:
         middle = (low + high) // 2
@@ -98,7 +99,18 @@ def _fastest(known: Survey, fits: Sequence[int], budget: Budget) -> list[Candida
         if at == 0 or made[-1].judgement.keeps(budget):
             break
         at = max(0, at - 2 ** (len(made) - 1))
-    return made
+    ahead = _ahead(known, fits, at, made[-1], budget)
+    return [*made, known.candidate(known.at(fits[ahead]))] if ahead > at else made
+
+
+def _ahead(known: Survey, fits: Sequence[int], at: int, found: Candidate, budget: Budget) -> int:
+    """The last of the points `fits` whose error keeps the budget if it grows from what was `found` at one as
+    the predicted one does."""
+    points, limit = known.space.points, budget.error
+    if limit is None or not 0 < found.judgement.error <= limit or not points[fits[at]].error:
+        return at
+    most = points[fits[at]].error * (limit / found.judgement.error) ** 2
+    return max(i for i in range(at, len(fits)) if points[fits[i]].error <= most)
 
 
 def _first_in_time(known: Survey, fits: Sequence[int], latency: float) -> list[Candidate]:

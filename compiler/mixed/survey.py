@@ -66,8 +66,8 @@ class Survey:
         mask = mask_input(model, "")
         self.pruning = Pruning(METHOD, mask=mask)
         self.quantising = Settings(tuple(RANGES), ROUNDING, mask=mask)
-        self._trials: dict[tuple, Trial] = {}
-        self._candidates: dict[tuple, Candidate] = {}
+        self._trials: dict[frozenset, Trial] = {}
+        self._candidates: dict[frozenset, Candidate] = {}
         log("time the model in float32")
         self.wanted = None  # until the model in float32 has said it
         self.plain = self.candidate({})
@@ -133,7 +133,7 @@ class Survey:
     # For real -----------------------------------------------------------------------------------------
 
     def trial(self, chosen: Chosen) -> Trial:
-        key = tuple(chosen.items())
+        key = frozenset(chosen.items())
         if key not in self._trials:
             made = make(self.model, chosen, self.seen, self.pruning, self.quantising, self.log)
             self._trials[key] = made
@@ -151,7 +151,7 @@ class Survey:
         return judgement
 
     def candidate(self, chosen: Chosen) -> Candidate:
-        key = tuple(chosen.items())
+        key = frozenset(chosen.items())
         if key not in self._candidates:
             trial = self.trial(chosen)
             seconds, found = compiled(trial, self.target, self.request.sparsity, self.unseen)

@@ -8,7 +8,7 @@ import pytest
 from sparsec.compiler.calibration import read_batches
 from sparsec.compiler.mixed.errors import error, form_errors, rounded
 from sparsec.compiler.mixed.forms import PLAIN, Form, find_units
-from sparsec.compiler.mixed.trial import make
+from sparsec.compiler.mixed.trial import make, taken_back
 from sparsec.compiler.reference import run_reference
 from sparsec.passes.nm_choice import Choice
 from sparsec.passes.nm_layers import find_layers
@@ -73,6 +73,20 @@ def test_the_error_of_a_layer_is_that_of_numpy(transformer):
     off -= off.mean(axis=0)
     assert error(rows, layer, x, w) == pytest.approx(np.square(off).sum() / square, rel=1e-3)
     assert error(rows, layer, rows, layer.weight.reshape(1, 32, 32)) == 0
+
+
+def test_layers_are_taken_back(measured):
+    model, feeds, errors = measured
+    integers = make(model, dict.fromkeys(errors, Form("int8")), feeds, PRUNING, QUANTISING, silent)
+    wanted = run_reference(ir.to_proto(model).SerializeToString(), feeds[0])["y"]
+    none = run_reference(taken_back(integers, {}).meant, feeds[0])["y"]
+    np.testing.assert_allclose(none, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    some = taken_back(integers, {"m": Form("int8"), "y": Form("bf16")})
+    assert some.precision == "bf16,int8" and some.bfloat16 == ("y",)
+    nodes = {node.name: node for node in some.model.graph}
+    kinds = {name: nodes[name].inputs[1].producer() for name in errors}
+    assert [name for name, node in kinds.items() if node is not None] == ["m"]
+    assert len(integers.outcomes) == 6 and not some.outcomes
 
 
 def test_what_a_trial_means(convolutions):
