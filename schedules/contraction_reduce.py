@@ -86,6 +86,8 @@ class Reduction:
         ``panel`` is the tile's first panel, ``tap`` the coordinates of the tap in the packed arrays,
         ``at(r, c)`` the coordinates in ``x`` of row ``r`` and input channel ``c``.
         """
+        if tir.dtype_of(self.x) != self.element.activation:
+            return self._by_halves(tile, panel, tap, at, chosen)
         pattern, stored, group = self.pattern, self.pattern.kept(self.depth), self.element.group
         together = self.element.together(self.cpu)
 
@@ -93,8 +95,6 @@ class Reduction:
             return tir.seq([*self._fetch(tile, panel, tap, slot), make(slot, *args)])
 
         def products(slot, channels, neighbours=False):
-            if tir.dtype_of(self.x) != self.element.activation:
-                return self._halves(tile, panel, tap, at, chosen, slot, channels)
             return self._multiply_add(
                 tile,
                 lambda r, v: self.element.word(
@@ -126,7 +126,7 @@ class Reduction:
 
                 loops.append(tir.loop("k", done // together, vector))
             if whole > done:
-                body = lambda k: step(k, products, [k * group + skip + c for c in range(group)], True)  # noqa: E731
+                body = lambda k: step(k, products, [k * group + skip], True)  # noqa: E731
                 loops.append(tir.loop("k", whole - done, body, start=first + done))
             if rest:
                 last = range(self.depth - rest, self.depth - rest + group)
@@ -212,18 +212,32 @@ class Reduction:
             stmts.append(tile.multiply_add(lambda r, _: rows[r], weight, tile.columns, chosen, product))
         return tir.seq(stmts)
 
-    def _halves(self, tile: Tile, panel, tap: list, at: Callable, chosen, slot, channels: list) -> tir.Stmt:
-        """A word of bfloat16 weights by activations that have been widened, one input after the other."""
-        weight = self._weight(tile, panel, tap, slot)
-        return tir.seq(
-            tile.multiply_add(
-                lambda r, _, c=c: tirx.BufferLoad(self.x, at(r, c)),
-                lambda v, part=part: halves(weight(v))[part],
-                tile.columns,
-                chosen,
-            )
-            for part, c in enumerate(channels)
-        )
+    def _by_halves(self, tile: Tile, panel, tap: list, at: Callable, chosen) -> list[tir.Stmt]:
+        """Adds one tap where activations are widened: the lower halves of all words, then the upper ones.
+
+        Both halves of a word at once would take more registers than there are.
+        """
+        stored, shared = self.pattern.kept(self.depth), self.pattern.form(self.depth) == "shared"
+
+        def loop(part: int) -> tir.Stmt:
+            def body(word) -> tir.Stmt:
+                channel, slot = tirx.Var("c", "int64"), word * self.element.group + part
+                if shared:
+                    block = block_of(panel, self.pattern.block)
+                    slot = tir.load(self.weights[1], block, *tap, slot).astype("int64")
+                weight = self._weight(tile, panel, tap, word)
+                product = tile.multiply_add(
+                    lambda r, _: tirx.BufferLoad(self.x, at(r, channel)),
+                    lambda v: halves(weight(v))[part],
+                    tile.columns,
+                    chosen,
+                )
+                fetch = self._fetch(tile, panel, tap, word) if part == 0 else []
+                return tir.seq([*fetch, tirx.Bind(channel, slot), product])
+
+            return tir.loop("k", -(-(stored - part) // self.element.group), body)
+
+        return [loop(part) for part in range(min(self.element.group, stored))]
 
     def _windows(
         self, tile: Tile, panel, shape: tuple[int, ...], tap: Callable, at: Callable
