@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from sparsec.schedules import tir
+from sparsec.schedules import quads, tir
 from sparsec.schedules.attention import ZERO, Attention
 from sparsec.schedules.attention_operands import Form, Source
 from sparsec.schedules.contraction_tile import Tile
 from sparsec.schedules.layout import PANEL, panels
-
-_ONES = 0x01010101
 
 
 @dataclass(frozen=True)
@@ -72,18 +70,21 @@ class Corrections:
         return [tir.loop("panel", panels(self.spec.e), one)]
 
     def _sums(self, load, steps: int, target: tir.Buffer, at, other: str) -> tir.Stmt:
-        """``target[at:]``: sums over the words of 16 columns, times minus the ``other`` zero point."""
-        lanes = min(self.form.cpu.lanes, PANEL)
+        """``target[at:]``: sums over the words of 16 columns, times minus the ``other`` zero point.
+
+        Where what is multiplied of the other factor is 128 less than it is, so is its zero point.
+        """
+        cpu = self.form.cpu
+        lanes, zero = min(cpu.lanes, PANEL), self.zero(other, quads.signed(cpu))
         tile = Tile(lanes, 1, PANEL, "int32")
 
         def step(s):
-            ones = lambda r, v: tir.i32(_ONES)  # noqa: E731
-            return tile.multiply_add(
-                ones, lambda v: load(s, tir.i64(v), lanes), PANEL, product=self.form.product
-            )
+            product = lambda total, _, w: quads.weight_sum(cpu, total, w)  # noqa: E731
+            weight = lambda v: load(s, tir.i64(v), lanes)  # noqa: E731
+            return tile.multiply_add(lambda r, v: tir.i32(0), weight, PANEL, product=product)
 
         def store(c):
-            return tirx.BufferStore(target, -self.zero(other) * tir.load(tile.acc[0], c), [at + c])
+            return tirx.BufferStore(target, -zero * tir.load(tile.acc[0], c), [at + c])
 
         stores = [tir.vector_loop(lanes, lambda c, v=v: store(c + tir.i64(v))) for v in tile.vectors()]
         return tir.seq([*tile.allocate(), *tile.zero(), tir.loop("s", steps, step), *stores])

@@ -102,8 +102,8 @@ def multiply_weights(cpu: Cpu, total, w, x):
 
 
 def in_registers(cpu: Cpu, lanes: int) -> bool:
-    """Whether the level has instructions for the products of a vector of words, as they are."""
-    return _x86_vectors(cpu, lanes) or neon.dots(cpu) and lanes == neon.LANES and not signed(cpu)
+    """Whether the level has instructions for the products of a vector of words."""
+    return _x86_vectors(cpu, lanes) or neon.dots(cpu) and lanes == neon.LANES
 
 
 def _x86(cpu: Cpu) -> bool:
