@@ -201,8 +201,9 @@ def test_artifacts(made, precision, levels, error, tmp_path):
     report = compile_model(CompileRequest(str(tmp_path / "net.onnx"), out, "arm", precision=precision))
     receipt = report["receipt"]
     assert report["levels"] == receipt["levels"] == receipt["emulated"] == levels
-    for found in receipt["max_error"].values():
-        assert found["within"] and found["max_rel_to_scale"] <= error
+    layers, *attention = receipt["max_error"].values()
+    assert layers["within"] and layers["max_rel_to_scale"] <= error
+    assert all(found["max_abs"] <= 1 for found in attention)  # P may be rounded to the other side
     assert [(layer["kernel"], layer["pattern"]) for layer in report["layers"]][1] == ("sparse", "2:4x32")
     assert report["packings"] == [levels]
 
