@@ -17,7 +17,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsec.schedules.cuda.fragments import COLUMNS, LANES, ROWS, VALUES, Number, arranged, rows_of, words_of
+from sparsec.schedules.cuda.fragments import (
+    COLUMNS,
+    LANES,
+    ROWS,
+    SPARSE,
+    VALUES,
+    Number,
+    arranged,
+    rows_of,
+    words_of,
+)
 from sparsec.schedules.layout import Pattern
 
 #: Inputs of a block, and those of them that a lane reads.
@@ -65,10 +75,15 @@ class Picks:
 
     @staticmethod
     def of(pattern: Pattern, channels: int) -> "Picks | None":
-        """Those of a pattern that lanes can pick, at half of the inputs or less; 2:4 has its instruction."""
-        n, m = pattern.n, pattern.m
-        fitting = OWN % m == 0 and channels % m == 0 and OWN * n % (4 * m) == 0 and 2 * n <= m
-        if pattern.dense or pattern.scattered or pattern.block % ROWS or not fitting or (n, m) == (2, 4):
+        """Those of a pattern that lanes can pick, with zeros where a fragment wants more than it keeps.
+
+        None where that is more than half of the inputs, and for what the instruction for 2:4 takes at a half.
+        """
+        m = pattern.m
+        if pattern.dense or pattern.scattered or pattern.block % ROWS or OWN % m or channels % m:
+            return None
+        n = next(n for n in range(pattern.n, m + 1) if OWN * n % (4 * m) == 0)
+        if 2 * n > m or 2 * n == m <= SPARSE.m:
             return None
         return Picks(n, m, math.gcd(pattern.block // ROWS, 4))
 

@@ -278,8 +278,11 @@ def test_layers_become_products():
         (Pattern(4, 16, 48), 64, (4, 16, 1)),
         (Pattern(1, 4, 8), 64, ()),  # eight channels are no fragment
         (Pattern(4, 16, 16), 72, ()),  # groups that are not whole
-        (Pattern(1, 8, 32), 64, ()),  # a lane would keep two, and not a fragment's four
-        (Pattern(2, 4, 32), 64, ()),
+        (Pattern(1, 8, 64), 64, (2, 8, 4)),  # a lane would keep two, and not a fragment's four
+        (Pattern(3, 8, 16), 64, (4, 8, 1)),
+        (Pattern(2, 4, 32), 64, ()),  # these two are for the instruction
+        (Pattern(1, 2, 32), 64, ()),
+        (Pattern(9, 16, 32), 64, ()),
         (Pattern(3, 4, 32), 64, ()),
     ):
         made = on_tensor_cores(Gemm((5,), k, 96, pattern, precision=named))
