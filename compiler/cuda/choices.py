@@ -1,7 +1,8 @@
 """What each layer runs as on a GPU: sparse or dense, and at which precision.
 
 Without a GPU at hand nothing is measured: ``forms`` counts.  A layer on tensor cores rounds its operands, so
-the last layers, whose rounding the outputs would see at first hand, keep float32, as on CPUs.
+the last layers, whose rounding the outputs would see at first hand, keep float32, as on CPUs, unless so few
+rows share their weights that reading these takes the time.
 
 In float32 a pattern that four channels or more share reads an input once for all of them, so half the
 products are half the time.  Where each channel has its own, inputs are read one by one, which takes as long
@@ -9,13 +10,15 @@ as four products: 1:8 gains, 2:4 where there are few rows and memory limits.  Fo
 will do that keeps at most two of four neighbours, whether rows share it or not.
 """
 
+from math import prod
+
 import numpy as np
 import onnx_ir as ir
 
 from sparsec.compiler.choices import Choices, finding, read_given
 from sparsec.compiler.cuda.forms import Form, forms, why_dense
 from sparsec.compiler.errors import CompileError
-from sparsec.compiler.precision import is_last
+from sparsec.compiler.precision import FEW_ROWS, is_last
 from sparsec.compiler.request import CompileRequest, gpu_names
 from sparsec.compiler.to_relax.linear import PRECISION, pattern_text
 from sparsec.compiler.to_relax.products import is_product, products
@@ -104,7 +107,8 @@ def _only(kernel: str, ranked: list[tuple[float, Form]], node: ir.Node, made: li
 
 def _why_float32(node: ir.Node, made: list[tuple], precision: str) -> str | None:
     """Why a layer cannot round its operands, or None."""
-    if is_last(node.outputs[0]):
+    few = max(prod(spec.y_shape[:-1]) for spec, _ in made) <= FEW_ROWS
+    if is_last(node.outputs[0]) and (precision == "tf32" or not few):
         return "the last layer: its rounding would be the output's"
     largest = max(float(np.abs(weight).max(initial=0)) for _, weight in made)
     if precision == "fp16" and largest > float(np.finfo(np.float16).max):

@@ -148,6 +148,11 @@ def test_the_reason_is_told_for_each_layer(tmp_path):
     assert (last["outcome"], last["after"]) == ("declined", "float32") and "last layer" in last["reason"]
 
 
+def test_the_last_layer_is_narrow_where_reading_its_weight_takes_the_time(tmp_path):
+    for rows, after in ((1, "bfloat16 on tensor cores"), (4, "bfloat16 on tensor cores"), (5, "float32")):
+        assert decided(layers(rows, RANDOM), tmp_path, "bf16")["precision"][1]["after"] == after
+
+
 def test_tf32_pays_where_products_limit(tmp_path):
     """Not where memory does: its numbers take four bytes, too."""
     many, few = (decided(layers(rows, RANDOM), tmp_path, "tf32")["precision"][0] for rows in (4096, 1))
