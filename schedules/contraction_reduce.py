@@ -225,7 +225,7 @@ class Reduction:
                 if shared:
                     block = block_of(panel, self.pattern.block)
                     slot = tir.load(self.weights[1], block, *tap, slot).astype("int64")
-                weight = self._weight(tile, panel, tap, word)
+                weight = self._weight(tile.lanes, panel, tap, word)
                 product = tile.multiply_add(
                     lambda r, _: tirx.BufferLoad(self.x, at(r, channel)),
                     lambda v: halves(weight(v))[part],
