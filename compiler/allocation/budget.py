@@ -81,6 +81,15 @@ def outputs(model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[
         return list(Replay(model, feeds, Path(folder))(names))
 
 
+def unpadded(output: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """`output` with zeros where `mask` says by its zeros that a row is padding; without a mask, or with one
+    of another shape than the rows have, as it is."""
+    if mask is None or output.shape[: mask.ndim] != mask.shape or output.ndim <= mask.ndim:
+        return output
+    stays = (mask != 0).reshape(*mask.shape, *(1,) * (output.ndim - mask.ndim))
+    return np.where(stays, output, np.zeros((), output.dtype))
+
+
 def metric_for(text: str | None, calib: str, unseen: Sequence[Mapping[str, np.ndarray]]) -> Metric | None:
     """The metric that was asked for: a hook, or accuracy where the data has labels."""
     rows = sum(len(next(iter(feed.values()))) for feed in unseen)
@@ -91,15 +100,18 @@ def metric_for(text: str | None, calib: str, unseen: Sequence[Mapping[str, np.nd
     return accuracy(held[LABELS]) if LABELS in held else None
 
 
-def judge(dense: Outputs, pruned: Outputs, metric: Metric | None) -> Judgement:
-    """Compares the outputs of two models on the same batches."""
+def judge(
+    dense: Outputs, pruned: Outputs, metric: Metric | None, mask: np.ndarray | None = None
+) -> Judgement:
+    """Compares the outputs of two models on the same batches; see `unpadded` for `mask`, of all samples."""
     old = {name: np.concatenate([batch[name] for batch in dense]) for name in dense[0]}
     new = {name: np.concatenate([batch[name] for batch in pruned]) for name in dense[0]}
     errors, cosines = [0.0], [1.0]
     for name, wanted in old.items():
         if wanted.dtype.kind == "f":
-            errors.append(reference.compare(new[name], wanted).to_json()["max_rel_to_scale"])
-            cosines.append(_mean_cosine(new[name], wanted))
+            ends = unpadded(new[name], mask), unpadded(wanted, mask)
+            errors.append(reference.compare(*ends).to_json()["max_rel_to_scale"])
+            cosines.append(_mean_cosine(*ends))
     drop = metric(old) - metric(new) if metric else None
     return Judgement(max(errors), min(cosines), drop)
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from sparsec.compiler.allocation.budget import unpadded
 from sparsec.passes.graph import node_name
 from sparsec.passes.nm_layers import find_layers
 
@@ -15,8 +16,10 @@ def changes(
     weights: Mapping[str, np.ndarray],
     feeds: Iterable[Mapping[str, np.ndarray]],
     log: Callable[[str], None],
+    mask: str | None = None,
 ) -> dict[str, float]:
-    """``{node: squared change of the float outputs, relative to them}``.
+    """``{node: squared change of the float outputs, relative to them}``; rows that the input ``mask`` calls
+    padding do not count.
 
     ``weights`` has for each node the canonical weight ``[out, taps, in]`` that takes the place of its own,
     one node at a time.  Weights become inputs of one session, so the model is loaded once.
@@ -43,12 +46,17 @@ def changes(
     )
     found = dict.fromkeys(weights, 0.0)
     feeds = list(feeds)
-    wanted = [session.run(None, {**feed, **dense}) for feed in feeds]
+
+    def run(feed: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        hidden = feed[mask] if mask else None
+        return [unpadded(y, hidden) for y in session.run(None, {**feed, **weights})]
+
+    wanted = [run(feed, dense) for feed in feeds]
     total = sum(_square(y, np.zeros_like(y)) for ys in wanted for y in ys) or 1.0
     for number, (value, (name, weight)) in enumerate(stored.items(), 1):
         log(f"run with layer {number} of {len(stored)} changed")
         for feed, ys in zip(feeds, wanted, strict=True):
-            got = session.run(None, {**feed, **dense, value: weight})
+            got = run(feed, {**dense, value: weight})
             found[name] += sum(map(_square, got, ys)) / total
     return found
 

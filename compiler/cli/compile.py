@@ -180,12 +180,12 @@ def plan_table(plan: dict) -> list[str]:
             f"{ms / plan['float32_ms']:.2f}",
             f"{held['error']:.1e}",
             f"{held['cosine']:.5f}",
-            "" if held["drop"] is None else f"{held['drop']:.4f}",
+            *([] if held["drop"] is None else [f"{held['drop']:.4f}"]),
         ]
         for name, ms, held in whole
     ]
-    headings = ["whole model", "time", "of fp32", "error, held out", "cosine", "drop"]
-    return [*lines, "", *text.table(headings, rows, "<>>>>>")]
+    headings = ["whole model", "time", "of fp32", "error, held out", "cosine", "drop"][: len(rows[0])]
+    return [*lines, "", *text.table(headings, rows, "<" + ">" * (len(headings) - 1))]
 
 
 def layer_table(layers: list[dict]) -> list[str]:

@@ -67,7 +67,7 @@ def form_errors(
                 noise = rng.standard_normal(layer.weight.shape) * (NOISE * np.std(layer.weight) or NOISE)
                 noisy[name] = (layer.weight + noise).astype(layer.weight.dtype)
                 arrives[name] = error(rows, layer, rows, _grouped(layer, noisy[name]), centred=False)
-    moved = changes(model, noisy, feeds[: -(-SAMPLES // _samples(feeds))], log)
+    moved = changes(model, noisy, feeds[: -(-SAMPLES // _samples(feeds))], log, pruning.mask)
     return {
         name: {form: moved[name] / (arrives[name] or 1.0) * found[form] for form in found} | {PLAIN: 0.0}
         for name, found in own.items()

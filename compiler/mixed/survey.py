@@ -9,10 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sparsec.compiler.allocation.budget import Judgement, judge, metric_for, outputs, split
+from sparsec.compiler.allocation.budget import (
+    Judgement,
+    Outputs,
+    judge,
+    metric_for,
+    outputs,
+    split,
+)
 from sparsec.compiler.allocation.search import Space
 from sparsec.compiler.errors import CompileError
 from sparsec.compiler.mixed.errors import form_errors
@@ -69,7 +77,7 @@ class Survey:
         self._trials: dict[frozenset, Trial] = {}
         self._candidates: dict[frozenset, Candidate] = {}
         log("time the model in float32")
-        self.wanted = None  # until the model in float32 has said it
+        self.wanted: Outputs | None = None  # until the model in float32 has said it
         self.plain = self.candidate({})
         self._layers(levels[0])
         precisions = {p: self._throughout(Form(p)) for p in request.precision.split(",")}
@@ -142,13 +150,19 @@ class Survey:
     def judged(self, chosen: Chosen) -> Judgement:
         """How far ONNX Runtime finds the outputs of `chosen` on held-out data; without patterns the integers
         are those of the model that has no other layers."""
-        pruned = any(form.pattern for form in chosen.values())
-        integers = self.uniform["int8"].trial if "int8" in self.uniform and not pruned else None
-        trial = taken_back(integers, chosen) if integers else self.trial(chosen)
+        if Form("int8") in chosen.values() and not any(form.pattern for form in chosen.values()):
+            trial = taken_back(self.uniform["int8"].trial, chosen)
+        else:
+            trial = self.trial(chosen)
         model = ir.from_proto(onnx.load_from_string(trial.meant))
-        judgement = judge(self.wanted, outputs(model, self.unseen), self.metric)
+        judgement = self._judge(outputs(model, self.unseen))
         self.log(f"{counted(chosen)}: on held-out data {judgement}")
         return judgement
+
+    def _judge(self, found: Outputs) -> Judgement:
+        name = self.pruning.mask
+        mask = np.concatenate([feed[name] for feed in self.unseen]) if name else None
+        return judge(self.wanted, found, self.metric, mask)
 
     def candidate(self, chosen: Chosen) -> Candidate:
         key = frozenset(chosen.items())
@@ -156,7 +170,7 @@ class Survey:
             trial = self.trial(chosen)
             seconds, found = compiled(trial, self.target, self.request.sparsity, self.unseen)
             self.wanted = self.wanted or found
-            judgement = judge(self.wanted, found, self.metric)
+            judgement = self._judge(found)
             self._candidates[key] = Candidate(chosen, trial, seconds, judgement)
             self.log(f"{counted(chosen)}: {1e3 * seconds:.3g} ms, {judgement}")
         return self._candidates[key]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cosine
 
-from sparsec.compiler.allocation.budget import Budget, Judgement, accuracy, hook, judge
+from sparsec.compiler.allocation.budget import Budget, Judgement, accuracy, hook, judge, unpadded
 from sparsec.compiler.errors import CompileError
 
 RNG = np.random.default_rng(0)
@@ -85,3 +85,18 @@ def test_hooks_that_fail(source, name, said, tmp_path):
         path.write_text(source)
     with pytest.raises(CompileError, match=f"--metric .*metric.py:{name}: {said}"):
         hook(f"{path}:{name}", {})({"y": np.zeros(1)})
+
+
+def test_padding_does_not_count():
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    rows = RNG.standard_normal((2, 3, 5)).astype(np.float32)
+    found = unpadded(rows, mask)
+    assert found.dtype == np.float32 and np.array_equal(found[mask != 0], rows[mask != 0])
+    assert not found[mask == 0].any()
+    pooled = RNG.standard_normal((2, 5)).astype(np.float32)
+    assert unpadded(pooled, mask) is pooled and unpadded(rows, None) is rows
+    wrong = np.where(mask[..., None] != 0, rows, 9.0).astype(np.float32)
+    ends = [{"y": rows[:1]}, {"y": rows[1:]}], [{"y": wrong[:1]}, {"y": wrong[1:]}]
+    assert judge(*ends, None, mask).error == 0 and judge(*ends, None).error > 1
+    total = judge(*ends, lambda found: float(found["y"].sum()), mask)
+    assert total.drop == pytest.approx(rows.sum() - wrong.sum()), "a metric sees all"
