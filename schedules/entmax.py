@@ -36,9 +36,10 @@ _HALVINGS = 24
 
 @dataclass(frozen=True)
 class Powers:
-    """The terms of (*) for one alpha."""
+    """The terms of (*) for one alpha; ``exp`` is what to take for e^x of x <= 0."""
 
     alpha: float
+    exp: Callable = tirx.exp
 
     def __post_init__(self):
         if not 1 < self.alpha <= 2:
@@ -54,7 +55,7 @@ class Powers:
     @property
     def slope(self) -> list[Callable]:
         """Functions that make v^(p-1) of v > 0, one after the other."""
-        return _power(1 / self.scale - 1)
+        return _power(1 / self.scale - 1, self.exp)
 
     @property
     def damped(self) -> list[Callable]:
@@ -62,12 +63,12 @@ class Powers:
         return _power(2 - self.alpha)
 
 
-def _power(exponent: float) -> list[Callable]:
+def _power(exponent: float, exp: Callable = tirx.exp) -> list[Callable]:
     """Functions that make x^exponent of x > 0, apart, as polynomials in polynomials take long to build."""
     whole = round(exponent)
     if abs(exponent - whole) < 1e-6 and whole <= 4:
         return [lambda x: prod([x] * (whole - 1), start=x) if whole else _ONE]
-    return [tirx.sqrt] if exponent == 0.5 else [tirx.log, lambda x: tirx.exp(x * tir.f32(exponent))]
+    return [tirx.sqrt] if exponent == 0.5 else [tirx.log, lambda x: exp(x * tir.f32(exponent))]
 
 
 def positive(v: tir.Expr, value: tir.Expr) -> tir.Expr:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from sparsec.schedules import rows, tir
+from sparsec.schedules import math, rows, tir
 from sparsec.schedules.entmax import ALPHA, AXIS, LAST_STEP, Powers, positive
 from sparsec.schedules.target import Cpu
 
@@ -32,7 +32,7 @@ def project(row: rows.Row, x: tir.Buffer, y: tir.Buffer, alpha: float) -> list[t
 
     ``y`` may be ``x`` itself where the rows have no tail.
     """
-    powers = Powers(alpha)
+    powers = Powers(alpha, math.exp_not_positive)
     names = ("top", "mass", "slopes", "tau", "step", "least", "more", "flag", "leaders", "over", "power")
     buffers = [row.state(n) for n in names]
     top, mass, slopes, tau, step, least, more, flag, leaders, over, power = buffers
@@ -57,12 +57,12 @@ def project(row: rows.Row, x: tir.Buffer, y: tir.Buffer, alpha: float) -> list[t
         yield row.fold_in(top, place, value, rows.maximum)
 
     def raised(place, value: Callable):
-        """Puts v of ``value(place, l)`` into ``over`` and v^(p-1) into ``power``."""
+        """Puts v of ``value(place, l)`` into ``over`` and v^(p-1), by which it counts, into ``power``."""
 
         def above(l):
             z = value(place, l) - row.get(top, l, place.row)
-            scaled = z if alpha == 2 else z * tir.f32(powers.scale)
-            return scaled - row.get(tau, l, place.row)
+            v = (z if alpha == 2 else z * tir.f32(powers.scale)) - row.get(tau, l, place.row)
+            return tirx.Select(v < _ZERO, _ZERO, v)  # one maximum, which NaN passes
 
         yield keep(place, over, above)
         source = over
@@ -71,10 +71,11 @@ def project(row: rows.Row, x: tir.Buffer, y: tir.Buffer, alpha: float) -> list[t
             source = power
 
     def share(place, l):
-        return positive(own(place, over, l), own(place, over, l) * own(place, power, l))
+        return own(place, over, l) * own(place, power, l)
 
     def slope(place, l):
-        return positive(own(place, over, l), own(place, power, l))
+        # Of 0 every other power than the 0th is 0.
+        return own(place, power, l) if alpha < 2 else positive(own(place, over, l), _ONE)
 
     def add_up(place, value: Callable):
         yield from raised(place, value)
