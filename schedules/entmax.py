@@ -18,7 +18,6 @@ throughout.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 from tvm import te, tirx
 
@@ -26,10 +25,10 @@ from sparsec.schedules import rows, tir
 
 #: Attributes of a definition; one without an alpha is sparsemax.
 AXIS, ALPHA = "sparsec.axis", "sparsec.alpha"
-#: A step of (*) up to this is the last: what it misses is its square, times at most the root of the extent.
-LAST_STEP = 2.0**-18
 
 _ZERO, _ONE = tir.f32(0.0), tir.f32(1.0)
+#: Powers up to this are products; those of alpha = 1.5, 4/3, 1.25, 1.2, 1.1 and 1.05 are whole.
+_MOST_FACTORS = 20
 #: Halvings in the definition, of an interval no longer than 1.
 _HALVINGS = 24
 
@@ -63,12 +62,30 @@ class Powers:
         return _power(2 - self.alpha)
 
 
+def last_step(alpha: float, extent: int) -> float:
+    """A step of (*) up to this is the last one of a row of ``extent`` elements.
+
+    Of each, a step d leaves d^min(p, 2) of mass too much at most, and of all 2^-21.  Smaller ones than the
+    least that moves a tau of any size are not waited for.
+    """
+    return max(2.0**-22, (2.0**-21 / max(extent, 1)) ** max(alpha - 1, 0.5))
+
+
 def _power(exponent: float, exp: Callable = tirx.exp) -> list[Callable]:
     """Functions that make x^exponent of x > 0, apart, as polynomials in polynomials take long to build."""
-    whole = round(exponent)
-    if abs(exponent - whole) < 1e-6 and whole <= 4:
-        return [lambda x: prod([x] * (whole - 1), start=x) if whole else _ONE]
-    return [tirx.sqrt] if exponent == 0.5 else [tirx.log, lambda x: exp(x * tir.f32(exponent))]
+    whole, half = divmod(round(2 * exponent), 2)
+    if whole > _MOST_FACTORS or abs(whole + half / 2 - exponent) > 2e-6 * exponent:
+        return [tirx.log, lambda x: exp(x * tir.f32(exponent))]
+    if half:
+        return [lambda x: _product(x, whole) * tirx.sqrt(x)] if whole else [tirx.sqrt]
+    return [lambda x: _product(x, whole)]
+
+
+def _product(x: tir.Expr, count: int) -> tir.Expr:
+    """x^count, in halves, which LLVM finds to be equal."""
+    if count < 2:
+        return x if count else _ONE
+    return _product(x, count // 2) * _product(x, count - count // 2)
 
 
 def positive(v: tir.Expr, value: tir.Expr) -> tir.Expr:

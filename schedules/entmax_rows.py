@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from sparsec.schedules import math, rows, tir
-from sparsec.schedules.entmax import ALPHA, AXIS, LAST_STEP, Powers, positive
+from sparsec.schedules.entmax import ALPHA, AXIS, Powers, last_step, positive
 from sparsec.schedules.target import Cpu
 
 _COST = 12
@@ -120,7 +120,9 @@ def project(row: rows.Row, x: tir.Buffer, y: tir.Buffer, alpha: float) -> list[t
 
     def unfinished(l, r):
         moved = row.get(step, l, r)
-        dropped = row.get(least, l, r) <= moved if alpha == 2 else moved > tir.f32(LAST_STEP)
+        dropped = (
+            row.get(least, l, r) <= moved if alpha == 2 else moved > tir.f32(last_step(alpha, row.extent))
+        )
         return tirx.Select(dropped, _ONE, _ZERO)
 
     def finish(place):

@@ -13,7 +13,7 @@ from sparsec.schedules import rows, tir
 from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.row import MemoryRow, Row
 from sparsec.schedules.cuda.target import Gpu
-from sparsec.schedules.entmax import ALPHA, LAST_STEP, Powers, positive, term
+from sparsec.schedules.entmax import ALPHA, Powers, last_step, positive, term
 from sparsec.schedules.halves import HALVES
 from sparsec.schedules.layer_norm import HALF, NARROW
 
@@ -86,7 +86,7 @@ def sparsemax(row: Row) -> list[tir.Stmt]:
 
 def entmax(row: Row, alpha: float) -> list[tir.Stmt]:
     """Puts entmax of the row in its place."""
-    powers = Powers(alpha)
+    powers, last = Powers(alpha), tir.f32(last_step(alpha, row.extent))
     top, mass, slopes, tau, moved = (row.number(name) for name in ("top", "mass", "slopes", "tau", "moved"))
 
     def over(x):
@@ -102,14 +102,14 @@ def entmax(row: Row, alpha: float) -> list[tir.Stmt]:
     steps = [
         *row.fold_together({mass: share, slopes: slope}, 0.0, _add),
         # A row that has ended stays as it is, however long its neighbours in the warp take.
-        moved.set(tirx.Select(moved.value > tir.f32(LAST_STEP), step, _ZERO)),
+        moved.set(tirx.Select(moved.value > last, step, _ZERO)),
         tau.set(tau.value + moved.value),
     ]
     return [
         *row.fold(top, float("-inf"), tirx.Max, lambda x: x),
         tau.set(tir.f32(-1.0)),
         moved.set(_ONE),
-        *row.repeat(lambda: moved.value > tir.f32(LAST_STEP), steps),
+        *row.repeat(lambda: moved.value > last, steps),
         row.write(share),
     ]
 
