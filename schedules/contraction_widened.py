@@ -1,7 +1,8 @@
-"""bfloat16 with few registers and no products of it: the activations as float32.
+"""bfloat16 with few or short registers and no products of it: the activations as float32.
 
 To take words of activations and weights apart for each product costs a fifth of the time with 16 registers:
-halves of both leave room for fewer sums, and shifts take turns with multiply-adds.  So the activations are
+halves of both leave room for fewer sums, and shifts take turns with multiply-adds; with vectors of four lanes
+shifts are as many as multiply-adds of a row.  So the activations are
 widened before the first task, and a tile takes the inputs of a word one after the other: it is cut as one of
 float32, and two shifts for each vector of weights are hidden beside its multiply-adds.
 """
@@ -24,7 +25,7 @@ TASK = 1 << 13
 def pays(cpu: Cpu, form: str, element: Element, rows: int) -> bool:
     """Whether the product of ``rows`` rows with a weight in ``form`` reads widened activations on ``cpu``."""
     words = element is BFLOAT16 and not pair_products(cpu) and form in ("dense", "shared")
-    return words and cpu.registers <= 16 and rows >= FEWEST_ROWS
+    return words and (cpu.registers <= 16 or cpu.lanes <= 4) and rows >= FEWEST_ROWS
 
 
 def activations(cpu: Cpu, x: tir.Buffer) -> tuple[tir.Buffer, list[tir.Stmt]]:
