@@ -7,6 +7,7 @@ from sparsec.schedules import RULE
 from sparsec.schedules.cuda import (
     attention_kernel,
     contraction_kernel,
+    depthwise_kernel,
     library,
     recurrent,
     rows,
@@ -24,6 +25,7 @@ RULES = (
     ("tensor_gemm", tensor_kernel.rule),
     ("vector", vector_kernel.rule),
     ("contraction", contraction_kernel.rule),
+    ("depthwise", depthwise_kernel.rule),
     ("row", rows.rule),
     ("top_k", top_k.rule),
     ("threads", threads.rule),

@@ -38,6 +38,7 @@ def test_rules_of_ours_take_every_case(kernels):
     assert set(kernels.rules.values()) == {
         "tensor_gemm",
         "contraction",
+        "depthwise",
         "row",
         "vector",
         "attention",
