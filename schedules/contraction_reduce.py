@@ -30,7 +30,8 @@ FEW_ROWS = 4
 class Reduction:
     """What a contraction reads: activations ``x``, packed ``weights``, ``depth`` channels of ``pattern``.
 
-    A step takes a *word* of the ``element``: one channel, or neighbours along the reduction together.
+    A step takes a *word* of the ``element``: one channel, or neighbours along the reduction together.  ``x``
+    has what the element says, or bfloat16 that ``contraction_widened`` has made float32.
     ``choices``: what lanes pick words by, ``[vectors, *taps, words, lanes]``, and ``start``: what sums begin
     with, if not with 0, ``[channels]``, where it is ``prepared``.
     """
@@ -309,7 +310,7 @@ class Reduction:
         )
         if self.element.parts(self.cpu) == 1:
             return tir.seq([*binds, product()])
-        # Few registers: one vector after the other takes its weights apart.
+        # One vector after the other takes its weights apart, which takes fewer registers.
         return tir.seq([*binds, *(product([v]) for v in tile.vectors())])
 
     def _picking(self, lanes: int) -> lane_words.Picking:

@@ -2,9 +2,9 @@
 
 To take words of activations and weights apart for each product costs a fifth of the time with 16 registers:
 halves of both leave room for fewer sums, and shifts take turns with multiply-adds; with vectors of four lanes
-shifts are as many as multiply-adds of a row.  So the activations are
-widened before the first task, and a tile takes the inputs of a word one after the other: it is cut as one of
-float32, and two shifts for each vector of weights are hidden beside its multiply-adds.
+shifts are as many as multiply-adds of a row.  So the activations are widened before the first task.  A tile is
+cut as one of float32 and takes the lower halves of all weights, then the upper ones; one shift for each vector
+of weights is hidden beside its multiply-adds.
 """
 
 import math
