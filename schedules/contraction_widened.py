@@ -1,10 +1,10 @@
 """bfloat16 with few or short registers and no products of it: the activations as float32.
 
-To take words of activations and weights apart for each product costs a fifth of the time with 16 registers:
-halves of both leave room for fewer sums, and shifts take turns with multiply-adds; with vectors of four lanes
-shifts are as many as multiply-adds of a row.  So the activations are widened before the first task.  A tile is
-cut as one of float32 and takes the lower halves of all weights, then the upper ones; one shift for each vector
-of weights is hidden beside its multiply-adds.
+To take words of activations and weights apart for each product costs a fifth of the time with 16
+registers: halves of both leave room for fewer sums, and shifts take turns with multiply-adds; with
+vectors of four lanes shifts are as many as multiply-adds of a row.  So the activations are widened before
+the first task.  A tile is cut as one of float32 and takes the lower halves of all weights, then the upper
+ones; one shift for each vector of weights is hidden beside its multiply-adds.
 """
 
 import math
