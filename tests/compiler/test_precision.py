@@ -143,11 +143,18 @@ def test_attention_of_an_input_stays_float32(tmp_path):
     assert finding.reason == "attention: no layer makes 'x'"
 
 
-def test_attention_computes_on_every_level(tmp_path):
+@pytest.mark.parametrize(
+    ("target", "levels"),
+    [
+        pytest.param("x86", ["v4bf16", "v4", "v3"], id="x86"),
+        pytest.param("arm", ["neonbf16", "neon"], id="arm", marks=pytest.mark.qemu("aarch64")),
+    ],
+)
+def test_attention_computes_on_every_level(target, levels, tmp_path):
     path = attention(tmp_path)
     out = tmp_path / "attention.sparsec"
-    report = compile_model(CompileRequest(str(path), str(out), "x86", precision="bf16"))
-    assert report["levels"] == ["v4bf16", "v4", "v3"]
+    report = compile_model(CompileRequest(str(path), str(out), target, precision="bf16"))
+    assert report["levels"] == levels and report["receipt"]["levels"]
     assert 1e-4 < report["receipt"]["max_error"]["y"]["max_rel_to_scale"] < 2e-2
 
 
