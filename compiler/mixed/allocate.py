@@ -20,6 +20,8 @@ from sparsec.passes.prune.allocate import knee
 
 TRIES = 5
 """Compilations at the end of a search, each twice as far along the frontier as the one before."""
+JUMPS = 2
+"""Compilations more, of points that the error measured so far lets hope for."""
 WORTH = 0.98
 """Of the mixed model's time, that one precision throughout must take to be the better choice."""
 
@@ -82,8 +84,8 @@ def share(known: Survey, candidate: Candidate) -> float:
 
 def _fastest(known: Survey, fits: Sequence[int], budget: Budget) -> list[Candidate]:
     """The last of the points `fits` that keeps the budget of errors: halving finds it by ONNX Runtime, the
-    compiled model confirms it or sends the search back; where it leaves much of the budget, as far ahead as
-    errors may grow. What was compiled."""
+    compiled model confirms it or sends the search back; where that leaves much of the budget, ahead as far as
+    it may last. What was compiled."""
     low, high = 0, len(fits) - 1
     while low <= high:
         middle = (low + high) // 2
@@ -99,18 +101,25 @@ def _fastest(known: Survey, fits: Sequence[int], budget: Budget) -> list[Candida
         if at == 0 or made[-1].judgement.keeps(budget):
             break
         at = max(0, at - 2 ** (len(made) - 1))
-    ahead = _ahead(known, fits, at, made[-1], budget)
-    return [*made, known.candidate(known.at(fits[ahead]))] if ahead > at else made
+    best = at
+    for _ in range(JUMPS):
+        jump = _reach(known, fits, at, made[-1], budget)
+        if jump is None or jump <= best:
+            break
+        at = jump
+        made.append(known.candidate(known.at(fits[at])))
+        best = at if made[-1].judgement.keeps(budget) else best
+    return made
 
 
-def _ahead(known: Survey, fits: Sequence[int], at: int, found: Candidate, budget: Budget) -> int:
-    """The last of the points `fits` whose error keeps the budget if it grows from what was `found` at one as
-    the predicted one does."""
+def _reach(known: Survey, fits: Sequence[int], at: int, found: Candidate, budget: Budget) -> int | None:
+    """The last of the points `fits` whose error keeps the budget if it changes from what was `found` at `at`
+    as the predicted one does; None where that cannot be told."""
     points, limit = known.space.points, budget.error
-    if limit is None or not 0 < found.judgement.error <= limit or not points[fits[at]].error:
-        return at
+    if not limit or not found.judgement.error or not points[fits[at]].error:
+        return None
     most = points[fits[at]].error * (limit / found.judgement.error) ** 2
-    return max(i for i in range(at, len(fits)) if points[fits[i]].error <= most)
+    return max((i for i in range(len(fits)) if points[fits[i]].error <= most), default=None)
 
 
 def _first_in_time(known: Survey, fits: Sequence[int], latency: float) -> list[Candidate]:

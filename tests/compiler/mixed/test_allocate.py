@@ -23,9 +23,9 @@ LAYERS, REST = 6, 2.0
 
 
 class Made(Survey):
-    """A survey that measures nothing: what is compiled takes and errs as predicted, times a factor."""
+    """A survey that measures nothing: what is compiled takes and errs as predicted, times factors."""
 
-    def __init__(self, slower: float = 1.0, worse: float = 1.0, precisions=("bf16", "int8")):
+    def __init__(self, slower=1.0, worse=lambda error: 1.0, precisions=("bf16", "int8")):
         self.slower, self.worse = slower, worse
         weight = {f"layer{i}": 2.0**i for i in range(LAYERS)}
         self.forms = {name: list(FORMS) for name in weight}
@@ -52,7 +52,7 @@ class Made(Survey):
         mixed = chosen not in whole
         seconds = REST + sum(SECONDS[chosen.get(name, PLAIN)] for name in self.forms)
         found = self.judged(chosen)
-        found = Judgement(found.error * (self.worse if mixed else 1.0), found.cosine, None)
+        found = Judgement(found.error * (self.worse(found.error) if mixed else 1.0), found.cosine, None)
         return Candidate(chosen, SimpleNamespace(findings=[]), seconds * (self.slower if mixed else 1), found)
 
 
@@ -135,7 +135,7 @@ def test_one_precision_throughout_where_mixing_costs(budget, form):
 
 
 def test_the_compiled_model_sends_the_search_back():
-    known = Made(worse=2.0, precisions=())
+    known = Made(worse=lambda error: 2.0, precisions=())
     best, _ = found(known, error=0.05)
     assert 0 < best.judgement.error <= 0.05
     assert known.compiled[1:] and known.candidate(known.compiled[1]).judgement.error > 0.05
@@ -143,9 +143,17 @@ def test_the_compiled_model_sends_the_search_back():
 
 def test_what_is_left_of_the_budget_is_used():
     """ONNX Runtime judged a makeshift four times as far off as the compiled model is."""
-    known = Made(worse=0.25, precisions=())
+    known = Made(worse=lambda error: 0.25, precisions=())
     best, _ = found(known, error=0.017)
     assert 0.01 < best.judgement.error <= 0.017 < known.judged(best.chosen).error
+
+
+def test_a_jump_too_far_is_followed_by_one_back():
+    known = Made(worse=lambda error: 0.25 if error < 0.03 else 0.4, precisions=())
+    best, _ = found(known, error=0.017)
+    first, far, back = (known.candidate(c).judgement.error for c in known.compiled[1:4])
+    assert first < 0.005 and far > 0.017 and best.judgement.error == pytest.approx(back)
+    assert first < back <= 0.017
 
 
 def test_a_latency_is_reached_with_the_least_error():
