@@ -124,6 +124,28 @@ def test_estimated_where_nothing_runs_here(model, monkeypatch):
     assert all(f.reason.startswith("estimated: ") for f in found.findings)
 
 
+@pytest.mark.parametrize(("kept", "m", "kernel"), [(2, 4, "sparse"), (1, 8, "dense")])
+def test_what_int8_kernels_skip_of_each_channel(kept, m, kernel, tmp_path, text_graph, monkeypatch):
+    """A word of four inputs comes from 16 neighbours, or there is none."""
+    monkeypatch.setattr(request.cpu, "features", lambda: frozenset())
+    weight = np.random.default_rng(1).integers(1, 100, (64, 64)).astype(np.int8)
+    order = np.random.default_rng(2).random((64, 64 // m, m)).argsort(axis=-1)
+    weight *= (order < kept).reshape(64, 64).T  # [k, n]
+    proto = text_graph("(uint8[7,64] x) => (int32[7,64] y) { y = MatMulInteger(x, w) }")
+    proto.graph.node[0].name = "layer"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    path = tmp_path / "bytes.onnx"
+    path.write_bytes(proto.SerializeToString())
+    graph = ingest(path)
+    passes.run_pipeline(graph, ())
+    found = choose(graph, REQUEST, ("v4vnni",))
+    assert found.kernels == {"layer": kernel}
+    skipped = (
+        "int8 kernels skip only what 16 channels share, and on x86 what patterns leave out that keep 4, 8 or"
+    )
+    assert found.findings[0].reason.startswith(skipped) == (kernel == "dense")
+
+
 def test_off(model, monkeypatch):
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured all the same"))
     request = CompileRequest("m.onnx", "m.sparsec", sparsity="off")
