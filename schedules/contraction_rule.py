@@ -18,7 +18,7 @@ from sparsec.schedules.contraction_plan import Extent, TilePlan, tile_plan, tile
 from sparsec.schedules.contraction_reduce import Reduction
 from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.depthwise_kernel import depthwise_body
-from sparsec.schedules.elements import FLOAT32, INT8, Element
+from sparsec.schedules.elements import FLOAT32, INPUTS, INT8, Element
 from sparsec.schedules.layout import DENSE, panels
 from sparsec.schedules.target import Cpu
 from sparsec.schedules.weight_quant import QuantGemm
@@ -127,6 +127,8 @@ def _parts(func: tirx.PrimFunc) -> tuple[object, tir.Buffer, list[tir.Buffer], E
     if found is None:
         return "no contraction in the function"
     spec, block = found
+    if kind_of(spec) in INPUTS:
+        return "inputs of 16 bits, which only GPUs read for products of float32"
     x, weights = operands(spec, block)
     for buffer in (x, *weights):
         if not any(buffer.same_as(p) for p in func.params):

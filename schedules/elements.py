@@ -93,7 +93,7 @@ class Element:
 
     def packed(self, values: np.ndarray) -> np.ndarray:
         """Float32 ``[..., reduction, lanes]`` as stored, in words along the reduction."""
-        if self.name == "float32":
+        if self.weight == "float32":
             return values
         stored = to_int8(values) if self.name == "int8" else to_bfloat16(values)
         if self.group == 1:
@@ -135,6 +135,8 @@ class Element:
     # Meaning, for definitions -------------------------------------------------------------------------
 
     def activation_value(self, stored):
+        if self.name == FLOAT16_INPUTS.name:
+            return math.from_float16(stored)
         if self.activation == "uint16":
             return widened(stored)
         return stored.astype(self.sums) if self.activation == "uint8" else stored
@@ -225,6 +227,10 @@ FLOAT32 = Element("float32", "float32", "float32")
 BFLOAT16 = Element("bfloat16", "uint16", "int32", group=2)
 BFLOAT16_WEIGHTS = Element("bfloat16 weights", "float32", "uint16")
 INT8 = Element("int8", "uint8", "int32", group=4, sums="int32")
+#: What only GPUs have: kernels that memory limits read 16 bits and compute in float32.
+BFLOAT16_INPUTS = Element("bfloat16 inputs", "uint16", "float32")
+FLOAT16_INPUTS = Element("float16 inputs", "uint16", "float32")
+INPUTS = (BFLOAT16_INPUTS, FLOAT16_INPUTS)
 
 #: Precision that is asked for, and the forms of ``form`` that have it; every other form stays float32.
 #: Where lanes pick one input at a time, weights alone are narrow, which is what counts there: few rows meet
@@ -241,6 +247,7 @@ PRECISIONS = {
     "bfloat16 weights": dict.fromkeys(("dense", "shared", "lanes", "gather"), BFLOAT16_WEIGHTS),
     # No other form occurs: see ``stored_pattern``.
     "int8": dict.fromkeys(("dense", "shared", "words", "depthwise"), INT8),
+    **{element.name: {"depthwise": element} for element in INPUTS},
 }
 #: Values of a word, at the precisions that have words.
 _GROUPS = {element.name: element.group for element in (BFLOAT16, INT8)}

@@ -86,8 +86,9 @@ def _contractions():
         name = f"f32_gemm_{_kind(pattern)}__{tile.channels}x{tile.rows}"
         yield Case(name, spec.prim_func, ("FFMA", COPIES))
     yield Case("f32_conv_3x3", conv(*IMAGE).prim_func, ("FFMA", COPIES))
-    spec = conv(1, 56, 56, 144, 144, 3, 3, pads=(1, 1, 1, 1), groups=144)
-    yield Case("f32_depthwise_3x3", spec.prim_func, ("FFMA", "LDG.E.128", "STG.E.128"))
+    for precision, name, loads in (("float32", "f32", "LDG.E.128"), ("float16 inputs", "f16", "LDG.E.64")):
+        spec = conv(1, 56, 56, 144, 144, 3, 3, pads=(1, 1, 1, 1), groups=144, precision=precision)
+        yield Case(f"{name}_depthwise_3x3", spec.prim_func, ("FFMA", loads, "STG.E.128"))
 
 
 def _kind(pattern: Pattern) -> str:

@@ -26,6 +26,7 @@ from sparsec.passes import Finding
 from sparsec.schedules.cuda import Gpu
 from sparsec.schedules.cuda.target import Architecture
 from sparsec.schedules.cuda.tensor_gemm import why_not
+from sparsec.schedules.depthwise import Depthwise
 from sparsec.schedules.elements import FLOAT32
 
 #: Precision that is asked for -> what tensor cores multiply.
@@ -58,7 +59,12 @@ def choose(model: ir.Model, request: CompileRequest) -> Choices:
         if node.name in given:
             ranked = _only(given[node.name], ranked, node, made, request.choices)
         best = ranked[0][1]
-        if lower:
+        if lower and request.precision != "tf32" and _reads_narrow(node, made):
+            kept = f"{NUMBERS[request.precision]} inputs"
+            node.metadata_props[PRECISION] = kept
+            reason = "a depthwise convolution: float32 products of inputs that lie in memory with 16 bits"
+            found.findings.append(Finding("precision", node.name, "applied", reason, FLOAT32.name, kept))
+        elif lower:
             node.metadata_props[PRECISION] = best.precision
             outcome = "declined" if best.precision == FLOAT32.name else "applied"
             reason = (
@@ -114,6 +120,11 @@ def _why_float32(node: ir.Node, made: list[tuple], precision: str) -> str | None
     if precision == "fp16" and largest > float(np.finfo(np.float16).max):
         return f"weights up to {largest:.3g} are beyond 65504, the largest float16"
     return next(filter(None, (why_not(spec) for spec, _ in made)), None)
+
+
+def _reads_narrow(node: ir.Node, made: list[tuple]) -> bool:
+    """Whether a layer that no tensor core computes can read 16 bits."""
+    return all(isinstance(spec, Depthwise) for spec, _ in made) and not is_last(node.outputs[0])
 
 
 def _ranked(

@@ -13,7 +13,7 @@ from sparsec.schedules import contraction
 from sparsec.schedules.contraction import Conv, Gemm
 from sparsec.schedules.contraction_spec import kind_of
 from sparsec.schedules.cuda.tensor_gemm import on_tensor_cores
-from sparsec.schedules.elements import FLOAT32
+from sparsec.schedules.elements import FLOAT32, INPUTS
 from sparsec.schedules.layout import DENSE, Pattern
 
 #: The key of a node's precision in its metadata.
@@ -71,8 +71,9 @@ def conv_layer(node: ir.Node, precision: str | None = None, zero: int = 0):
         precision=precision or FLOAT32.name,
         zero=zero,
     )
-    if precision is None and isinstance(spec, Conv):
-        spec = dataclasses.replace(spec, precision=precision_of(node))
+    own = precision_of(node)
+    if precision is None and (isinstance(spec, Conv) or own in (kind.name for kind in INPUTS)):
+        spec = dataclasses.replace(spec, precision=own)
     return spec, weight
 
 

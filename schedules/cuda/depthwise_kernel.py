@@ -1,10 +1,11 @@
-"""The kernel of float32 depthwise convolutions: memory limits them, so registers hold what is read twice.
+"""The kernel of depthwise convolutions in float32: memory limits them, so registers hold what is read twice.
 
 A thread has a vector of channels of some output pixels side by side: an input that several of them multiply
 is read once, as a vector, and threads side by side read neighbours.
 """
 
 import itertools
+from collections.abc import Callable
 
 from tvm import tirx
 
@@ -16,7 +17,7 @@ from sparsec.schedules.cuda import ptx
 from sparsec.schedules.cuda.results import every
 from sparsec.schedules.cuda.target import THREADS, Gpu
 from sparsec.schedules.depthwise import Depthwise
-from sparsec.schedules.elements import FLOAT32
+from sparsec.schedules.elements import FLOAT32, INPUTS
 
 #: Channels of a thread where that many lie side by side on both sides, and its pixels at most.
 _CHANNELS, _PIXELS = 4, 4
@@ -29,7 +30,7 @@ def rule(func: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc | None:
         return None
     spec, block = found
     epilogue = extract(func, block)
-    if isinstance(epilogue, str) or spec.kind is not FLOAT32:
+    if isinstance(epilogue, str) or spec.kind not in (FLOAT32, *INPUTS):
         return None
     x, weights = operands(spec, block)
     if not all(any(b.same_as(p) for p in func.params) for b in (x, *weights)):
@@ -66,7 +67,12 @@ class _Kernel:
     def _kernel_row(self, kh) -> tir.Stmt:
         spec = self.spec
         line = self.row * spec.strides[0] + kh * spec.dilations[0] - spec.pads[0]
-        load = ptx.unrolled("kw", spec.k_w, lambda kw: self._copy(self.taps, kw, self.weight, [kh, kw]))
+
+        def tap(kw):
+            place = [kh, kw, self.channel]
+            return self._copy(self.taps, kw, lambda v: self._at(self.weight, place, v))
+
+        load = ptx.unrolled("kw", spec.k_w, tap)
         users: dict[int, list[tuple[int, int]]] = {}
         for pixel, kw in itertools.product(range(self.pixels), range(spec.k_w)):
             column = pixel * spec.strides[1] + kw * spec.dilations[1]
@@ -88,7 +94,12 @@ class _Kernel:
             column < spec.in_w if spec.pads[3] or spec.out_w % self.pixels else None,
         )
         channel = None if self.vector > 1 else tirx.floordiv(self.channel, tir.i64(spec.out_c // spec.in_c))
-        stmts = [self._copy(self.input, tir.i64(0), self.x, [self.image, line, column], channel)]
+        place = [self.image, line, column, self.channel if channel is None else channel]
+        stmts = [
+            self._copy(
+                self.input, tir.i64(0), lambda v: spec.kind.activation_value(self._at(self.x, place, v))
+            )
+        ]
         for pixel, kw in pairs:
 
             def multiply(v, pixel=pixel, kw=kw):
@@ -99,13 +110,15 @@ class _Kernel:
             stmts.append(ptx.unrolled("v", self.vector, multiply))
         return ptx.when(inside, tir.seq(stmts))
 
-    def _copy(self, to: tir.Buffer, vector, source: tir.Buffer, place: list, channel=None) -> tir.Stmt:
-        first = self.channel if channel is None else channel
-
+    def _copy(self, to: tir.Buffer, vector, value: Callable) -> tir.Stmt:
         def lane(v):
-            return tirx.BufferStore(to, tir.load(source, *place, first + v), [vector * self.vector + v])
+            return tirx.BufferStore(to, value(v), [vector * self.vector + v])
 
         return tir.vector_loop(self.vector, lane)
+
+    def _at(self, source: tir.Buffer, place: list, v) -> tir.Expr:
+        *outer, first = place
+        return tir.load(source, *outer, first + v)
 
     def _finish(self) -> tir.Stmt:
         def pixel(p):

@@ -153,6 +153,18 @@ def test_the_last_layer_is_narrow_where_reading_its_weight_takes_the_time(tmp_pa
         assert decided(layers(rows, RANDOM), tmp_path, "bf16")["precision"][1]["after"] == after
 
 
+@pytest.mark.parametrize("precision, after", [("bf16", "bfloat16 inputs"), ("tf32", "float32")])
+def test_depthwise_layers_read_16_bits(tmp_path, precision, after):
+    body = "a = Conv(x, u) b = Conv <group = 32> (a, v) y = Conv(b, w)"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 20]> g (float[8,16,9,9] x) => (float[8,8,7,7] y) {{ {body} }}'
+    )
+    for name, shape in (("u", (32, 16, 1, 1)), ("v", (32, 1, 3, 3)), ("w", (8, 32, 1, 1))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    model = onnx.shape_inference.infer_shapes(model).SerializeToString()
+    assert decided(model, tmp_path, precision)["precision"][1]["after"] == after
+
+
 def test_tf32_pays_where_products_limit(tmp_path):
     """Not where memory does: its numbers take four bytes, too."""
     many, few = (decided(layers(rows, RANDOM), tmp_path, "tf32")["precision"][0] for rows in (4096, 1))

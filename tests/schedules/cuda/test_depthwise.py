@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparsec.schedules import bits
 from sparsec.schedules.contraction import conv
 from sparsec.schedules.cuda.depthwise_kernel import rule
 
@@ -34,11 +35,17 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_right_in_every_order(run_emulated, shape):
-    spec = conv(2, **shape, groups=shape["in_c"])
+@pytest.mark.parametrize(
+    "shape, half", [*((shape, None) for shape in SHAPES), (SHAPES[2], "float16"), (SHAPES[1], "bfloat16")]
+)
+def test_right_in_every_order(run_emulated, shape, half):
+    more = {"precision": f"{half} inputs"} if half else {}
+    spec = conv(2, **shape, groups=shape["in_c"], **more)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal(spec.x_shape).astype(np.float32)
+    x = stored = rng.standard_normal(spec.x_shape).astype(np.float32)
+    if half:
+        stored = getattr(bits, f"to_{half}")(x)
+        x = getattr(bits, f"from_{half}")(stored)
     weight = rng.standard_normal((spec.out_c, spec.k_h, spec.k_w, 1)).astype(np.float32)
     top, left, bottom, right = spec.pads
     padded = np.pad(x.astype("d"), ((0, 0), (top, bottom), (left, right), (0, 0)))
@@ -50,8 +57,8 @@ def test_right_in_every_order(run_emulated, shape):
         groups=spec.in_c,
     )
     want = want.numpy().transpose(0, 2, 3, 1)
-    outputs = [x, *spec.pack(weight)], (spec.y_shape, np.float32)
-    for y in run_emulated(spec.prim_func(), "depthwise", *outputs, checked=shape is SHAPES[1]):
+    outputs = [stored, *spec.pack(weight)], (spec.y_shape, np.float32)
+    for y in run_emulated(spec.prim_func(), "depthwise", *outputs, checked=shape is SHAPES[1] and not half):
         assert np.abs(y - want).max() <= 1e-6 * np.abs(want).max()
 
 
