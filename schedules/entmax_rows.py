@@ -85,6 +85,7 @@ def project(row: rows.Row, x: tir.Buffer, y: tir.Buffer, alpha: float) -> list[t
             )
 
     def gather(place):
+        yield from row.ahead(x, place)
         yield from add_up(place, element)
         if alpha == 2:
 
