@@ -202,7 +202,9 @@ def kernel_goal(row: dict, share, speed, over_chain) -> tuple[str, str]:
     if family == "int8":
         wanted = goals.INT8_SHARE_OF_PEAK[variant]
         return verdict(f">= {wanted:.0%} of peak", share, wanted)
-    if first in ("sparsemax", "entmax"):
+    if first == "entmax":
+        return NONE, NONE  # what is asked of sparsemax is not of it
+    if first == "sparsemax":
         wanted, far = 1 / goals.SPARSEMAX_RATIO, goals.SPARSEMAX_OVER_CHAIN
         both = None if speed is None or over_chain is None else min(speed / wanted, over_chain / far)
         return verdict(f">= {wanted:.2f}x, {far}x the chain", both, 1.0)
