@@ -7,6 +7,7 @@ float32           float32      float32                            ``sum + x * w`
 bfloat16          bit pattern  pairs along the reduction, int32   ``sum + x0 * w0 + x1 * w1``, one instruction
 bfloat16 weights  float32      bit pattern                        ``sum + x * w``, w widened as it is loaded
 int8              uint8        quads along the reduction, int32   ``sum + x0 * w0 + ... + x3 * w3``, exactly
+... inputs        bit pattern  float32                            ``sum + x * w``, x widened as it is loaded
 ================  ===========  =================================  =========================================
 
 Sums are int32 of int8, else float32.  A bit pattern is a uint16, so that no pass of TVM rewrites it.  The
