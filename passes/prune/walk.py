@@ -259,6 +259,10 @@ def _recall(places: Sequence[Place], memory: Memory | None) -> dict[tuple, tuple
     return found
 
 
+TELLING = 0.05
+"""Of all work, what must be done before it says how long the rest takes: a small first layer says nothing."""
+
+
 class Clock:
     """Says what is done and how long the rest will take, by the work that elimination costs: K^2 * N."""
 
@@ -274,9 +278,9 @@ class Clock:
     def done(self, layer: Layer, errors: Sequence[float]) -> None:
         self.finished += 1
         self.spent += self._work(layer)
-        left = (time.monotonic() - self.start) * (self.total / self.spent - 1)
         error = sum(errors) / len(errors)
-        self.log(
-            f"{self.finished}/{self.count} {node_name(layer.node)}: output error {100 * error:.2f} %, "
-            f"{left / 60:.0f} min {left % 60:.0f} s left"
-        )
+        said = f"{self.finished}/{self.count} {node_name(layer.node)}: output error {100 * error:.2f} %"
+        if self.spent >= TELLING * self.total:
+            left = int((time.monotonic() - self.start) * (self.total / self.spent - 1))
+            said += f", {left // 60} min {left % 60} s left"
+        self.log(said)

@@ -3,8 +3,8 @@
 The order, the sums and the targets are those of pruning (`prune.walk`): every layer is fitted to what the
 dense model computes in its place, so it takes back what rounding has done so far. First the input of a stage
 is put on a grid, with the migration that suits all layers that read it; then their weights are rounded, and
-with a pattern pruned, on the inputs as they are quantised. The bias that least squares leaves free corrects
-what rounding does to the mean.
+with a pattern pruned, on the inputs as they are quantised; a weight that comes pruned keeps its zeros. The
+bias that least squares leaves free corrects what rounding does to the mean.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sparsec.passes.base import PassError
 from sparsec.passes.graph import free_name, node_name
 from sparsec.passes.nm_layers import Layer
 from sparsec.passes.prune import Pattern, Problem, prune
+from sparsec.passes.prune.least_squares import on_support as refit
 from sparsec.passes.prune.places import Place
 from sparsec.passes.prune.walk import Clock, Observe, by_group, observe, stages
 from sparsec.passes.quantize.grid import fitted, symmetric
@@ -28,6 +29,9 @@ from sparsec.passes.quantize.projection import JOINT, joint
 from sparsec.passes.quantize.qdq import Source, absorb, insert_input, insert_weight, source
 from sparsec.passes.quantize.rounding import ROUNDINGS, Round, gpfq, on_support
 from sparsec.passes.quantize.seen import Seen, look, not_finite
+
+PRUNED = 0.1
+"""Zeros among the weights of a layer from which on they stay: 7:8 has an eighth."""
 
 
 @dataclass(frozen=True)
@@ -235,15 +239,26 @@ def _quantise(
     return Outcome(place, read, report)
 
 
+def given_support(weight: np.ndarray) -> np.ndarray:
+    """Where a weight `[rows, K]` that brings its zeros may have values: bool `[rows, K]`.
+
+    A channel that makes its bias alone stays so, since least squares finds only noise for it. Among the
+    others zeros are meant from `PRUNED` on.
+    """
+    kept = weight != 0
+    alive = kept.any(axis=1, keepdims=True)
+    pruned = kept.sum() <= (1 - PRUNED) * alive.sum() * kept.shape[1]
+    return kept if pruned else np.broadcast_to(alive, kept.shape)
+
+
 def _rounded(
     problem: Problem, taps: int, pattern: Pattern | None, settings: Settings
 ) -> tuple[np.ndarray, dict]:
     """The weight `[rows, taps * in]` as its integers make it, and those with their grid and errors."""
     if pattern is None:
-        # A channel that makes its bias alone stays so: least squares finds only noise for it.
-        alive = np.any(problem.dense, axis=1, keepdims=True)
-        support = np.broadcast_to(alive, problem.dense.shape)
-        start, plain = np.where(support, problem.target, 0.0), problem.dense
+        support = given_support(problem.dense)
+        start = problem.target if support.all() else refit(problem, support)
+        plain = problem.dense
     else:
         if settings.method == JOINT:
             start, support = joint(problem, pattern, taps)

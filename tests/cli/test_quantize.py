@@ -37,17 +37,18 @@ def calib(images, tmp_path):
     return path
 
 
-def perceptron(tmp_path, first=None, bias=None, width=31):
+def perceptron(tmp_path, first=None, bias=None, width=31, second=None):
     """x [n, 15] -> MatMul, Add, Relu -> MatMul (no bias) -> y, as a file; and data for it."""
     first = RNG.standard_normal((15, width)) if first is None else first
     bias = RNG.standard_normal(width) if bias is None else bias
+    second = RNG.standard_normal((width, 7)) if second is None else second
     nodes = [
         helper.make_node("MatMul", ["x", "P"], ["a"], name="first"),
         helper.make_node("Add", ["a", "b"], ["c"], name="bias"),
         helper.make_node("Relu", ["c"], ["d"], name="relu"),
         helper.make_node("MatMul", ["d", "Q"], ["y"], name="second"),
     ]
-    weights = {"P": first, "b": bias, "Q": RNG.standard_normal((width, 7))}
+    weights = {"P": first, "b": bias, "Q": second}
     constants = [numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items()]
     ports = [
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])]
@@ -112,6 +113,20 @@ def test_a_pattern_comes_with_the_integers(call, tmp_path, ort_run, method):
         layer["pattern"] == "2:4x16" or "2:4" in layer["pattern"]
         for layer in json.loads(result.stdout)["layers"]
     )
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_pruned_weight_keeps_its_zeros(call, tmp_path, ort_run, rounding):
+    kept = RNG.permuted(np.tile([True, True, False, False], (7, 8, 1)), axis=2).reshape(7, 32)
+    second = np.where(kept.T, RNG.standard_normal((32, 7)), 0.0)
+    model, data, x = perceptron(tmp_path, width=32, second=second)
+    out = tmp_path / "out.onnx"
+    given = ort_run(model, {"x": x})["y"]
+    options = ("--min-size", "0", "--floats", "0", "--rounding", rounding)
+    result = call("quantize", model, "--calib", data, "-o", out, *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert not weights_of(out)["Q_quantized"][second == 0].any()
+    assert np.abs(ort_run(out, {"x": x})["y"] - given).max() < 0.05 * np.abs(given).max()
 
 
 def test_channels_that_differ_are_evened_out(call, tmp_path, ort_run):
