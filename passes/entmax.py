@@ -101,12 +101,10 @@ def _by_halving(node: ir.Node) -> Match | None:
     value, axes = node.outputs[0], set()
     if node.op_type == "Div":
         value = node.inputs[0]
-        if summed(node.inputs[1], axes) is not value:
-            return None
     elif any(is_op(use.node, "ReduceSum") for use in value.uses()):
         return None
     found = halved(value)
-    if found is None:
+    if found is None or node.op_type == "Div" and summed(node.inputs[1], axes) is not value:
         return None
     if axes - {found.axis}:
         raise Miss("the shares are divided by their sum along another axis")

@@ -146,21 +146,22 @@ class Halved:
 
 @dataclass
 class _Shares:
-    """max(``scaled`` - ``tau``, 0) ^ ``exponent``."""
+    """max(``scaled`` - ``tau``, 0) ^ ``power``, or without a power."""
 
     scaled: ir.Value
     tau: ir.Value
-    exponent: float
+    power: ir.Value | None
 
     @classmethod
     def of(cls, value: ir.Value | None) -> _Shares | None:
-        power = producer(value, "Pow")
-        inner = positive_part(value if power is None else power.inputs[0])
-        step = producer(inner, "Sub")
-        if step is None:
-            return None
-        exponent = 1.0 if power is None else _uniform(power.inputs[1], step.inputs[0])
-        return cls(*step.inputs, exponent) if exponent is not None else None
+        node = producer(value, "Pow")
+        inner, power = (value, None) if node is None else node.inputs
+        step = producer(positive_part(inner), "Sub")
+        return cls(*step.inputs, power) if step is not None else None
+
+    @property
+    def exponent(self) -> float | None:
+        return 1.0 if self.power is None else _uniform(self.power, self.scaled)
 
     def like(self, other: _Shares) -> bool:
         return self.scaled is other.scaled and self.exponent == other.exponent
@@ -169,30 +170,28 @@ class _Shares:
 def halved(value: ir.Value | None) -> Halved | None:
     """The halving whose last shares are ``value``; None where ``value`` is nothing of the kind."""
     shares = _Shares.of(value)
-    if shares is None or _split(shares.tau) is None:
+    split = _split(shares.tau) if shares is not None else None
+    if split is None or producer(split[0], "Where") is None:
         return None
     axes: set[int] = set()
-    tau, count = shares.tau, 1
-    while True:
-        split = _split(tau)
-        if split is None:
-            raise Miss("a threshold is not that before it plus half of the last width")
+    count = 1
+    while (where := producer(split[0], "Where")) is not None:
         low, width = split
-        where = producer(low, "Where")
-        if where is None:
-            break
         condition, middle, before = where.inputs
         tested = _tested(condition, axes)
         if tested is None or tested.tau is not middle or not tested.like(shares):
             raise Miss("which half is taken does not depend on whether the shares sum to 1")
         if not _is_sum(middle, before, width):
             raise Miss("a threshold is not that before it plus half of the last width")
-        tau, count = middle, count + 1
+        split, count = _split(middle), count + 1
+        if split is None:
+            raise Miss("a threshold is not that before it plus half of the last width")
+    low, width = split
     x, rest = _scaled(shares.scaled)
     top = _start(low, width, rest, x, shares.scaled, axes)
     if len(axes) != 1:
         raise Miss("the axes of the sums and of the maximum differ")
-    if top is None or abs(shares.exponent * rest - 1) > 1e-4:
+    if top is None or shares.exponent is None or abs(shares.exponent * rest - 1) > 1e-4:
         raise Miss("the interval that is halved is not [a max - 1, a max - n^-a], or the power is not 1 / a")
     return Halved(x, rest, axes.pop(), count)
 

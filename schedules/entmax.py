@@ -3,16 +3,16 @@
     entmax(x)_i = v_i^p,   v_i = max(z_i - tau, 0),   z = (alpha - 1) (x - max x),   p = 1 / (alpha - 1)
 
 with tau such that the row sums to one (Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models",
-2019, eq. 5).  At tau = -1 the largest element alone gives one.  From there on kernels take Newton's steps for
+2019).  At tau = -1 the largest element alone gives one.  From there on kernels take Newton's steps for
 ||v||_p = 1: with M = sum v^p and S = sum v^(p-1), both over v > 0,
 
     tau <- tau + (M - M^(2 - alpha)) / S                                                              (*)
 
-As the p-norm is convex and falls with tau, no step overshoots, and near the solution each doubles the digits:
-two to five for rows of thousands, where Newton's steps for M = 1, or Halley's (Goncalves et al., "AdaSplash",
-2025, eq. 9), take up to twelve and eight, and need a bracket.  For alpha = 2 (*) is Michelot's iteration for
-sparsemax, and ends with the exact support.  A row that holds NaN or +inf, or nothing but -inf, is NaN
-throughout.
+As the p-norm is convex and falls with tau, no step overshoots, and near the solution each doubles the digits.
+Of 32000 normal numbers alpha 1.5 takes eight at most, where Newton's steps for M = 1 take twelve; Halley's
+("AdaSplash: Adaptive Sparse Flash Attention", 2025) are as few, but want a third sum and a bracket.  For
+alpha = 2 (*) is Michelot's iteration for sparsemax, and ends with the exact support.  A row that holds NaN or
++inf, or nothing but -inf, is NaN throughout.
 """
 
 import functools

@@ -134,7 +134,7 @@ def _sparsemax(x: np.ndarray) -> np.ndarray:
 
 
 def _entmax(x: np.ndarray) -> np.ndarray:
-    """With alpha 1.5, by halving (Peters, Niculae and Martins 2019, algorithm 1)."""
+    """With alpha 1.5, by halving (Peters, Niculae and Martins 2019)."""
     x = (x - x.max(-1, keepdims=True)) / 2
     low, high = np.full((*x.shape[:-1], 1), -1.0), np.zeros((*x.shape[:-1], 1))
     for _ in range(50):

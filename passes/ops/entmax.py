@@ -2,8 +2,8 @@
 
     entmax(x)_i = max((alpha - 1) x_i - tau, 0)^(1 / (alpha - 1)),   tau such that each slice sums to 1
 
-(Peters, Niculae & Martins, "Sparse Sequence-to-Sequence Models", 2019, equation 5; tau is found as in their
-algorithm 1).  The row's maximum is subtracted first, as for softmax: with z = (alpha - 1) (x - max x) the sum
+(Peters, Niculae & Martins, "Sparse Sequence-to-Sequence Models", 2019; tau is found by halving an interval,
+as there).  The row's maximum is subtracted first, as for softmax: with z = (alpha - 1) (x - max x) the sum
 is at least 1 at tau = -1 and at most 1 at tau = -n^(1 - alpha).
 """
 
@@ -90,7 +90,7 @@ OPS = (
         name="Entmax",
         inputs=(("X", "any shape of rank 1 or more, float"),),
         formula="max((alpha - 1) z - tau, 0)^(1 / (alpha - 1)) with tau such that each slice sums to 1",
-        source='Peters, Niculae & Martins, "Sparse Sequence-to-Sequence Models" (2019), equation 5',
+        source='Peters, Niculae & Martins, "Sparse Sequence-to-Sequence Models" (2019)',
         special="A slice with NaN or +inf, or of -inf only, is NaN whole (as softmax). A -inf entry gets 0.",
         body=_body,
         reference=entmax,

@@ -160,6 +160,21 @@ def test_halving(alpha, end, model_of, transform, op_types):
     np.testing.assert_allclose(after, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "w = Mul(b, half) t = Add(a, w) v = Sub(x, t) y = Relu(v)",
+        "v = Sub(x, a) w = Relu(v) p = Pow(w, two) sum = ReduceSum <keepdims=1> (p) y = Div(p, sum)",
+        "p = Exp(x) sum = ReduceSum <keepdims=1> (p) y = Div(p, sum)",
+        "v = Sub(x, a) w = Relu(v) y = Mul(w, w)",
+        "v = Sub(x, a) w = Relu(v) y = Pow(w, r)",
+    ],
+)
+def test_what_looks_a_little_like_it_is_not_mentioned(body, model_of):
+    model = model_of(body, "float[9,6] x, float[9,1] a, float[9,1] b", "float[9,6] y", C)
+    assert not [f for f in run_pipeline(model) if f.pass_name == "recognise-entmax"]
+
+
 NOT_HALVINGS = {
     "few": ((1.5, 6, 8), (), "halves only 8 times, which is not entmax; 24 are enough for float32"),
     "alpha": ((3.0, 6), (), "alpha is 3; kernels take those from 1.01 to 2"),
