@@ -60,7 +60,7 @@ def compile_one(request: CompileRequest, weights: Weights, *, stages: Stages, du
     judged = precision.judged(model, request.floats)
     states = resolve(request.states, inputs, outputs)
     if request.settled:
-        levels = cpu_levels(request.target, request.precision)
+        levels = cpu_levels(request.target, f"{request.precision},{judged}")
     elif request.precision == "fp32":
         levels = cpu_levels(request.target, judged)
     with stages("choose kernels"):

@@ -234,7 +234,7 @@ def mixed(found: dict) -> list[str]:
         "bfloat16, int8 or float32 for each layer, the fastest that keeps a budget of error, beside one "
         "precision throughout. *error*: largest change of an output relative to its scale, *cosine*: mean; "
         "of the compiled model, on a quarter of the data that was held out. *time* of one run on one thread, "
-        "*share* of that in float32. all-MiniLM-L6-v2 reads 64 tokens at a time, ResNet-8 crops as above."
+        "*share* of that in float32. Texts have 64 tokens, padding left out; ResNet-8 reads crops as above."
     )
     lines += table(["network", "budget", "error", "cosine", "time", "share", "layers"])
     for r in rows:

@@ -47,9 +47,9 @@ def changes(
     found = dict.fromkeys(weights, 0.0)
     feeds = list(feeds)
 
-    def run(feed: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        hidden = feed[mask] if mask else None
-        return [unpadded(y, hidden) for y in session.run(None, {**feed, **weights})]
+    def run(feed: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        padding = feed[mask] if mask else None
+        return [unpadded(y, padding) for y in session.run(None, {**feed, **given})]
 
     wanted = [run(feed, dense) for feed in feeds]
     total = sum(_square(y, np.zeros_like(y)) for ys in wanted for y in ys) or 1.0
