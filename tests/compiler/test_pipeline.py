@@ -347,7 +347,9 @@ def test_targets():
     assert cpu_levels("x86") == ("v4", "v3")
     assert [cpu_levels(f"x86:{level}") for level in ("v2", "v3", "v4")] == [("v2",), ("v3",), ("v4",)]
     assert cpu_levels("native") == (native_level(),)
-    targets = "x86, x86:v2, x86:v3, x86:v4, arm, armv7, riscv64, riscv64:rvv, native"
+    targets = (
+        "x86, x86:v2, x86:v3, x86:v4, arm, arm:dot, arm:i8mm, arm:bf16, armv7, riscv64, riscv64:rvv, native"
+    )
     for target in ("mips", "x86,mips", "mips,arm"):
         with pytest.raises(CompileError, match=f"unknown target 'mips'; choose of {targets}, several with"):
             cpu_levels(target)
