@@ -35,20 +35,12 @@ from . import options, text, work
     default=(),
     help="With such a choice: layers may be pruned to one of these, too.",
 )
-@click.option(
-    "--max-error",
-    type=click.FloatRange(min=0),
-    metavar="E",
-    help="Budget: outputs change by at most E of their scale on samples of --calib that were held out.",
+@options.max_error(
+    "Budget: outputs change by at most E of their scale on samples of --calib that were held out."
 )
 @options.max_drop
 @options.metric
-@click.option(
-    "--target-latency",
-    type=click.FloatRange(0, 1, min_open=True),
-    metavar="R",
-    help="Budget: R times the latency in float32 on this machine.",
-)
+@options.target_latency("the latency in float32")
 @click.option(
     "--state",
     "states",

@@ -1,6 +1,7 @@
 """Options that several commands share, and how their values are read."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -172,6 +173,23 @@ damping = click.option(
     type=click.FloatRange(min=0, min_open=True),
     help="How strongly to hold on to the dense weights; without it, by the amount of calibration data.",
 )
+
+
+def max_error(what: str) -> Callable:
+    """What is said of the outputs' error differs between commands; its meaning does not."""
+    return click.option("--max-error", type=click.FloatRange(min=0), metavar="E", help=what)
+
+
+def target_latency(of: str) -> Callable:
+    """``of``: what takes all of the time."""
+    return click.option(
+        "--target-latency",
+        type=click.FloatRange(0, 1, min_open=True),
+        metavar="R",
+        help=f"Budget: R times {of} on this machine.",
+    )
+
+
 max_drop = click.option(
     "--max-drop",
     type=click.FloatRange(min=0),

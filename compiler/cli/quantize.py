@@ -88,12 +88,7 @@ ROUNDINGS = ("nearest", "gpfq", "obs", "descent")
 @options.mask
 @options.layers
 @options.skip
-@click.option(
-    "--max-error",
-    type=click.FloatRange(min=0),
-    metavar="E",
-    help="Budget: outputs change by at most E of their scale on samples that were held out.",
-)
+@options.max_error("Budget: outputs change by at most E of their scale on samples that were held out.")
 @options.max_drop
 @options.metric
 @click.option("-o", "--output", "out", type=options.PATH, required=True, help="The ONNX file to write.")

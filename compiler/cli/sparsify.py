@@ -76,20 +76,10 @@ ASSUMED = 16  # for a symbolic dimension that is not the first, in the random in
 @click.option(
     "--state", type=options.PATH, metavar="DIR", help="Keep finished layers here, and resume from it."
 )
-@click.option(
-    "--max-error",
-    type=click.FloatRange(min=0),
-    metavar="E",
-    help="Write nothing if an output changes by more than E of its scale.",
-)
+@options.max_error("Write nothing if an output changes by more than E of its scale.")
 @options.max_drop
 @options.metric
-@click.option(
-    "--target-latency",
-    type=click.FloatRange(0, 1, min_open=True),
-    metavar="R",
-    help="Budget: R times the dense model's latency on this machine.",
-)
+@options.target_latency("the dense model's latency")
 @click.option(
     "--target-size",
     type=click.FloatRange(0, 1, min_open=True),
