@@ -185,8 +185,8 @@ SPARSEC_API int sparsec_threads(const sparsec_context *context);
 SPARSEC_API sparsec_status sparsec_set_input(sparsec_context *context, uint32_t index, const void *data,
                                              size_t bytes, sparsec_error *error);
 
-// Makes every later run read the input from `data` itself.  Data aligned to 64 bytes are used in
-// place, others are copied at the start of each run.
+// Makes every later run read the input from `data` itself.  Data aligned to 64 bytes are used in place, a
+// MiB or more from 16 bytes on; others are copied at the start of each run.
 SPARSEC_API sparsec_status sparsec_bind_input(sparsec_context *context, uint32_t index, const void *data,
                                               size_t bytes, sparsec_error *error);
 
