@@ -129,8 +129,8 @@ class Model:
         Arrays (NumPy, or anything with ``__dlpack__``) must have exactly the input's dtype and
         shape; data aligned to 64 bytes are used in place, inputs of a MiB and more from 16 bytes on.  ``out``
         maps output names to arrays of the same kinds that receive the results; other outputs are new NumPy
-        arrays.  Returns output name -> array, those of ``out`` as they were given.  A model on a GPU takes and
-        fills arrays in its memory, too, in place.  Raises InputError or RunError.
+        arrays.  Returns output name -> array, those of ``out`` as they were given.  A model on a GPU takes
+        and fills arrays in its memory, too, in place.  Raises InputError or RunError.
         """
         return self._own()(*inputs, out=out)
 
